@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    address::Address,
     field::{Cell, FieldValue, Layer, event_fields},
     ids::{EventId, SpanId, TraceId},
     intent::{EventKind, LinkKind, Severity},

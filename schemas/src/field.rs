@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    address::Address,
     ids::{SpanId, TraceId},
     intent::{EventKind, LinkKind, Severity},
 };
@@ -176,25 +177,20 @@ impl FieldValue for String {
     }
 }
 
-impl FieldValue for [u8; 16] {
-    const CELL: CellType = CellType::Sixteen;
-    fn to_cell(&self) -> Cell<'_> {
-        Cell::Sixteen(*self)
-    }
-    fn from_cell(cell: Cell<'_>) -> Self {
-        if let Cell::Sixteen(bytes) = cell { bytes } else { [0; 16] }
-    }
+macro_rules! sixteen_value {
+    ($($type:ty),*) => {$(
+        impl FieldValue for $type {
+            const CELL: CellType = CellType::Sixteen;
+            fn to_cell(&self) -> Cell<'_> {
+                Cell::Sixteen(self.0)
+            }
+            fn from_cell(cell: Cell<'_>) -> Self {
+                if let Cell::Sixteen(bytes) = cell { Self(bytes) } else { Self::default() }
+            }
+        }
+    )*};
 }
-
-impl FieldValue for TraceId {
-    const CELL: CellType = CellType::Sixteen;
-    fn to_cell(&self) -> Cell<'_> {
-        Cell::Sixteen(self.0)
-    }
-    fn from_cell(cell: Cell<'_>) -> Self {
-        Self(<[u8; 16]>::from_cell(cell))
-    }
-}
+sixteen_value!(TraceId, Address);
 
 impl FieldValue for SpanId {
     const CELL: CellType = CellType::Unsigned;
@@ -308,9 +304,9 @@ macro_rules! event_fields {
             /// Addresses, protocols and requests.
             Network network Network {
                 /// The local address, IPv4 mapped into IPv6.
-                80 local_address: [u8; 16] => "IPv6",
+                80 local_address: Address => "IPv6",
                 /// The remote address, IPv4 mapped into IPv6.
-                81 remote_address: [u8; 16] => "IPv6",
+                81 remote_address: Address => "IPv6",
                 /// The local port.
                 82 local_port: u16 => "UInt16",
                 /// The remote port.

@@ -4,6 +4,7 @@
 //! reads a clock: time is always an argument. Bytes become a [`batch`] on the node and stay one until a row of
 //! ClickHouse; the owned [`event::UnifiedEvent`] exists at the edges of the system only (APIs, logs, tests).
 
+pub mod address;
 pub mod batch;
 pub mod capability;
 pub mod entity;
