@@ -1,0 +1,489 @@
+//! The writer: appends, syncs, trims, and keeps within the quota.
+
+use std::fs::{self, File};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::Ordinal;
+use crate::config::{QuotaPolicy, SpoolConfig, SyncPolicy};
+use crate::cursor::{Cursor, sync_dir};
+use crate::error::SpoolError;
+use crate::layout::{
+    ORDINALS_PER_SEGMENT_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, encode_record,
+};
+use crate::reader::Reader;
+use crate::recovery::{self, Recovery};
+use crate::segment::{self, Segment};
+
+/// The owner of a spool's directory, and its only writer.
+#[derive(Debug)]
+pub struct Spool {
+    config: SpoolConfig,
+    shared: Arc<Shared>,
+    /// Held for as long as the spool lives: the lock goes with it.
+    _lock: File,
+    boot_id: Option<[u8; 16]>,
+    active: Active,
+    cursor: Cursor,
+    /// Bytes of all segments, the active one included.
+    used_bytes: u64,
+    synced: Ordinal,
+    synced_at: Instant,
+    buffer: Vec<u8>,
+    stats: SpoolStats,
+    poisoned: Option<String>,
+}
+
+/// What the writer and the readers both know.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) dir: PathBuf,
+    /// The next ordinal: every record below it is whole in its file.
+    committed: AtomicU64,
+    /// Rising by base; never locked during I/O.
+    segments: Mutex<Vec<Segment>>,
+}
+
+#[derive(Debug)]
+struct Active {
+    base: Ordinal,
+    file: File,
+    bytes: u64,
+}
+
+/// What an append did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The records' ordinals.
+    pub ordinals: Range<Ordinal>,
+    /// What had to go to make room.
+    pub evicted: Evicted,
+}
+
+/// Records that the quota forced out before they were trimmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Evicted {
+    /// How many.
+    pub records: u64,
+    /// Bytes of their segments.
+    pub bytes: u64,
+}
+
+/// Counts since the spool was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpoolStats {
+    /// Records appended.
+    pub appended_records: u64,
+    /// Bytes appended, headers included.
+    pub appended_bytes: u64,
+    /// Appends refused because the quota was reached.
+    pub refused_full: u64,
+    /// Appends refused because the disk was full.
+    pub refused_disk_full: u64,
+    /// What the quota forced out.
+    pub evicted: Evicted,
+    /// Times that records were forced to the disk.
+    pub syncs: u64,
+}
+
+impl Spool {
+    /// Opens the spool in `dir`, making it where there is none, and repairs what a crash left.
+    ///
+    /// # Errors
+    /// When the configuration cannot work, another process owns the directory, or the system refuses.
+    pub fn open(dir: &Path, config: SpoolConfig) -> Result<(Self, Recovery), SpoolError> {
+        config.check()?;
+        fs::create_dir_all(dir).map_err(|error| SpoolError::write("create", dir, dir, error))?;
+        let lock = lock(dir)?;
+        let mut cursor = Cursor::load(dir)?;
+        let boot_id = recovery::boot_id();
+        let recovered = recovery::recover(dir, &cursor, boot_id)?;
+        if cursor.closed_at.take().is_some() {
+            // From the first append on the orderly end is no longer the end.
+            cursor.store(dir, true)?;
+        }
+
+        let durable = config.sync != SyncPolicy::Never;
+        let mut segments = recovered.segments;
+        let active = match (recovered.active, segments.last()) {
+            (Some((file, bytes)), Some(last)) => Active { base: last.base, file, bytes },
+            _ => {
+                let header = SegmentHeader {
+                    base: recovered.next,
+                    previous_end: if segments.is_empty() { recovered.next } else { recovered.end },
+                    boot_id: boot_id.unwrap_or_default(),
+                };
+                let file = segment::create(dir, &header, durable)?;
+                segments.push(Segment::active(recovered.next));
+                Active { base: recovered.next, file, bytes: SEGMENT_HEADER_BYTES }
+            }
+        };
+        let used_bytes = segments.iter().map(|segment| segment.bytes).sum();
+        let shared = Shared {
+            dir: dir.to_owned(),
+            committed: AtomicU64::new(recovered.next.0),
+            segments: Mutex::new(segments),
+        };
+        let mut spool = Self {
+            config,
+            shared: Arc::new(shared),
+            _lock: lock,
+            boot_id,
+            active,
+            cursor,
+            used_bytes,
+            synced: recovered.next,
+            synced_at: Instant::now(),
+            buffer: Vec::new(),
+            stats: SpoolStats::default(),
+            poisoned: None,
+        };
+        // What a killed process wrote may still be in the page cache only.
+        spool.force()?;
+        spool.remove_trimmed()?;
+        Ok((spool, recovered.report))
+    }
+
+    /// Appends one record, given in parts.
+    ///
+    /// # Errors
+    /// See [`Spool::append_batch`].
+    pub fn append(&mut self, parts: &[&[u8]]) -> Result<Appended, SpoolError> {
+        self.append_batch(&[parts])
+    }
+
+    /// Appends records with one write. Either all are appended or none.
+    ///
+    /// (A crash during the call may leave the first few of them.)
+    ///
+    /// # Errors
+    /// `TooLarge`, `Full` and `DiskFull` leave the spool as it was, except for what was evicted, which
+    /// [`Spool::stats`] counts; `Poisoned` means that it must be reopened.
+    pub fn append_batch(&mut self, records: &[&[&[u8]]]) -> Result<Appended, SpoolError> {
+        self.check_sound()?;
+        let bytes = self.check_size(records)?;
+        let evicted_before = self.stats.evicted;
+        let count = records.len() as u64;
+        if self.active.bytes.saturating_add(bytes) > self.config.segment_bytes_max
+            || self.next().0.saturating_add(count)
+                > self.active.base.0.saturating_add(ORDINALS_PER_SEGMENT_MAX)
+        {
+            self.make_room(bytes.saturating_add(SEGMENT_HEADER_BYTES))?;
+            self.roll()?;
+        } else {
+            self.make_room(bytes)?;
+        }
+
+        let first = self.next();
+        let until = Ordinal(first.0.saturating_add(count));
+        self.encode(records, first);
+        self.write()?;
+        self.shared.committed.store(until.0, Ordering::Release);
+        self.stats.appended_records += count;
+        self.stats.appended_bytes += bytes;
+        match self.config.sync {
+            SyncPolicy::EachAppend => self.force()?,
+            SyncPolicy::AtMostEvery(_) => self.sync_if_due()?,
+            SyncPolicy::ByCaller | SyncPolicy::Never => {}
+        }
+        let evicted = Evicted {
+            records: self.stats.evicted.records - evicted_before.records,
+            bytes: self.stats.evicted.bytes - evicted_before.bytes,
+        };
+        Ok(Appended { ordinals: first..until, evicted })
+    }
+
+    /// Forces what was appended to the disk and returns the ordinal below which everything is there.
+    /// Does nothing under [`SyncPolicy::Never`].
+    ///
+    /// # Errors
+    /// A failed sync poisons the spool: what the kernel still holds of the data is unknown.
+    pub fn sync(&mut self) -> Result<Ordinal, SpoolError> {
+        self.check_sound()?;
+        self.force()?;
+        Ok(self.synced)
+    }
+
+    /// Syncs if the policy's interval is over and something was appended since.
+    ///
+    /// # Errors
+    /// See [`Spool::sync`].
+    pub fn sync_if_due(&mut self) -> Result<(), SpoolError> {
+        match self.config.sync {
+            SyncPolicy::AtMostEvery(interval)
+                if self.synced < self.next() && self.synced_at.elapsed() >= interval =>
+            {
+                self.check_sound()?;
+                self.force()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says that records below `ordinal` are no longer needed. Their segments are deleted as soon as
+    /// they hold nothing else; the statement itself is on the disk when this returns.
+    ///
+    /// # Errors
+    /// When the cursor cannot be written; then nothing is deleted.
+    pub fn trim_until(&mut self, ordinal: Ordinal) -> Result<(), SpoolError> {
+        self.check_sound()?;
+        let low = ordinal.min(self.next());
+        if low > self.cursor.low {
+            let cursor = Cursor { low, ..self.cursor };
+            cursor.store(&self.shared.dir, self.is_durable())?;
+            self.cursor = cursor;
+        }
+        self.remove_trimmed()
+    }
+
+    /// A reader that starts at `ordinal`, or at the first record behind it that is still there.
+    #[must_use]
+    pub fn read_from(&self, ordinal: Ordinal) -> Reader {
+        Reader::new(Arc::clone(&self.shared), ordinal)
+    }
+
+    /// The ordinal of the next append.
+    #[must_use]
+    pub fn next(&self) -> Ordinal {
+        self.shared.committed()
+    }
+
+    /// Records below this were trimmed.
+    #[must_use]
+    pub const fn low(&self) -> Ordinal {
+        self.cursor.low
+    }
+
+    /// The oldest ordinal that was not trimmed and is still there.
+    #[must_use]
+    pub fn first(&self) -> Ordinal {
+        self.shared.segments().first().map_or(self.next(), |first| first.base).max(self.cursor.low)
+    }
+
+    /// Every record below this is on the disk, as far as the policy ever asks for it.
+    #[must_use]
+    pub const fn synced(&self) -> Ordinal {
+        self.synced
+    }
+
+    /// Bytes of all segments.
+    #[must_use]
+    pub const fn used_bytes(&self) -> u64 {
+        self.used_bytes
+    }
+
+    /// Counts since the spool was opened.
+    #[must_use]
+    pub const fn stats(&self) -> SpoolStats {
+        self.stats
+    }
+
+    /// Syncs and notes that the spool ended in order. A spool that is dropped instead is only not known
+    /// to be complete after a power cut.
+    ///
+    /// # Errors
+    /// See [`Spool::sync`].
+    pub fn close(mut self) -> Result<(), SpoolError> {
+        self.sync()?;
+        if self.is_durable() {
+            self.cursor.closed_at = Some(self.next());
+            self.cursor.store(&self.shared.dir, true)?;
+        }
+        Ok(())
+    }
+
+    fn is_durable(&self) -> bool {
+        self.config.sync != SyncPolicy::Never
+    }
+
+    fn check_sound(&self) -> Result<(), SpoolError> {
+        match &self.poisoned {
+            None => Ok(()),
+            Some(reason) => {
+                Err(SpoolError::Poisoned { dir: self.shared.dir.clone(), reason: reason.clone() })
+            }
+        }
+    }
+
+    fn poison(&mut self, reason: String) {
+        self.poisoned.get_or_insert(reason);
+    }
+
+    /// The bytes that the records need, if they fit a segment.
+    fn check_size(&self, records: &[&[&[u8]]]) -> Result<u64, SpoolError> {
+        let payload: u64 = records.iter().flat_map(|parts| parts.iter()).map(|part| part.len() as u64).sum();
+        let bytes = payload.saturating_add(RECORD_HEADER_BYTES.saturating_mul(records.len() as u64));
+        let limit_bytes = self.config.segment_bytes_max - SEGMENT_HEADER_BYTES;
+        if bytes > limit_bytes {
+            return Err(SpoolError::TooLarge { bytes, limit_bytes });
+        }
+        Ok(bytes)
+    }
+
+    fn encode(&mut self, records: &[&[&[u8]]], first: Ordinal) {
+        self.buffer.clear();
+        let mut ordinal = first;
+        for parts in records {
+            let bytes: usize = parts.iter().map(|part| part.len()).sum();
+            // A segment's size is limited to what fits 32 bits, and the record fits a segment.
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            encode_record(&mut self.buffer, ordinal, bytes, parts);
+            ordinal = ordinal.next();
+        }
+    }
+
+    /// Writes the buffer behind the active segment's records, or leaves no trace of it.
+    fn write(&mut self) -> Result<(), SpoolError> {
+        let active = &mut self.active;
+        if let Err(error) = active.file.write_all_at(&self.buffer, active.bytes) {
+            let path = segment::path_of(&self.shared.dir, active.base);
+            if let Err(undo) = active.file.set_len(active.bytes) {
+                self.poison(format!("a failed write to {} could not be undone: {undo}", path.display()));
+            }
+            let error = SpoolError::write("write to", &self.shared.dir, &path, error);
+            if matches!(error, SpoolError::DiskFull { .. }) {
+                self.stats.refused_disk_full += 1;
+            }
+            return Err(error);
+        }
+        let bytes = self.buffer.len() as u64;
+        active.bytes += bytes;
+        self.used_bytes += bytes;
+        if let Some(last) = self.shared.segments().last_mut() {
+            last.bytes = active.bytes;
+        }
+        Ok(())
+    }
+
+    fn force(&mut self) -> Result<(), SpoolError> {
+        if self.is_durable() {
+            if let Err(error) = self.active.file.sync_data() {
+                // The kernel may have dropped the pages that it could not write, and says so only once.
+                let path = segment::path_of(&self.shared.dir, self.active.base);
+                self.poison(format!("syncing {} failed: {error}", path.display()));
+                return Err(SpoolError::write("sync", &self.shared.dir, &path, error));
+            }
+            self.stats.syncs += 1;
+        }
+        self.synced = self.next();
+        self.synced_at = Instant::now();
+        Ok(())
+    }
+
+    /// Closes the active segment and starts the next one.
+    fn roll(&mut self) -> Result<(), SpoolError> {
+        self.force()?;
+        let base = self.next();
+        let header = SegmentHeader { base, previous_end: base, boot_id: self.boot_id.unwrap_or_default() };
+        let file = segment::create(&self.shared.dir, &header, self.is_durable())?;
+        self.active = Active { base, file, bytes: SEGMENT_HEADER_BYTES };
+        self.used_bytes += SEGMENT_HEADER_BYTES;
+        {
+            let mut segments = self.shared.segments();
+            if let Some(last) = segments.last_mut() {
+                last.end = Some(base);
+            }
+            segments.push(Segment::active(base));
+        }
+        self.remove_trimmed()
+    }
+
+    /// Sees to it that `bytes` more stay within the quota.
+    fn make_room(&mut self, bytes: u64) -> Result<(), SpoolError> {
+        let quota_bytes = self.config.quota_bytes;
+        while self.used_bytes.saturating_add(bytes) > quota_bytes {
+            let evictable = self.config.quota_policy == QuotaPolicy::EvictOldest;
+            if !(evictable && self.evict_oldest()?) {
+                self.stats.refused_full += 1;
+                return Err(SpoolError::Full {
+                    dir: self.shared.dir.clone(),
+                    used_bytes: self.used_bytes,
+                    needed_bytes: bytes,
+                    quota_bytes,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the oldest segment that is not being written. False when there is none.
+    fn evict_oldest(&mut self) -> Result<bool, SpoolError> {
+        let Some(oldest) = self.remove_first_if(|_| true)? else { return Ok(false) };
+        let end = oldest.end.unwrap_or(oldest.base);
+        let records = end.0.saturating_sub(oldest.base.max(self.cursor.low).0);
+        self.stats.evicted.records += records;
+        self.stats.evicted.bytes += oldest.bytes;
+        Ok(true)
+    }
+
+    fn remove_trimmed(&mut self) -> Result<(), SpoolError> {
+        let low = self.cursor.low;
+        let mut removed = false;
+        while self.remove_first_if(|first| first.end.is_some_and(|end| end <= low))?.is_some() {
+            removed = true;
+        }
+        if removed && self.is_durable() { sync_dir(&self.shared.dir) } else { Ok(()) }
+    }
+
+    /// Removes the first segment, unless it is the active one or `wanted` says no: from the list first,
+    /// so that a reader that no longer finds the file finds out why.
+    fn remove_first_if(&mut self, wanted: impl Fn(&Segment) -> bool) -> Result<Option<Segment>, SpoolError> {
+        let first = {
+            let mut segments = self.shared.segments();
+            match segments.first() {
+                Some(first) if first.end.is_some() && wanted(first) => segments.remove(0),
+                _ => return Ok(None),
+            }
+        };
+        let path = segment::path_of(&self.shared.dir, first.base);
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            self.shared.segments().insert(0, first);
+            return Err(SpoolError::io("remove", &path, error));
+        }
+        self.used_bytes = self.used_bytes.saturating_sub(first.bytes);
+        Ok(Some(first))
+    }
+}
+
+impl Shared {
+    pub(crate) fn committed(&self) -> Ordinal {
+        Ordinal(self.committed.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn segments(&self) -> MutexGuard<'_, Vec<Segment>> {
+        // Nothing that holds the lock can panic half way through a change.
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lists(&self, base: Ordinal) -> bool {
+        self.segments().iter().any(|segment| segment.base == base)
+    }
+
+    /// Where the records of the segment at `base` end, if it is closed.
+    pub(crate) fn end_of(&self, base: Ordinal) -> Option<Ordinal> {
+        self.segments().iter().find(|segment| segment.base == base)?.end
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, SpoolError> {
+    let path = dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| SpoolError::write("create", dir, &path, error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(SpoolError::Locked { dir: dir.to_owned() }),
+        Err(error) => Err(SpoolError::io("lock", &path, error.into())),
+    }
+}
