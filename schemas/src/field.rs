@@ -22,7 +22,8 @@ pub enum CellType {
     Signed = 2,
     /// An IEEE 754 double.
     Float = 3,
-    /// Sixteen bytes: a trace id, a UUID, an IPv6 or mapped IPv4 address.
+    /// Sixteen bytes (a trace id, a UUID, an IPv6 or mapped IPv4 address) as a code into the batch's table of such
+    /// values; code 0 is all zeros.
     Sixteen = 4,
     /// A code into the batch's symbol table; code 0 is the empty text.
     Symbol = 5,

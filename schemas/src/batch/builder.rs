@@ -1,0 +1,494 @@
+//! Makes batches, row by row. It keeps its memory from batch to batch: in steady state no event allocates.
+
+use rkyv::{rancor::Failure, util::AlignedVec};
+use thiserror::Error;
+
+use super::{
+    BATCH_ALIGNMENT_BYTES, BATCH_VERSION, BatchFault, ROWS_MAX,
+    directory::{ColumnEntry, Directory, LedgerLine, PRELUDE_BYTES, RowListEntry, Run},
+    intern::{Sixteens, Symbols},
+    planes,
+    slots::{SLOTS, VALUE_MAX, slot},
+};
+use crate::{
+    event::UnifiedEvent,
+    field::{Cell, CellType, FIELDS, FieldSpec, Layer, column},
+    ledger::{Ledger, LedgerEntry},
+};
+
+const LAYERS: usize = Layer::ALL.len();
+
+/// The most lines that a batch's ledger has. Counts of further lines go into one line per stage and fate.
+const LEDGER_LINES_MAX: usize = 2_048;
+
+/// What the texts of the ledger may add to the symbol table, beyond the events' limit.
+const LEDGER_TEXT_BYTES_MAX: usize = 128 * 1_024;
+
+/// The reason and subject of a ledger line that stands for several that no longer fitted.
+const LEDGER_OVERFLOW: &str = "ledger-full";
+
+/// How much a batch may hold. What does not fit is refused by name and goes into the next batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// The most rows; at most [`ROWS_MAX`].
+    pub rows_max: u32,
+    /// The most bytes of distinct texts.
+    pub symbol_bytes_max: usize,
+    /// The most distinct sixteen-byte values.
+    pub sixteens_max: usize,
+    /// The most bytes of one text; longer ones are cut at a character's boundary and counted.
+    pub text_bytes_max: usize,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { rows_max: 16_384, symbol_bytes_max: 1 << 20, sixteens_max: 32_768, text_bytes_max: 4_096 }
+    }
+}
+
+/// Why a row was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RowRefusal {
+    /// The batch has as many rows as it may: finish it and write the row again.
+    #[error("the batch has all the rows that it may have")]
+    RowsFull,
+    /// The symbol table is full: finish the batch and write the row again.
+    #[error("the batch's symbol table is full")]
+    SymbolsFull,
+    /// The table of sixteen-byte values is full: finish the batch and write the row again.
+    #[error("the batch's table of sixteen-byte values is full")]
+    SixteensFull,
+    /// The row wrote a column that the field table does not have, or as another type.
+    #[error("column {0} does not exist or is of another type")]
+    WrongColumn(u16),
+}
+
+impl RowRefusal {
+    /// Whether the same row fits into an empty batch.
+    #[must_use]
+    pub const fn is_full(self) -> bool {
+        !matches!(self, Self::WrongColumn(_))
+    }
+}
+
+/// What a finished batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchSummary {
+    /// How many rows it has.
+    pub rows: u32,
+    /// How many texts were cut because they exceeded the limit.
+    pub truncated_texts: u64,
+    /// How many values were lowered to the greatest that their field can have.
+    pub lowered_values: u64,
+}
+
+/// Which rows have a layer.
+#[derive(Default)]
+struct LayerRowsBuilder {
+    cells: u32,
+    bitmap: Vec<u64>,
+}
+
+/// Makes batches.
+pub struct BatchBuilder {
+    limits: BatchLimits,
+    rows: u32,
+    layers: [LayerRowsBuilder; LAYERS],
+    /// By slot; as long as the last row that wrote it.
+    columns: Vec<Vec<u64>>,
+    /// The last code of each column, which is often the next one too.
+    last_symbols: [u32; SLOTS],
+    symbols: Symbols,
+    sixteens: Sixteens,
+    ledger: Ledger,
+    truncated_texts: u64,
+    lowered_values: u64,
+    directory: Directory,
+    blob: AlignedVec,
+}
+
+impl Default for BatchBuilder {
+    fn default() -> Self {
+        Self::new(BatchLimits::default())
+    }
+}
+
+impl BatchBuilder {
+    /// An empty batch that may grow to `limits`.
+    #[must_use]
+    pub fn new(mut limits: BatchLimits) -> Self {
+        limits.rows_max = limits.rows_max.clamp(1, ROWS_MAX);
+        limits.text_bytes_max = limits.text_bytes_max.min(limits.symbol_bytes_max);
+        Self {
+            limits,
+            rows: 0,
+            layers: std::array::from_fn(|_layer| LayerRowsBuilder::default()),
+            columns: FIELDS.iter().map(|_field| Vec::new()).collect(),
+            last_symbols: [0; SLOTS],
+            symbols: Symbols::new(),
+            sixteens: Sixteens::new(),
+            ledger: Ledger::default(),
+            truncated_texts: 0,
+            lowered_values: 0,
+            directory: Directory::default(),
+            blob: AlignedVec::new(),
+        }
+    }
+
+    /// How many rows the batch has so far.
+    #[must_use]
+    pub const fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// Whether the batch has neither rows nor ledger lines.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0 && self.ledger.entries.is_empty()
+    }
+
+    /// How many bytes of distinct texts the batch has so far.
+    #[must_use]
+    pub fn symbol_bytes(&self) -> usize {
+        self.symbols.text_bytes()
+    }
+
+    /// The losses that the batch will carry, and the window that it speaks of.
+    pub const fn ledger_mut(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    /// Begins a row. It becomes part of the batch with [`RowWriter::commit`], and never was if the writer is dropped.
+    ///
+    /// # Errors
+    /// [`RowRefusal::RowsFull`] if the batch has all the rows that it may have.
+    pub fn begin_row(&mut self) -> Result<RowWriter<'_>, RowRefusal> {
+        if self.rows >= self.limits.rows_max {
+            return Err(RowRefusal::RowsFull);
+        }
+        Ok(RowWriter { builder: self, columns: 0, layers: 0, refusal: None, committed: false })
+    }
+
+    /// Appends an owned event; its id is given by the row's place. Returns the row.
+    ///
+    /// A count of zero becomes one. Not for the hot path.
+    ///
+    /// # Errors
+    /// As [`Self::begin_row`] and [`RowWriter::commit`].
+    pub fn push_event(&mut self, event: &UnifiedEvent) -> Result<u32, RowRefusal> {
+        let mut row = self.begin_row()?;
+        event.visit(&mut |_layer, id, cell| {
+            match cell {
+                Cell::Unsigned(value) => row.unsigned(id, value),
+                Cell::Signed(value) => row.signed(id, value),
+                Cell::Float(value) => row.float(id, value),
+                Cell::Sixteen(value) => row.sixteen(id, value),
+                Cell::Symbol(text) => row.text(id, text),
+            };
+        });
+        row.commit()
+    }
+
+    /// Forgets all rows and the ledger.
+    pub fn clear(&mut self) {
+        self.rows = 0;
+        for layer in &mut self.layers {
+            layer.cells = 0;
+            layer.bitmap.clear();
+        }
+        self.columns.iter_mut().for_each(Vec::clear);
+        self.last_symbols = [0; SLOTS];
+        self.symbols.clear();
+        self.sixteens.clear();
+        self.ledger.entries.clear();
+        self.truncated_texts = 0;
+        self.lowered_values = 0;
+    }
+
+    /// Writes the batch to `out`, replacing what is in it, and begins the next one. The ledger's window stays.
+    ///
+    /// # Errors
+    /// [`BatchFault::Archive`] if the directory cannot be archived, which only a lack of memory explains.
+    pub fn finish(&mut self, out: &mut AlignedVec) -> Result<BatchSummary, BatchFault> {
+        let summary = BatchSummary {
+            rows: self.rows,
+            truncated_texts: self.truncated_texts,
+            lowered_values: self.lowered_values,
+        };
+        let mut blob = std::mem::take(&mut self.blob);
+        blob.clear();
+        self.fill_directory(&mut blob);
+        out.clear();
+        out.resize(PRELUDE_BYTES, 0);
+        std::mem::swap(&mut self.directory.symbols, self.symbols.text());
+        let archived = rkyv::api::high::to_bytes_in::<_, Failure>(&self.directory, std::mem::take(out));
+        std::mem::swap(&mut self.directory.symbols, self.symbols.text());
+        *out = archived.map_err(|_failure| BatchFault::Archive)?;
+        let length = |bytes: usize| u32::try_from(bytes).map_err(|_large| BatchFault::Archive);
+        let archive_bytes = length(out.len() - PRELUDE_BYTES)?;
+        let blob_bytes = length(blob.len())?;
+        out.resize(out.len().next_multiple_of(BATCH_ALIGNMENT_BYTES), 0);
+        out.extend_from_slice(&blob);
+        self.blob = blob;
+        let mut prelude = out.as_mut_slice().iter_mut();
+        for byte in archive_bytes.to_le_bytes().into_iter().chain(blob_bytes.to_le_bytes()) {
+            if let Some(place) = prelude.next() {
+                *place = byte;
+            }
+        }
+        self.clear();
+        Ok(summary)
+    }
+
+    fn fill_directory(&mut self, blob: &mut AlignedVec) {
+        self.directory.version = BATCH_VERSION;
+        self.directory.rows = self.rows;
+        self.directory.since_micros = self.ledger.since.0.min(self.ledger.until.0);
+        self.directory.until_micros = self.ledger.until.0;
+        // First in the blob, where they are aligned.
+        self.directory.sixteens_offset = 0;
+        self.directory.sixteens = count(self.sixteens.values().len());
+        blob.extend_from_slice(self.sixteens.values().as_flattened());
+        self.fill_row_lists(blob);
+        self.fill_columns(blob);
+        self.fill_ledger();
+        let ends = self.symbols.ends();
+        let offset = count(blob.len());
+        let (base, width) = planes::encode(ends, blob);
+        self.directory.symbol_ends = Run { base, offset, cells: count(ends.len()), width };
+    }
+
+    fn fill_row_lists(&mut self, blob: &mut AlignedVec) {
+        self.directory.row_lists.clear();
+        let words = (self.rows as usize).div_ceil(64);
+        for (layer, rows) in Layer::ALL.into_iter().zip(&mut self.layers) {
+            if layer == Layer::Core || rows.cells == 0 || rows.cells == self.rows {
+                continue;
+            }
+            rows.bitmap.resize(words, 0);
+            let offset = count(blob.len());
+            for word in &rows.bitmap {
+                blob.extend_from_slice(&word.to_le_bytes());
+            }
+            let length = count(words * 8);
+            self.directory.row_lists.push(RowListEntry { layer: layer as u8, offset, length });
+        }
+    }
+
+    fn fill_columns(&mut self, blob: &mut AlignedVec) {
+        self.directory.columns.clear();
+        for (spec, cells) in FIELDS.iter().zip(&mut self.columns) {
+            let layer_cells = match spec.layer {
+                Layer::Core => self.rows,
+                layer => self.layers.get(layer as usize).map_or(0, |rows| rows.cells),
+            };
+            if cells.iter().all(|cell| *cell == 0) {
+                continue;
+            }
+            cells.resize(layer_cells as usize, 0);
+            let offset = count(blob.len());
+            let (base, width) = planes::encode(cells, blob);
+            self.directory.columns.push(ColumnEntry {
+                base,
+                offset,
+                length: count(blob.len()) - offset,
+                id: spec.id,
+                cell: spec.cell as u8,
+                width,
+                layer: spec.layer as u8,
+            });
+        }
+    }
+
+    fn fill_ledger(&mut self) {
+        let mut ledger = std::mem::take(&mut self.ledger);
+        if ledger.entries.len() > LEDGER_LINES_MAX {
+            for LedgerEntry { stage, fate, count, .. } in ledger.entries.split_off(LEDGER_LINES_MAX) {
+                ledger.add(stage, fate, LEDGER_OVERFLOW, LEDGER_OVERFLOW, count);
+            }
+        }
+        let bytes_max = self.symbols.text_bytes() + LEDGER_TEXT_BYTES_MAX;
+        self.directory.ledger.clear();
+        for entry in &ledger.entries {
+            let subject = truncated(&entry.subject, self.limits.text_bytes_max);
+            let reason = truncated(&entry.reason, self.limits.text_bytes_max);
+            self.directory.ledger.push(LedgerLine {
+                count: entry.count,
+                subject: self.symbols.code(subject, bytes_max).unwrap_or(0),
+                reason: self.symbols.code(reason, bytes_max).unwrap_or(0),
+                stage: entry.stage.code(),
+                fate: entry.fate.code(),
+            });
+        }
+        self.ledger = ledger;
+    }
+}
+
+/// Lengths within a batch fit 32 bits: rows, columns and texts are bounded so that all of it stays below 50 MiB.
+fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+/// The longest part of `text` of at most `bytes_max` that ends between two characters.
+fn truncated(text: &str, bytes_max: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or(text)
+}
+
+/// One row being written. Writing a default value leaves the cell absent; writing a cell twice keeps the second value.
+#[must_use = "a row that is not committed is forgotten"]
+pub struct RowWriter<'b> {
+    builder: &'b mut BatchBuilder,
+    /// One bit for each column that the row has written.
+    columns: u128,
+    /// One bit for each layer other than core that the row has.
+    layers: u16,
+    refusal: Option<RowRefusal>,
+    committed: bool,
+}
+
+impl RowWriter<'_> {
+    /// Writes an unsigned integer. One greater than its field can be is lowered, and counted.
+    pub fn unsigned(&mut self, column: u16, value: u64) -> &mut Self {
+        let Some((slot, spec)) = self.field(column, CellType::Unsigned) else { return self };
+        let most = VALUE_MAX.get(slot).copied().unwrap_or(u64::MAX);
+        self.builder.lowered_values += u64::from(value > most);
+        self.put(slot, spec.layer, value.min(most))
+    }
+
+    /// Writes a signed integer.
+    pub fn signed(&mut self, column: u16, value: i64) -> &mut Self {
+        let Some((slot, spec)) = self.field(column, CellType::Signed) else { return self };
+        self.put(slot, spec.layer, (value.cast_unsigned() << 1) ^ (value >> 63).cast_unsigned())
+    }
+
+    /// Writes a double.
+    pub fn float(&mut self, column: u16, value: f64) -> &mut Self {
+        let Some((slot, spec)) = self.field(column, CellType::Float) else { return self };
+        self.put(slot, spec.layer, value.to_bits())
+    }
+
+    /// Writes sixteen bytes.
+    pub fn sixteen(&mut self, column: u16, value: [u8; 16]) -> &mut Self {
+        let Some((slot, spec)) = self.field(column, CellType::Sixteen) else { return self };
+        let builder = &mut *self.builder;
+        let Some(code) = builder.sixteens.code(value, builder.limits.sixteens_max) else {
+            self.refusal = Some(RowRefusal::SixteensFull);
+            return self;
+        };
+        self.put(slot, spec.layer, u64::from(code))
+    }
+
+    /// Writes a text.
+    pub fn text(&mut self, column: u16, text: &str) -> &mut Self {
+        let Some((slot, spec)) = self.field(column, CellType::Symbol) else { return self };
+        let builder = &mut *self.builder;
+        let short = truncated(text, builder.limits.text_bytes_max);
+        builder.truncated_texts += u64::from(short.len() < text.len());
+        let last = builder.last_symbols.get(slot).copied().unwrap_or(0);
+        let code = if builder.symbols.get(last) == short {
+            last
+        } else if let Some(code) = builder.symbols.code(short, builder.limits.symbol_bytes_max) {
+            if let Some(last) = builder.last_symbols.get_mut(slot) {
+                *last = code;
+            }
+            code
+        } else {
+            self.refusal = Some(RowRefusal::SymbolsFull);
+            return self;
+        };
+        self.put(slot, spec.layer, u64::from(code))
+    }
+
+    /// Makes the row part of the batch; returns its place. A row without a count stands for one occurrence.
+    ///
+    /// # Errors
+    /// The first refusal of a write; the row then never was, and the batch is as before.
+    pub fn commit(mut self) -> Result<u32, RowRefusal> {
+        if let Some((slot, spec)) = slot(column::core::count)
+            && (self.columns & (1 << slot) == 0 || self.is_zero(slot))
+        {
+            self.put(slot, spec.layer, 1);
+        }
+        if let Some(refusal) = self.refusal {
+            return Err(refusal);
+        }
+        self.committed = true;
+        let row = self.builder.rows;
+        self.builder.rows += 1;
+        Ok(row)
+    }
+
+    /// Forgets the row, as dropping it does.
+    pub fn abort(self) {}
+
+    fn is_zero(&self, slot: usize) -> bool {
+        self.builder.columns.get(slot).and_then(|cells| cells.last()) == Some(&0)
+    }
+
+    fn field(&mut self, column: u16, cell: CellType) -> Option<(usize, &'static FieldSpec)> {
+        let found = slot(column).filter(|(_slot, spec)| spec.cell == cell);
+        if found.is_none() {
+            self.refusal.get_or_insert(RowRefusal::WrongColumn(column));
+        }
+        found
+    }
+
+    fn put(&mut self, slot: usize, layer: Layer, word: u64) -> &mut Self {
+        let bit = 1_u128 << slot;
+        let written = self.columns & bit != 0;
+        if word == 0 && !written {
+            return self;
+        }
+        let cell = if layer == Layer::Core { self.builder.rows } else { self.enter(layer) };
+        let Some(cells) = self.builder.columns.get_mut(slot) else { return self };
+        if written {
+            if let Some(last) = cells.last_mut() {
+                *last = word;
+            }
+        } else {
+            self.columns |= bit;
+            cells.resize(cell as usize, 0);
+            cells.push(word);
+        }
+        self
+    }
+
+    /// Makes sure that the row has the layer; returns the cell's place in the layer's columns.
+    fn enter(&mut self, layer: Layer) -> u32 {
+        let row = self.builder.rows;
+        let Some(rows) = self.builder.layers.get_mut(layer as usize) else { return 0 };
+        if self.layers & (1 << layer as u8) == 0 {
+            self.layers |= 1 << layer as u8;
+            rows.bitmap.resize(row as usize / 64 + 1, 0);
+            if let Some(word) = rows.bitmap.last_mut() {
+                *word |= 1 << (row % 64);
+            }
+            rows.cells += 1;
+        }
+        rows.cells - 1
+    }
+}
+
+impl Drop for RowWriter<'_> {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        let mut columns = self.columns;
+        while columns != 0 {
+            if let Some(cells) = self.builder.columns.get_mut(columns.trailing_zeros() as usize) {
+                cells.pop();
+            }
+            columns &= columns - 1;
+        }
+        let row = self.builder.rows;
+        for (layer, rows) in self.builder.layers.iter_mut().enumerate() {
+            if self.layers & (1 << layer) != 0 {
+                rows.cells -= 1;
+                if let Some(word) = rows.bitmap.last_mut() {
+                    *word &= !(1 << (row % 64));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The one semantic pass over a batch: everything that the archive's structure check cannot see.
+//!
+//! After it, every code is in its table, every column has one cell for each row of its layer, and every value is one
+//! that its field can have: readers need no checks of their own.
+
+use super::{
+    BatchFault, COLUMNS_MAX, ROWS_MAX,
+    directory::{ArchivedColumnEntry, ArchivedDirectory},
+    is_readable,
+    planes::Planes,
+    rows::{LAYERS, LayerRows},
+    slots::{SLOTS, VALUE_MAX, slot},
+    view::BatchView,
+};
+use crate::field::{CellType, FieldSpec, Layer, column};
+
+/// Checks a batch and makes the view of it.
+pub(super) fn view<'a>(
+    directory: &'a ArchivedDirectory,
+    blob: &'a [u8],
+) -> Result<BatchView<'a>, BatchFault> {
+    let version = directory.version.to_native();
+    if !is_readable(version) {
+        return Err(BatchFault::Version(version));
+    }
+    let rows = directory.rows.to_native();
+    if rows > ROWS_MAX {
+        return Err(BatchFault::TooManyRows(rows));
+    }
+    if directory.columns.len() > COLUMNS_MAX {
+        return Err(BatchFault::TooManyColumns);
+    }
+    if directory.since_micros.to_native() > directory.until_micros.to_native() {
+        return Err(BatchFault::WindowReversed);
+    }
+    let mut view = BatchView {
+        directory,
+        blob,
+        places: [0; SLOTS],
+        layers: [LayerRows::default(); LAYERS],
+        symbol_ends: symbol_ends(directory, blob)?,
+        sixteens: sixteens(directory, blob)?,
+    };
+    row_lists(&mut view, rows)?;
+    let mut id_before = None;
+    for (place, entry) in (1..).zip(directory.columns.iter()) {
+        let id = entry.id.to_native();
+        if id_before.is_some_and(|before| before >= id) {
+            return Err(BatchFault::ColumnOrder(id));
+        }
+        id_before = Some(id);
+        if let Some(slot) = column(&view, entry, id)?
+            && let Some(found) = view.places.get_mut(slot)
+        {
+            *found = place;
+        }
+    }
+    if rows > 0 && view.column(column::core::count).is_none() {
+        return Err(BatchFault::ZeroCount);
+    }
+    let codes = view.symbol_count();
+    let known = |code: u32| code < codes;
+    if !directory.ledger.iter().all(|line| known(line.subject.to_native()) && known(line.reason.to_native()))
+    {
+        return Err(BatchFault::LedgerCode);
+    }
+    Ok(view)
+}
+
+fn range(blob: &[u8], offset: u32, length: usize) -> Option<&[u8]> {
+    let from = offset as usize;
+    blob.get(from..from.checked_add(length)?)
+}
+
+fn symbol_ends<'a>(directory: &'a ArchivedDirectory, blob: &'a [u8]) -> Result<Planes<'a>, BatchFault> {
+    let run = &directory.symbol_ends;
+    let cells = run.cells.to_native();
+    let length = (cells as usize).saturating_mul(usize::from(run.width));
+    let bytes = range(blob, run.offset.to_native(), length).ok_or(BatchFault::SymbolTable)?;
+    let ends = Planes::new(run.base.to_native(), run.width, cells, bytes).ok_or(BatchFault::SymbolTable)?;
+    let text = directory.symbols.as_str();
+    // Every text but code 0 has at least one byte, which also bounds the number of codes by bytes that are there.
+    if cells as usize > text.len() {
+        return Err(BatchFault::SymbolTable);
+    }
+    let mut before = 0;
+    for index in 0..cells {
+        let end = ends.get(index).and_then(|end| usize::try_from(end).ok()).unwrap_or(0);
+        if end <= before || !text.is_char_boundary(end) {
+            return Err(BatchFault::SymbolTable);
+        }
+        before = end;
+    }
+    if before == text.len() { Ok(ends) } else { Err(BatchFault::SymbolTable) }
+}
+
+fn sixteens<'a>(directory: &ArchivedDirectory, blob: &'a [u8]) -> Result<&'a [[u8; 16]], BatchFault> {
+    let length = (directory.sixteens.to_native() as usize).saturating_mul(16);
+    range(blob, directory.sixteens_offset.to_native(), length)
+        .map(|bytes| bytes.as_chunks().0)
+        .ok_or(BatchFault::SixteenTable)
+}
+
+fn row_lists(view: &mut BatchView<'_>, rows: u32) -> Result<(), BatchFault> {
+    // A layer without a row list has all rows, once a column of it is there; core has them always.
+    for layer in view.directory.columns.iter().map(|entry| entry.layer).chain([Layer::Core as u8]) {
+        if let Some(found) = view.layers.get_mut(usize::from(layer)) {
+            *found = LayerRows::all(rows);
+        }
+    }
+    let mut layer_before = Layer::Core as u8;
+    for entry in view.directory.row_lists.iter() {
+        let layer = entry.layer;
+        if layer <= layer_before {
+            return Err(BatchFault::RowListOrder(layer));
+        }
+        layer_before = layer;
+        let words = (rows as usize).div_ceil(64);
+        let bytes = range(view.blob, entry.offset.to_native(), words * 8)
+            .filter(|_bytes| entry.length.to_native() as usize == words * 8)
+            .ok_or(BatchFault::RowListLength(layer))?;
+        let bitmap = bytes.as_chunks::<8>().0;
+        let last = bitmap.last().map_or(0, |word| u64::from_le_bytes(*word));
+        let used = rows % 64;
+        if used != 0 && last >> used != 0 {
+            return Err(BatchFault::RowListRange(layer));
+        }
+        // A layer of a newer version is skipped, and so are its columns.
+        if let Some(found) = view.layers.get_mut(usize::from(layer)) {
+            *found = LayerRows::listed(bitmap);
+        }
+    }
+    Ok(())
+}
+
+/// Checks one column; returns its slot, or none if this version does not know it.
+fn column(view: &BatchView<'_>, entry: &ArchivedColumnEntry, id: u16) -> Result<Option<usize>, BatchFault> {
+    let length = entry.length.to_native() as usize;
+    let bytes = range(view.blob, entry.offset.to_native(), length).ok_or(BatchFault::ColumnRange(id))?;
+    let Some((slot, spec)) = slot(id) else { return Ok(None) };
+    if entry.cell != spec.cell as u8 {
+        // A cell type of a newer version is skipped; one that this version knows contradicts the field table.
+        let known = (CellType::Unsigned as u8..=CellType::Symbol as u8).contains(&entry.cell);
+        return if known { Err(BatchFault::ColumnType(id)) } else { Ok(None) };
+    }
+    if entry.layer != spec.layer as u8 {
+        return Err(BatchFault::ColumnLayer(id));
+    }
+    let cells = view.layer_rows(spec.layer).len();
+    let base = entry.base.to_native();
+    if Planes::new(base, entry.width, 0, &[]).is_none() {
+        return Err(BatchFault::ColumnWidth(id));
+    }
+    let planes = Planes::new(base, entry.width, cells, bytes).ok_or(BatchFault::ColumnLength(id))?;
+    values(view, &planes, slot, spec)?;
+    Ok(Some(slot))
+}
+
+fn values(
+    view: &BatchView<'_>,
+    planes: &Planes<'_>,
+    slot: usize,
+    spec: &FieldSpec,
+) -> Result<(), BatchFault> {
+    let id = spec.id;
+    let (most, fault) = match spec.cell {
+        CellType::Symbol => (u64::from(view.symbol_count()) - 1, BatchFault::SymbolCode(id)),
+        CellType::Sixteen => (view.sixteens.len() as u64, BatchFault::SixteenCode(id)),
+        CellType::Unsigned | CellType::Signed | CellType::Float => {
+            (VALUE_MAX.get(slot).copied().unwrap_or(u64::MAX), BatchFault::ValueRange(id))
+        }
+    };
+    if !planes.all_within(0, most) {
+        return Err(fault);
+    }
+    if id == column::core::count && !planes.all_within(1, most) {
+        return Err(BatchFault::ZeroCount);
+    }
+    Ok(())
+}
