@@ -154,3 +154,93 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Raw {
+        name: String,
+        spool: Spool,
+        #[serde(default)]
+        probes: Vec<Probe>,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Spool {
+        quota_bytes: u64,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Probe {
+        on: bool,
+    }
+
+    fn refused(text: &str) -> String {
+        parse::<Raw>(Path::new("agent.toml"), text).expect_err("refused").to_string()
+    }
+
+    /// Scenario: files with each kind of fault.
+    /// Guarantees: the message names file, line, key and what is wrong.
+    #[test]
+    fn faults_are_named_with_file_line_and_key() {
+        let good = "name = \"a\"\n[spool]\nquota_bytes = 5\n";
+        assert_eq!(parse::<Raw>(Path::new("a"), good).expect("good").spool.quota_bytes, 5);
+        for (text, says) in [
+            (
+                "name = \"a\"\n[spool]\nquota_bytes = \"x\"\n",
+                vec!["agent.toml, line 3", "spool.quota_bytes", "u64"],
+            ),
+            ("name = \"a\"\n[spool]\nquota_bytes = -1\n", vec!["line 3", "spool.quota_bytes"]),
+            ("name = \"a\"\n[spool]\nquota = 5\n", vec!["line 3", "spool", "unknown field `quota`"]),
+            ("name = \"a\"\n[spool]\n", vec!["line 2", "spool", "missing field `quota_bytes`"]),
+            ("name = \"a\"\n\n[spool\n", vec!["line 3"]),
+            (
+                "name = \"a\"\n[spool]\nquota_bytes = 5\n[[probes]]\non = true\n[[probes]]\non = 1\n",
+                vec!["line 7", "probes[1].on", "boolean"],
+            ),
+        ] {
+            let message = refused(text);
+            for part in says {
+                assert!(message.contains(part), "{message:?} does not say {part:?}");
+            }
+        }
+    }
+
+    /// Scenario: files that are not there, too large, or not text.
+    /// Guarantees: each is refused and named.
+    #[test]
+    fn unreadable_files_are_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("agent.toml");
+        let message = |path: &Path| load::<Raw>(path).expect_err("refused").to_string();
+        assert!(message(&path).contains("agent.toml: No such file"), "{}", message(&path));
+        std::fs::write(&path, [0xff, 0xfe]).expect("written");
+        assert!(message(&path).contains("agent.toml"));
+        std::fs::write(&path, vec![b'#'; 1 + (1 << 20)]).expect("written");
+        assert!(message(&path).contains("larger than"));
+    }
+
+    /// Scenario: a configuration with several values that make no sense.
+    /// Guarantees: all are reported at once, each with its key.
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let mut problems = Problems::default();
+        problems.require(true, "fine", "never said");
+        problems.require(false, "spool.quota_bytes", "must be at least 2 MiB");
+        assert_eq!(problems.check("listen", "12".parse::<u8>()), Some(12));
+        assert_eq!(problems.check("limit", "x".parse::<u8>()), None);
+        let error = ConfigError::from(problems.into_result(()).expect_err("two problems"));
+        assert_eq!(
+            error.to_string(),
+            "the configuration has 2 problem(s)\n  spool.quota_bytes: must be at least 2 MiB\n  \
+             limit: invalid digit found in string"
+        );
+    }
+}

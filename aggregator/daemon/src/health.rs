@@ -247,3 +247,84 @@ impl Component {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn reasons(health: &Health, later: Duration) -> Vec<String> {
+        health.status_at(Instant::now() + later).reasons
+    }
+
+    /// Scenario: a component that works, waits, has work again and does not move.
+    /// Guarantees: only silence in the face of work is a reason, and waiting is none however long.
+    #[test]
+    fn silence_counts_only_while_there_is_work() {
+        let health = Health::new();
+        let progress = health.component("intake", 5 * SECOND);
+        assert!(reasons(&health, SECOND).is_empty());
+        assert_eq!(reasons(&health, 9 * SECOND).len(), 1, "it never started to move");
+        progress.tick();
+        assert!(reasons(&health, 4 * SECOND).is_empty());
+        progress.idle();
+        assert!(reasons(&health, 1000 * SECOND).is_empty());
+        progress.busy();
+        assert!(reasons(&health, 4 * SECOND).is_empty());
+        let reasons = reasons(&health, 9 * SECOND);
+        assert!(reasons[0].starts_with("intake: no progress for 9.0 s, promised every 5.0 s"), "{reasons:?}");
+        assert_eq!(health.status_at(Instant::now() + 9 * SECOND).components[0].state, State::Stuck);
+    }
+
+    /// Scenario: `busy` again and again without a tick.
+    /// Guarantees: it does not put the end of the silence off.
+    #[test]
+    fn being_busy_is_no_progress() {
+        let health = Health::new();
+        let progress = health.component("pipeline", Duration::ZERO);
+        progress.busy();
+        progress.busy();
+        assert_eq!(reasons(&health, SECOND).len(), 1);
+    }
+
+    /// Scenario: components that end: in order, by being dropped, and started again.
+    /// Guarantees: only the one that did not say so is a reason, until it is started again.
+    #[test]
+    fn a_component_that_vanishes_is_found_out() {
+        let health = Health::new();
+        health.component("migration", SECOND).finish();
+        drop(health.component("uplink", SECOND));
+        assert_eq!(reasons(&health, 9 * SECOND), ["uplink: ended without saying so"]);
+        let progress = health.component("uplink", SECOND);
+        progress.idle();
+        assert!(reasons(&health, 9 * SECOND).is_empty());
+        assert_eq!(health.status().components.len(), 2);
+    }
+
+    /// Scenario: a component that moves and says that something is wrong.
+    /// Guarantees: it is a reason until it is taken back.
+    #[test]
+    fn a_fault_is_a_reason_until_cleared() {
+        let health = Health::new();
+        let progress = health.component("store", SECOND);
+        progress.fault("the server refuses inserts");
+        progress.idle();
+        assert_eq!(reasons(&health, SECOND), ["store: the server refuses inserts"]);
+        progress.clear();
+        assert_eq!(health.status().status, Verdict::Healthy);
+    }
+
+    /// Scenario: more components than are watched.
+    /// Guarantees: the list stays bounded, and the status says that some are missing.
+    #[test]
+    fn too_many_components_are_admitted_to() {
+        let health = Health::new();
+        let held: Vec<_> =
+            (0..COMPONENTS_MAX + 2).map(|at| health.component(&format!("c{at}"), SECOND)).collect();
+        held.iter().for_each(Progress::idle);
+        let status = health.status();
+        assert_eq!(status.components.len(), COMPONENTS_MAX);
+        assert_eq!(status.reasons, ["2 components are not watched: more than 256"]);
+    }
+}

@@ -127,3 +127,33 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a metric of every kind, registered through two subsystems.
+    /// Guarantees: names follow the rule, drops carry their reason, and the text is complete.
+    #[test]
+    fn metrics_are_written_with_their_names_and_reasons() {
+        let registry = Registry::new();
+        let spool = registry.subsystem("spool");
+        spool.counter("records", "Records appended.").inc_by(3);
+        spool.gauge("used_bytes", "Bytes of all segments").set(7);
+        let drops = spool.drops("dropped_records", "Records not carried on");
+        drops.add("quota", 2);
+        registry.subsystem("uplink").histogram("ack_seconds", "Time to an ack", &[0.1, 1.0]).observe(0.5);
+        let text = registry.encode().expect("written");
+        for line in [
+            "# HELP tapio_spool_records Records appended.",
+            "tapio_spool_records_total 3",
+            "tapio_spool_used_bytes 7",
+            "tapio_spool_dropped_records_total{reason=\"quota\"} 2",
+            "tapio_uplink_ack_seconds_bucket{le=\"1.0\"} 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line:?} is missing from\n{text}");
+        }
+        assert_eq!(drops.get("quota"), 2);
+    }
+}

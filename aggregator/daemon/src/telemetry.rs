@@ -66,3 +66,17 @@ fn parse_filter(filter: &str, origin: &'static str) -> Result<EnvFilter, Telemet
         reason: error.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: filters as people write and mistype them.
+    /// Guarantees: a wrong one is refused with where it came from.
+    #[test]
+    fn a_wrong_filter_is_refused_with_its_origin() {
+        assert!(parse_filter("info,tapio_spool=debug", "the configuration").is_ok());
+        let error = parse_filter("tapio=loud", LEVEL_VARIABLE).expect_err("refused").to_string();
+        assert!(error.contains("\"tapio=loud\" from TAPIO_LOG"), "{error}");
+    }
+}

@@ -1,1 +1,21 @@
-//! tapio-identity
+//! Who is at the other end: names in certificates, mutual TLS between machines, and the endpoints that
+//! demand it.
+//!
+//! Every machine of the system has one certificate with one SPIFFE URI, its [`Name`]; the source id of
+//! what it sends is made from that. There is no endpoint without mutual TLS except the one for people
+//! ([`https`]), and that is encrypted too. The crate must never decide what a peer may do beyond its
+//! name, and never read a key that it was not pointed at. All three tiers call it.
+
+pub mod credentials;
+pub mod https;
+pub mod issuer;
+pub mod name;
+pub mod peer;
+pub mod quic;
+pub mod tls;
+
+mod pem;
+
+pub use credentials::{Credentials, CredentialsError};
+pub use name::{Instance, Name, NameError, NameKind, TrustDomain};
+pub use peer::{Expected, PeerError};

@@ -98,3 +98,77 @@ fn decode(bytes: &[u8; SLOT_BYTES]) -> Option<u64> {
     let sound = *magic == MAGIC && u32::from_le_bytes(*checksum) == crc32c::crc32c(body);
     sound.then_some(u64::from_le_bytes(*number.first_chunk::<8>()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        /// Scenario: a life after another, with any one copy damaged at any byte, or the file cut as the
+        /// very first write may be, between them.
+        /// Guarantees: every number is higher than all before it.
+        #[test]
+        fn it_never_repeats(damages in prop::collection::vec((0usize..3, 0usize..SLOT_BYTES, 1u8..), 1..20)) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = dir.path().join(FILE);
+            let mut last = 0;
+            for (slot, byte, flip) in damages {
+                let number = next_at_least(dir.path(), 0).expect("a number");
+                prop_assert!(number > last);
+                last = number;
+                if let Some(&offset) = SLOT_OFFSETS.get(slot) {
+                    let mut bytes = fs::read(&path).expect("read");
+                    bytes[usize::try_from(offset).expect("small") + byte] ^= flip;
+                    fs::write(&path, bytes).expect("written");
+                }
+            }
+        }
+    }
+
+    /// Scenario: the very first write torn at every byte.
+    /// Guarantees: there is a first number all the same, for nobody was given one.
+    #[test]
+    fn a_torn_first_write_is_no_obstacle() {
+        let whole = tempfile::tempdir().expect("a directory");
+        assert_eq!(next_at_least(whole.path(), 0).expect("a number"), 1);
+        let bytes = fs::read(whole.path().join(FILE)).expect("read");
+        for cut in 0..=bytes.len() {
+            let dir = tempfile::tempdir().expect("a directory");
+            fs::write(dir.path().join(FILE), &bytes[..cut]).expect("written");
+            let number = next_at_least(dir.path(), 0).expect("a number");
+            assert_eq!(number, if cut < SLOT_BYTES { 1 } else { 2 }, "cut at {cut}");
+        }
+    }
+
+    /// Scenario: both copies damaged; a wiped directory; a clock that stands behind.
+    /// Guarantees: damage is refused with what to do; a wiped directory takes the clock's number; the
+    /// clock never takes a number back.
+    #[test]
+    fn both_copies_damaged_is_refused_and_the_clock_only_lifts() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(next_at_least(dir.path(), 1_000).expect("a number"), 1_000);
+        assert_eq!(next_at_least(dir.path(), 500).expect("a number"), 1_001);
+        assert!(next(dir.path()).expect("a number") > 1_700_000_000);
+        fs::write(dir.path().join(FILE), [0; 5000]).expect("written");
+        let error = next(dir.path()).expect_err("damaged").to_string();
+        assert!(error.contains("remove it"), "{error}");
+    }
+
+    /// Scenario: threads that ask at the same time.
+    /// Guarantees: no two get the same number.
+    #[test]
+    fn callers_at_the_same_time_get_different_numbers() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let numbers: Vec<u64> = std::thread::scope(|scope| {
+            let ask = || (0..5).map(|_| next_at_least(dir.path(), 0).expect("a number")).collect::<Vec<_>>();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("numbers")).collect()
+        });
+        let distinct: std::collections::BTreeSet<_> = numbers.iter().collect();
+        assert_eq!(distinct.len(), 20);
+    }
+}
