@@ -1,0 +1,115 @@
+//! The command line of `tapio-loadtest`.
+//!
+//! Owns the arguments and the exit status. Called by `main` alone.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::demo::report::Printer;
+use crate::demo::tiers::Tiers;
+use crate::demo::{Ending, Options, programs_beside_own, run as run_demo};
+use crate::interrupt::Interrupt;
+use crate::random::Draw;
+use crate::run_record::RunRecord;
+use crate::scenario::{Kind, Runtime};
+use crate::truth_log::unix_nanos;
+
+/// As shells show a program that Ctrl-C ended: 128 and the signal's number.
+const INTERRUPTED: u8 = 130;
+/// Drawn seeds are short enough to be typed again.
+const DRAWN_SEED_MAX: u64 = 999_999;
+
+/// `tapio-loadtest`.
+#[derive(Debug, Parser)]
+#[command(name = "tapio-loadtest", about = "Real failures for Tapio to explain")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the whole system, let a real workload fail, show the verdict, stop everything
+    Demo(DemoArguments),
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum KindArgument {
+    Leak,
+    Healthy,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RuntimeArgument {
+    Threads,
+    Async,
+}
+
+#[derive(Debug, Args)]
+struct DemoArguments {
+    /// A service leaks until the kernel kills it, or nothing is wrong
+    #[arg(value_enum, default_value = "leak")]
+    scenario: KindArgument,
+    /// Draw names, order, limits, timing and the culprit from this number [default: a new one, which is printed]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// What the services are built on [default: drawn]
+    #[arg(long, value_enum)]
+    runtime: Option<RuntimeArgument>,
+    /// Leave everything running until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// Print one JSON object on standard output, and everything else on standard error
+    #[arg(long)]
+    json: bool,
+    /// Where the run's own folder is made [default: ${XDG_STATE_HOME:-~/.local/state}/tapio]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Use this ClickHouse server (HTTP address) instead of the embedded engine
+    #[arg(long, value_name = "URL")]
+    clickhouse_url: Option<String>,
+}
+
+/// Does what the command line asks for. The demo exits with 0 exactly when the system said what really happened.
+///
+/// # Errors
+/// The demo could not be run to its end.
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Command::Demo(demo) = arguments.command;
+    let clickhouse_url = demo.clickhouse_url.clone();
+    let options = options(demo)?;
+    let interrupt = Interrupt::install()?;
+    let printer = Printer::new(options.json);
+    match run_demo(&options, &interrupt, &printer, |stage| Tiers::start(stage, clickhouse_url.as_deref()))? {
+        Ending::Judged(report) if report.right => Ok(ExitCode::SUCCESS),
+        Ending::Judged(_) => Ok(ExitCode::FAILURE),
+        Ending::Interrupted => Ok(ExitCode::from(INTERRUPTED)),
+    }
+}
+
+fn options(demo: DemoArguments) -> anyhow::Result<Options> {
+    let kind = match demo.scenario {
+        KindArgument::Leak => Kind::Leak,
+        KindArgument::Healthy => Kind::Healthy,
+    };
+    let runtime = demo.runtime.map(|runtime| match runtime {
+        RuntimeArgument::Threads => Runtime::Threads,
+        RuntimeArgument::Async => Runtime::Async,
+    });
+    Ok(Options {
+        kind,
+        seed: demo.seed.unwrap_or_else(new_seed),
+        runtime,
+        keep: demo.keep,
+        json: demo.json,
+        state_root: demo.state_dir.map_or_else(|| Ok(RunRecord::default_root()), std::path::absolute)?,
+        programs: programs_beside_own()?,
+    })
+}
+
+/// A seed needs to differ between runs, not to be secret: clock and process id are enough.
+fn new_seed() -> u64 {
+    Draw::labelled(unix_nanos() ^ u64::from(std::process::id()) << 32, "seed").between(1, DRAWN_SEED_MAX)
+}

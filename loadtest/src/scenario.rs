@@ -1,0 +1,341 @@
+//! A drawn scenario: names, order, limits, timing, who leaks. Everything follows from the kind and the seed.
+//!
+//! Owns what the system may be told ([`Scenario::identity`]: names without edges) and what only the comparer may know
+//! ([`Scenario::truth`]). Starts nothing. Called by the demo and by tests, which hand it to [`crate::workload`].
+
+pub mod names;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::random::Draw;
+
+const MIB: u64 = 1024 * 1024;
+/// What a service is charged before it leaks: its stacks, its heap and the binary's pages.
+const BASE_BYTES: u64 = 2 * MIB;
+
+/// Whether something goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// One service leaks until the kernel kills it.
+    Leak,
+    /// The twin: the same draw, and nothing leaks.
+    Healthy,
+}
+
+impl Kind {
+    /// The word of the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Leak => "leak",
+            Self::Healthy => "healthy",
+        }
+    }
+}
+
+/// What the services are built on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// Blocking, one thread per connection.
+    Threads,
+    /// An async runtime, requests interleaved.
+    Async,
+}
+
+impl Runtime {
+    /// The word of the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::Async => "async",
+        }
+    }
+}
+
+/// How long the scenario takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// As the demo shows it: the kill comes 8 to 20 s after the leak's start.
+    Demo,
+    /// For tests of the workload itself: the same in 2 to 3 s.
+    Test,
+}
+
+/// One pod with its one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Name of the service; also the process' name for itself.
+    pub service: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name of the owner.
+    pub workload: String,
+    /// `Deployment` or `StatefulSet`.
+    pub workload_kind: &'static str,
+    /// Name of the pod.
+    pub pod: String,
+    /// A UUID.
+    pub pod_uid: String,
+    /// 64 hexadecimal digits.
+    pub container_id: String,
+    /// Limit of the container's memory.
+    pub memory_limit_bytes: u64,
+}
+
+/// The leak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeakPlan {
+    /// Position in [`Scenario::chain`].
+    pub position: usize,
+    /// Growth.
+    pub bytes_per_second: u64,
+    /// From the service's first request to the start of the leak.
+    pub after: Duration,
+    /// From the start of the leak to the limit, about.
+    pub until_kill: Duration,
+}
+
+/// Everything that a run needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scenario {
+    /// Whether something goes wrong.
+    pub kind: Kind,
+    /// What everything was drawn from.
+    pub seed: u64,
+    /// Name of the node.
+    pub node: String,
+    /// Where the load comes from.
+    pub gateway: Pod,
+    /// The services in call order; the load goes to the first.
+    pub chain: Vec<Pod>,
+    /// What they are built on.
+    pub runtime: Runtime,
+    /// Who leaks, when and how fast, if anybody does: see [`Scenario::active_leak`].
+    pub leak: LeakPlan,
+    /// Of the load.
+    pub requests_per_second: u64,
+    /// Of the drawn requests.
+    pub load_seed: u64,
+}
+
+/// The truth, for the comparer alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Truth {
+    /// Whether something went wrong.
+    pub kind: Kind,
+    /// Whose pod was killed; absent in a healthy run.
+    pub culprit: Option<Culprit>,
+    /// Services before the culprit in the chain, the gateway first: those that saw it fail.
+    pub symptomatic_services: Vec<String>,
+}
+
+/// Who was killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Culprit {
+    /// Name of the service.
+    pub service: String,
+    /// UUID of the pod.
+    pub pod_uid: String,
+    /// 64 hexadecimal digits.
+    pub container_id: String,
+    /// Its limit.
+    pub memory_limit_bytes: u64,
+}
+
+/// What the system is told, in the shape that the Kubernetes watch will push: names, no edges.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IdentityFile {
+    version: u32,
+    pods: Vec<IdentityPod>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct IdentityPod {
+    pod_uid: String,
+    namespace: String,
+    pod: String,
+    workload: String,
+    workload_kind: String,
+    service: String,
+    node: String,
+}
+
+impl Scenario {
+    /// Draws a scenario. A leak and its healthy twin of one seed differ in the leak alone.
+    #[must_use]
+    pub fn draw(kind: Kind, seed: u64, pace: Pace) -> Self {
+        let mut draw = Draw::labelled(seed, "scenario");
+        let mut services = names::SERVICES;
+        draw.shuffle(&mut services);
+        let namespace = pick(&mut draw, &names::NAMESPACES);
+        let chain: Vec<Pod> =
+            services.iter().take(3).map(|service| Pod::draw(&mut draw, service, &namespace)).collect();
+        let entry_namespace = pick(&mut draw, &names::NAMESPACES);
+        let gateway_name = pick(&mut draw, &names::GATEWAYS);
+        let gateway = Pod::draw(&mut draw, &gateway_name, &entry_namespace);
+        let node = format!("{}-{}", pick(&mut draw, &names::NODES), draw.name_suffix(4));
+        let runtime = if draw.percent(50) { Runtime::Threads } else { Runtime::Async };
+        let position = usize::try_from(draw.between(0, 2)).unwrap_or_default();
+        let limit_bytes = chain.get(position).map_or(64 * MIB, |pod| pod.memory_limit_bytes);
+        let leak = LeakPlan::draw(&mut draw, position, limit_bytes, pace);
+        Self {
+            kind,
+            seed,
+            node,
+            gateway,
+            chain,
+            runtime,
+            leak,
+            requests_per_second: draw.between(30, 80),
+            load_seed: draw.next_u64(),
+        }
+    }
+
+    /// The leak of this run; a healthy run has none.
+    #[must_use]
+    pub fn active_leak(&self) -> Option<LeakPlan> {
+        (self.kind == Kind::Leak).then_some(self.leak)
+    }
+
+    /// From the start of the load to the kill, about. A healthy run is watched for as long as its twin.
+    #[must_use]
+    pub const fn kill_after(&self) -> Duration {
+        self.leak.after.saturating_add(self.leak.until_kill)
+    }
+
+    /// The gateway and the chain.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        std::iter::once(&self.gateway).chain(&self.chain)
+    }
+
+    /// What the system may be told. The pods are in an order that says nothing: by uid.
+    #[must_use]
+    pub fn identity(&self) -> IdentityFile {
+        let mut pods: Vec<IdentityPod> = self
+            .pods()
+            .map(|pod| IdentityPod {
+                pod_uid: pod.pod_uid.clone(),
+                namespace: pod.namespace.clone(),
+                pod: pod.pod.clone(),
+                workload: pod.workload.clone(),
+                workload_kind: pod.workload_kind.to_owned(),
+                service: pod.service.clone(),
+                node: self.node.clone(),
+            })
+            .collect();
+        pods.sort_by(|left, right| left.pod_uid.cmp(&right.pod_uid));
+        IdentityFile { version: 1, pods }
+    }
+
+    /// What really happens.
+    #[must_use]
+    pub fn truth(&self) -> Truth {
+        let position = self.active_leak().map(|leak| leak.position);
+        let culprit = position.and_then(|position| self.chain.get(position)).map(|pod| Culprit {
+            service: pod.service.clone(),
+            pod_uid: pod.pod_uid.clone(),
+            container_id: pod.container_id.clone(),
+            memory_limit_bytes: pod.memory_limit_bytes,
+        });
+        // The gateway and every service before the leaking one: `position + 1` pods.
+        let before = position.map_or(0, |position| position + 1);
+        let symptomatic_services = self.pods().take(before).map(|pod| pod.service.clone()).collect();
+        Truth { kind: self.kind, culprit, symptomatic_services }
+    }
+}
+
+impl Pod {
+    fn draw(draw: &mut Draw, service: &str, namespace: &str) -> Self {
+        let workload = format!("{service}{}", pick(draw, &names::WORKLOAD_SUFFIXES));
+        let (workload_kind, pod) = if draw.percent(80) {
+            ("Deployment", format!("{workload}-{}-{}", draw.name_suffix(10), draw.name_suffix(5)))
+        } else {
+            ("StatefulSet", format!("{workload}-{}", draw.between(0, 4)))
+        };
+        Self {
+            service: service.to_owned(),
+            namespace: namespace.to_owned(),
+            workload,
+            workload_kind,
+            pod,
+            pod_uid: draw.uuid(),
+            container_id: draw.hex(64),
+            memory_limit_bytes: draw.between(48, 128) * MIB,
+        }
+    }
+}
+
+impl LeakPlan {
+    fn draw(draw: &mut Draw, position: usize, limit_bytes: u64, pace: Pace) -> Self {
+        let (until_kill, after) = match pace {
+            Pace::Demo => (draw.between(8_000, 20_000), draw.between(3_000, 6_000)),
+            Pace::Test => (draw.between(2_000, 3_000), draw.between(400, 800)),
+        };
+        let bytes_per_second = limit_bytes.saturating_sub(BASE_BYTES) * 1000 / until_kill;
+        Self {
+            position,
+            bytes_per_second,
+            after: Duration::from_millis(after),
+            until_kill: Duration::from_millis(until_kill),
+        }
+    }
+}
+
+fn pick(draw: &mut Draw, from: &[&str]) -> String {
+    draw.pick(from).copied().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{Kind, Pace, Scenario};
+
+    /// Scenario: one seed drawn as a leak and as its healthy twin.
+    /// Guarantees: the twins differ in the leak alone, so that a finding for one cannot come from anything else.
+    #[test]
+    fn twins_differ_in_the_leak_alone() {
+        let leak = Scenario::draw(Kind::Leak, 42, Pace::Demo);
+        let healthy = Scenario::draw(Kind::Healthy, 42, Pace::Demo);
+        assert!(leak.active_leak().is_some() && healthy.active_leak().is_none());
+        assert_eq!(Scenario { kind: Kind::Leak, ..healthy.clone() }, leak);
+        assert_eq!(leak.identity(), healthy.identity());
+        assert_eq!(healthy.truth().culprit, None);
+    }
+
+    /// Scenario: 300 seeds.
+    /// Guarantees: names, order, runtime, limits and who leaks all vary; every value is in its stated range; the
+    /// truth names the pods before the culprit.
+    #[test]
+    fn everything_is_drawn_within_its_range() {
+        let mut names = BTreeSet::new();
+        let mut positions = BTreeSet::new();
+        let mut runtimes = BTreeSet::new();
+        for seed in 0..300 {
+            let scenario = Scenario::draw(Kind::Leak, seed, Pace::Demo);
+            let chain: Vec<&str> = scenario.chain.iter().map(|pod| pod.service.as_str()).collect();
+            assert_eq!(chain.iter().collect::<BTreeSet<_>>().len(), 3);
+            names.insert(chain.join(">"));
+            let leak = scenario.leak;
+            positions.insert(leak.position);
+            runtimes.insert(scenario.runtime.name());
+            let culprit = &scenario.chain[leak.position];
+            let until_kill =
+                (culprit.memory_limit_bytes - super::BASE_BYTES) as f64 / leak.bytes_per_second as f64;
+            assert!((7.9..20.1).contains(&until_kill), "{until_kill}");
+            assert!((30..=80).contains(&scenario.requests_per_second));
+            let truth = scenario.truth();
+            assert_eq!(truth.culprit.unwrap().pod_uid, culprit.pod_uid);
+            assert_eq!(truth.symptomatic_services.len(), leak.position + 1);
+            assert!(!truth.symptomatic_services.contains(&culprit.service));
+            assert!(!serde_json::to_string(&scenario.identity()).unwrap().contains(&culprit.container_id));
+        }
+        assert!(names.len() > 290, "{} different chains of 300", names.len());
+        assert_eq!((positions.len(), runtimes.len()), (3, 2));
+    }
+}

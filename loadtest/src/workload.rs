@@ -1,0 +1,212 @@
+//! The demo's workload as a whole: real processes in real cgroups, load on the first of them.
+//!
+//! Owns the processes and cgroups of one scenario from start to removal, also on failure and panic. Knows nothing of
+//! the tiers. Called by the demo and by tests. [`process`] is one of its processes.
+
+pub mod process;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::cgroup::Hierarchy;
+use crate::drive::{Notice, Summary};
+use crate::run_record::RunRecord;
+use crate::scenario::{LeakPlan, Pod, Scenario};
+use crate::truth_log::{self, Failure, TruthLine};
+use crate::workload::process::Process;
+
+/// How long one service may take to listen.
+const START_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Where a workload gets what it needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The `tapio-workload` program.
+    pub program: &'a Path,
+    /// An existing folder for logs.
+    pub folder: &'a Path,
+    /// Where everything that must be cleaned up is noted.
+    pub record: &'a RunRecord,
+}
+
+/// The first request that failed, as the sender of the load saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstFailure {
+    /// Wall clock, nanoseconds since 1970.
+    pub unix_nanos: u64,
+    /// The status, if there was a response.
+    pub status: Option<u16>,
+    /// Why there was none.
+    pub error: Option<Failure>,
+    /// The request's trace.
+    pub trace_id: Option<String>,
+}
+
+/// A running workload. Dropping it ends every process and removes every cgroup.
+#[derive(Debug)]
+pub struct Workload {
+    scenario: Scenario,
+    /// Ended first, so that stopping makes no failures.
+    driver: Process,
+    /// In call order.
+    services: Vec<Process>,
+}
+
+/// What a stopped workload left behind: its own account.
+#[derive(Debug)]
+pub struct Account {
+    /// The driver's counts; absent where the driver was killed.
+    pub summary: Option<Summary>,
+    /// The services' exits in call order.
+    pub exits: Vec<ExitStatus>,
+    /// All truth lines of all processes.
+    pub lines: Vec<TruthLine>,
+    /// Half lines that killed processes left.
+    pub torn_lines: usize,
+}
+
+impl Workload {
+    /// Starts the services from the last to the first, each when the one that it calls listens, then the load.
+    ///
+    /// # Errors
+    /// A cgroup or process cannot be started, or does not listen in time. Nothing is left behind.
+    pub fn start(scenario: &Scenario, surroundings: Surroundings<'_>) -> anyhow::Result<Self> {
+        let hierarchy = Hierarchy::find()?;
+        let mut services: Vec<Process> = Vec::new();
+        let mut upstream = None;
+        for (position, pod) in scenario.chain.iter().enumerate().rev() {
+            let leak = scenario.active_leak().filter(|leak| leak.position == position);
+            let arguments = serve_arguments(pod, scenario, upstream, leak);
+            let service = Process::start(&hierarchy, pod, &arguments, surroundings)?;
+            let port = service
+                .wait_for(START_WAIT_MAX, |notice| match notice {
+                    Notice::Listening { port } => Some(*port),
+                    _ => None,
+                })
+                .with_context(|| {
+                    format!("{} did not listen in time: see {}", pod.service, surroundings.folder.display())
+                })?;
+            upstream = Some(port);
+            services.push(service);
+        }
+        services.reverse();
+        let port = upstream.context("a scenario has services")?;
+        let driver =
+            Process::start(&hierarchy, &scenario.gateway, &drive_arguments(scenario, port), surroundings)?;
+        Ok(Self { scenario: scenario.clone(), driver, services })
+    }
+
+    /// The scenario that runs.
+    #[must_use]
+    pub const fn scenario(&self) -> &Scenario {
+        &self.scenario
+    }
+
+    /// The services in call order.
+    #[must_use]
+    pub fn services(&self) -> &[Process] {
+        &self.services
+    }
+
+    /// The first failed request, if there was one.
+    #[must_use]
+    pub fn first_failure(&self) -> Option<FirstFailure> {
+        self.wait_for_first_failure(Duration::ZERO)
+    }
+
+    /// Waits for the first failed request.
+    #[must_use]
+    pub fn wait_for_first_failure(&self, wait_max: Duration) -> Option<FirstFailure> {
+        self.driver.wait_for(wait_max, |notice| match notice {
+            Notice::FirstFailure { unix_nanos, status, error, trace_id } => Some(FirstFailure {
+                unix_nanos: *unix_nanos,
+                status: *status,
+                error: *error,
+                trace_id: trace_id.clone(),
+            }),
+            _ => None,
+        })
+    }
+
+    /// Waits for the end of a service that nobody stopped; `None` where it goes on.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub fn wait_for_exit(
+        &mut self,
+        position: usize,
+        wait_max: Duration,
+    ) -> anyhow::Result<Option<ExitStatus>> {
+        let service = self.services.get_mut(position).context("no such service")?;
+        let end = Instant::now() + wait_max;
+        loop {
+            let exit = service.exit()?;
+            if exit.is_some() || Instant::now() >= end {
+                return Ok(exit);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Stops the load, then the services, removes the cgroups and reads the truth logs.
+    ///
+    /// # Errors
+    /// A process cannot be ended, a cgroup not removed, or a log not read.
+    pub fn stop(self) -> anyhow::Result<Account> {
+        let Self { driver, services, .. } = self;
+        let mut logs: Vec<PathBuf> = vec![driver.log().to_owned()];
+        logs.extend(services.iter().map(|service| service.log().to_owned()));
+        let (driver_exit, notices) = driver.stop()?;
+        let summary = notices.into_iter().find_map(|notice| match notice {
+            Notice::Summary(summary) => Some(summary),
+            _ => None,
+        });
+        if summary.is_none() && driver_exit.success() {
+            bail!("the load driver ended without its summary");
+        }
+        let mut exits = Vec::new();
+        for service in services {
+            exits.push(service.stop()?.0);
+        }
+        let (mut lines, mut torn_lines) = (Vec::new(), 0);
+        for log in logs {
+            let (read, torn) =
+                truth_log::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+            lines.extend(read);
+            torn_lines += torn;
+        }
+        Ok(Account { summary, exits, lines, torn_lines })
+    }
+}
+
+fn serve_arguments(
+    pod: &Pod,
+    scenario: &Scenario,
+    upstream: Option<u16>,
+    leak: Option<LeakPlan>,
+) -> Vec<String> {
+    let mut arguments = vec!["serve".to_owned(), "--name".to_owned(), pod.service.clone()];
+    arguments.extend(["--runtime".to_owned(), scenario.runtime.name().to_owned()]);
+    if let Some(port) = upstream {
+        arguments.extend(["--upstream".to_owned(), format!("127.0.0.1:{port}")]);
+    }
+    if let Some(leak) = leak {
+        arguments.extend(["--leak-bytes-per-second".to_owned(), leak.bytes_per_second.to_string()]);
+        arguments.extend(["--leak-after-millis".to_owned(), leak.after.as_millis().to_string()]);
+    }
+    arguments
+}
+
+fn drive_arguments(scenario: &Scenario, port: u16) -> Vec<String> {
+    let pairs = [
+        ("--name", scenario.gateway.service.clone()),
+        ("--target", format!("127.0.0.1:{port}")),
+        ("--rate", scenario.requests_per_second.to_string()),
+        ("--seed", scenario.load_seed.to_string()),
+    ];
+    let pairs = pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+    std::iter::once("drive".to_owned()).chain(pairs).collect()
+}
