@@ -1,0 +1,86 @@
+//! Faults: the observations that a rule's anchor matches, grouped by who they are about.
+//!
+//! Occurrences at the same entity that follow each other closely are one fault: a kernel that kills three processes
+//! of one container for memory has one reason for it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tapio_schemas::{
+    entity::EntityKey,
+    ids::EventId,
+    observation::Observation,
+    units::{Micros, TimeInterval, UnixMicros},
+};
+
+use super::set::ObservationSet;
+use crate::rule::{Rule, Side};
+
+/// Which fault: the rule, its first occurrence's time and event, its entity.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct GroupKey {
+    pub(super) rule: usize,
+    at: UnixMicros,
+    event: EventId,
+    entity: EntityKey,
+}
+
+/// A fault's occurrences, in the order of time.
+#[derive(Clone, Debug)]
+pub(super) struct AnchorGroup {
+    pub(super) entity: EntityKey,
+    pub(super) items: Vec<Arc<Observation>>,
+    pub(super) first: TimeInterval,
+    pub(super) last: TimeInterval,
+}
+
+impl AnchorGroup {
+    pub(super) fn same_as(&self, other: &Self) -> bool {
+        self.items.len() == other.items.len() && self.items.iter().zip(&other.items).all(|(a, b)| a.id == b.id)
+    }
+}
+
+/// The faults of one rule, in the order of time.
+pub(super) fn groups(set: &ObservationSet, index: usize, rule: &Rule) -> Vec<(GroupKey, AnchorGroup)> {
+    let Some(step) = rule.anchor_step() else { return Vec::new() };
+    let mut by_entity: BTreeMap<&EntityKey, Vec<&Arc<Observation>>> = BTreeMap::new();
+    for intent in &step.observe {
+        for observation in set.range(intent, UnixMicros(0), UnixMicros(u64::MAX)) {
+            if step.condition.as_ref().is_none_or(|condition| condition.holds(observation)) {
+                by_entity.entry(&observation.subject).or_default().push(observation);
+            }
+        }
+    }
+    let longest = rule.steps.iter().map(|step| step.within(Side::After)).max().unwrap_or_default();
+    let merged_within = longest.max(Micros::from_secs(1));
+    let mut groups: Vec<(GroupKey, AnchorGroup)> = Vec::new();
+    for (entity, mut items) in by_entity {
+        items.sort_by_key(|observation| (observation.time, observation.id));
+        let mut open: Option<AnchorGroup> = None;
+        for item in items {
+            match &mut open {
+                Some(group) if item.time.earliest <= group.last.latest.plus(merged_within) => {
+                    group.last = group.last.max(item.time);
+                    group.items.push(Arc::clone(item));
+                }
+                _ => {
+                    let next = AnchorGroup {
+                        entity: entity.clone(),
+                        items: vec![Arc::clone(item)],
+                        first: item.time,
+                        last: item.time,
+                    };
+                    groups.extend(open.replace(next).and_then(|group| keyed(index, group)));
+                }
+            }
+        }
+        groups.extend(open.and_then(|group| keyed(index, group)));
+    }
+    groups.sort_by(|(a, _), (b, _)| a.cmp(b));
+    groups
+}
+
+fn keyed(rule: usize, group: AnchorGroup) -> Option<(GroupKey, AnchorGroup)> {
+    let event = group.items.first()?.id;
+    let key = GroupKey { rule, at: group.first.earliest, event, entity: group.entity.clone() };
+    Some((key, group))
+}

@@ -1,0 +1,304 @@
+//! Binding: which observations satisfy the steps of a rule around one fault. A pure function of the set.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use tapio_schemas::{
+    entity::EntityKey,
+    ids::TraceId,
+    intent::LinkKind,
+    observation::Observation,
+    units::{Micros, TimeInterval, UnixMicros},
+    verdict::Role,
+};
+
+use super::{
+    anchor::AnchorGroup,
+    set::{ObservationSet, end_of},
+    symptom::{self, Onset},
+    topology::Topology,
+};
+use crate::rule::{LinkTo, Rule, Side, Step, StepLink};
+
+/// What binding reads.
+pub(super) struct View<'a> {
+    pub(super) set: &'a ObservationSet,
+    pub(super) topology: &'a Topology,
+}
+
+/// Observations of one step about one entity, in the order of time.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Group {
+    pub(super) subject: EntityKey,
+    pub(super) items: Vec<Arc<Observation>>,
+    pub(super) link: LinkKind,
+}
+
+/// What satisfies one step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Bound {
+    pub(super) groups: Vec<Group>,
+    /// The step whose evidence stands in for this one's.
+    pub(super) stands_in: Option<u32>,
+    /// Entities whose failures began before the fault, and those failures.
+    pub(super) began_before: Vec<Group>,
+}
+
+/// A rule, bound around one fault: everything of a verdict that does not depend on the watermark.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Draft {
+    pub(super) cause: EntityKey,
+    pub(super) first: TimeInterval,
+    pub(super) last: TimeInterval,
+    pub(super) bound: Vec<Bound>,
+    /// What is known of how the symptom set in; `None` without a symptom.
+    pub(super) onset: Option<Onset>,
+    window: (UnixMicros, UnixMicros),
+}
+
+impl Bound {
+    pub(super) fn items(&self) -> impl Iterator<Item = &Arc<Observation>> {
+        self.groups.iter().flat_map(|group| &group.items)
+    }
+
+    pub(super) fn is_present(&self) -> bool {
+        self.groups.iter().any(|group| !group.items.is_empty())
+    }
+
+    /// The trace ids of its items; each observed if one item's link to it is.
+    pub(super) fn traces(&self) -> BTreeMap<TraceId, LinkKind> {
+        let mut traces = BTreeMap::new();
+        for item in self.items() {
+            if let Some(trace) = item.trace {
+                let link = traces.entry(trace).or_insert(LinkKind::Inferred);
+                if item.trace_link == LinkKind::Observed {
+                    *link = LinkKind::Observed;
+                }
+            }
+        }
+        traces
+    }
+}
+
+impl Draft {
+    /// Whether something was inserted that binding would have looked at.
+    pub(super) fn is_touched_by(
+        &self,
+        rule: &Rule,
+        fresh: &BTreeMap<String, BTreeSet<UnixMicros>>,
+        reach: Micros,
+    ) -> bool {
+        let window = self.window.0.minus(reach)..=self.window.1;
+        let intents = rule.steps.iter().flat_map(|step| &step.observe);
+        intents.filter_map(|intent| fresh.get(intent)).any(|times| times.range(window.clone()).next().is_some())
+    }
+}
+
+/// Binds `rule` around the fault `group`.
+pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup) -> Draft {
+    let look_back = rule.reach_before().max(rule.reach_after());
+    let mut draft = Draft {
+        cause: group.entity.clone(),
+        first: group.first,
+        last: group.last,
+        bound: vec![Bound::default(); rule.steps.len()],
+        onset: None,
+        window: (group.first.earliest.minus(look_back), group.last.latest.plus(rule.reach_after())),
+    };
+    let fault = Group { subject: group.entity.clone(), items: group.items.clone(), link: LinkKind::Observed };
+    place(&mut draft, rule.anchor, Bound { groups: vec![fault], ..Bound::default() });
+    for at in &rule.order {
+        let Some(step) = rule.step(*at) else { continue };
+        let bound = bind_step(view, rule, step, &mut draft);
+        place(&mut draft, *at, bound);
+    }
+    draft
+}
+
+fn place(draft: &mut Draft, at: u32, bound: Bound) {
+    let slot = usize::try_from(at).ok().and_then(|at| draft.bound.get_mut(at));
+    if let Some(slot) = slot {
+        *slot = bound;
+    }
+}
+
+pub(super) fn bound_at(draft: &Draft, at: u32) -> Option<&Bound> {
+    usize::try_from(at).ok().and_then(|at| draft.bound.get(at))
+}
+
+fn bind_step(view: &View<'_>, rule: &Rule, step: &Step, draft: &mut Draft) -> Bound {
+    let Some(window) = Window::of(step, draft) else { return Bound::default() };
+    let by_call_chain = step.links.iter().any(|link| link.to == LinkTo::TransitivelyCalls);
+    let by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
+    let groups = candidates(view, step, draft, &window);
+    let follows = matches!(step.role(), Role::Effect | Role::Symptom) && step.is_dated_by_end();
+    if !follows || by_trace {
+        return Bound { groups, ..Bound::default() };
+    }
+    // Failures that went on already before the fault are not explained by it.
+    let before = candidates(view, step, draft, &window.before_fault(draft, rule));
+    if by_call_chain {
+        let (bound, onset) = symptom::outermost(view, rule, step, draft, groups, before);
+        draft.onset = onset;
+        return bound;
+    }
+    let mut bound = Bound::default();
+    for group in groups {
+        let earlier = before.iter().find(|other| other.subject == group.subject);
+        match earlier {
+            Some(earlier) if symptom::began_before(earlier, &group, draft.first) => {
+                bound.began_before.push(earlier.clone());
+            }
+            _ => bound.groups.push(group),
+        }
+    }
+    bound
+}
+
+/// When a step's observations may have been: bounds on their start and on their end.
+struct Window {
+    start: (UnixMicros, UnixMicros),
+    end: (UnixMicros, UnixMicros),
+    /// Only what certainly ended before this.
+    certainly_before: Option<TimeInterval>,
+}
+
+impl Window {
+    /// The bounds of a step; `None` if a step that it refers to has no evidence.
+    fn of(step: &Step, draft: &Draft) -> Option<Self> {
+        let all = (UnixMicros(0), UnixMicros(u64::MAX));
+        let mut window = Self { start: all, end: all, certainly_before: None };
+        for bound in &step.bounds {
+            let other = bound_at(draft, bound.step)?;
+            let first = other.items().map(|item| item.time).min()?;
+            let last = other.items().map(|item| item.time.latest).max()?;
+            let within = Micros(bound.within_micros);
+            match bound.side {
+                Side::Before => {
+                    window.start.0 = window.start.0.max(first.earliest.minus(within));
+                    window.start.1 = window.start.1.min(first.latest);
+                }
+                Side::After => {
+                    window.end.0 = window.end.0.max(first.earliest);
+                    window.end.1 = window.end.1.min(last.plus(within));
+                }
+            }
+        }
+        for link in &step.links {
+            bound_at(draft, link.step).filter(|other| other.is_present())?;
+        }
+        Some(window)
+    }
+
+    /// As long a time before the fault as the step may last after it.
+    fn before_fault(&self, draft: &Draft, rule: &Rule) -> Self {
+        let from = draft.first.earliest.minus(rule.reach_after());
+        let all = (UnixMicros(0), UnixMicros(u64::MAX));
+        Self { start: all, end: (from, self.end.0.max(draft.first.earliest)), certainly_before: Some(draft.first) }
+    }
+
+    fn holds(&self, observation: &Observation) -> bool {
+        let (start, end) = (observation.time, end_of(observation));
+        let overlaps = |of: TimeInterval, within: (UnixMicros, UnixMicros)| {
+            of.earliest <= within.1 && of.latest >= within.0
+        };
+        overlaps(start, self.start)
+            && overlaps(end, self.end)
+            && self.certainly_before.is_none_or(|moment| end.certainly_before(&moment))
+    }
+
+    /// The starts among which to search.
+    fn search(&self, reach: Micros) -> (UnixMicros, UnixMicros) {
+        (self.start.0.minus(reach).max(self.end.0.minus(reach)), self.start.1.min(self.end.1))
+    }
+}
+
+/// The observations that satisfy a step within a window, grouped by entity, each in the order of time.
+fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> Vec<Group> {
+    let (from, to) = window.search(view.set.reach());
+    let traces: Vec<Option<BTreeMap<TraceId, LinkKind>>> = step
+        .links
+        .iter()
+        .map(|link| (link.to == LinkTo::SameTrace).then(|| bound_at(draft, link.step).map(Bound::traces)).flatten())
+        .collect();
+    let mut groups: BTreeMap<&EntityKey, Group> = BTreeMap::new();
+    for intent in &step.observe {
+        for item in view.set.range(intent, from, to) {
+            let fits = window.holds(item) && step.condition.as_ref().is_none_or(|condition| condition.holds(item));
+            if !fits {
+                continue;
+            }
+            let mut link = LinkKind::Observed;
+            let linked = step.links.iter().zip(&traces).all(|(to, traces)| {
+                let found = link_of(view, draft, to, traces.as_ref(), item);
+                if found == Some(LinkKind::Inferred) {
+                    link = LinkKind::Inferred;
+                }
+                found.is_some()
+            });
+            if !linked {
+                continue;
+            }
+            let new = || Group { subject: item.subject.clone(), items: Vec::new(), link };
+            let group = groups.entry(&item.subject).or_insert_with(new);
+            // One link that was seen is enough to tie the entity to the chain.
+            if link == LinkKind::Observed {
+                group.link = LinkKind::Observed;
+            }
+            group.items.push(Arc::clone(item));
+        }
+    }
+    let mut groups: Vec<Group> = groups.into_values().collect();
+    for group in &mut groups {
+        group.items.sort_by_key(|item| (item.time, item.id));
+    }
+    groups
+}
+
+/// How an observation is linked to another step's evidence, if it is.
+fn link_of(
+    view: &View<'_>,
+    draft: &Draft,
+    link: &StepLink,
+    traces: Option<&BTreeMap<TraceId, LinkKind>>,
+    item: &Observation,
+) -> Option<LinkKind> {
+    let other = bound_at(draft, link.step)?;
+    match link.to {
+        LinkTo::SameContainer => {
+            other.groups.iter().any(|group| group.subject == item.subject).then_some(LinkKind::Observed)
+        }
+        LinkTo::SameProcess => {
+            let process = item.process.as_ref()?;
+            let same = |one: &Arc<Observation>| one.process.as_ref().is_some_and(|its| same_process(its, process));
+            other.items().any(same).then_some(LinkKind::Observed)
+        }
+        LinkTo::CallerOf => {
+            let peer = item.peer.as_ref()?;
+            let owners = view.topology.owners(peer, &end_of(item));
+            let ours = |group: &Group| group.subject != item.subject;
+            other.groups.iter().filter(|group| ours(group)).find_map(|group| owners.link_to(&group.subject))
+        }
+        // Who calls whom is decided over all of the step's entities at once, in `symptom::outermost`.
+        LinkTo::TransitivelyCalls => {
+            other.groups.iter().all(|group| group.subject != item.subject).then_some(LinkKind::Observed)
+        }
+        LinkTo::SameTrace => {
+            let found = traces?.get(&item.trace?)?;
+            let observed = *found == LinkKind::Observed && item.trace_link == LinkKind::Observed;
+            Some(if observed { LinkKind::Observed } else { LinkKind::Inferred })
+        }
+    }
+}
+
+/// Whether two keys name one process: the same, or the same pid of a node where one has no start time.
+fn same_process(a: &EntityKey, b: &EntityKey) -> bool {
+    if a == b {
+        return true;
+    }
+    let split = |key: &EntityKey| key.id.rsplit_once('/').map(|(left, right)| (left.to_owned(), right.to_owned()));
+    let (Some((left, start)), Some((other_left, other_start))) = (split(a), split(b)) else { return false };
+    a.kind == b.kind && left == other_left && (start == "0" || other_start == "0")
+}
