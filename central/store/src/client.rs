@@ -1,0 +1,79 @@
+//! Talking to ClickHouse over HTTP: where it is, who we are there, inserts of blocks, and bounded reads.
+//!
+//! One code path for the embedded engine, one server, or a cluster. [`insert`] sends `Native` blocks with a
+//! deduplication token; [`read`] runs SELECTs and DDL through the `clickhouse` crate. Neither retries: the caller
+//! owns its queue and decides with [`ClientError::advice`].
+
+pub mod error;
+pub mod insert;
+pub mod read;
+
+pub use error::{Advice, ClientError};
+pub use insert::{BlockWriter, DeduplicationToken, Inserted};
+pub use read::{Parameter, ReadLimits, Reader};
+
+use std::fmt;
+
+/// The database that holds everything.
+pub const DATABASE: &str = "tapio";
+
+/// A user of ClickHouse. `Debug` hides the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user's name.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// Where ClickHouse's HTTP interface is and who we are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    url: String,
+    credentials: Credentials,
+}
+
+impl Endpoint {
+    /// An endpoint at `url`, `http://host:port` with nothing behind it.
+    ///
+    /// # Errors
+    /// [`ClientError::Url`] says what is wrong with the URL.
+    pub fn new(url: &str, credentials: Credentials) -> Result<Self, ClientError> {
+        let fault = |reason| Err(ClientError::Url { url: url.to_owned(), reason });
+        let trimmed = url.strip_suffix('/').unwrap_or(url);
+        if trimmed.starts_with("https://") {
+            return fault("TLS to ClickHouse is not built in; put a local proxy before the server and use http://");
+        }
+        let Some(authority) = trimmed.strip_prefix("http://") else {
+            return fault("it must start with http://");
+        };
+        if authority.contains('@') {
+            return fault("give user and password separately, not inside the URL");
+        }
+        if authority.contains(['/', '?', '#']) {
+            return fault("it must end after host and port");
+        }
+        if authority.parse::<hyper::http::uri::Authority>().is_err() {
+            return fault("host and port are not valid");
+        }
+        Ok(Self { url: trimmed.to_owned(), credentials })
+    }
+
+    /// The URL without a trailing slash.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Who we are there.
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+}
