@@ -15,6 +15,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
 use crate::name::{Name, NameKind};
@@ -92,10 +93,14 @@ impl Authority {
     /// When the system gives no randomness or the lifetime is too long.
     pub fn new(common_name: &str, now: SystemTime, lifetime: Duration) -> Result<Self, IssuerError> {
         let make = |source| IssuerError::Make { subject: common_name.to_owned(), source };
-        let mut params = params(common_name, now, lifetime)?;
+        let key = KeyPair::generate().map_err(make)?;
+        // Two authorities of one name would be taken for each other, and the certificates of the one be
+        // refused as forgeries of the other: the name carries the key's.
+        let digest = Sha256::digest(key.public_key_raw());
+        let suffix: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let mut params = params(&format!("{common_name} {suffix}"), now, lifetime)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().map_err(make)?;
         let pem = params.self_signed(&key).map_err(make)?.pem();
         Ok(Self { issuer: Issuer::new(params, key), pem })
     }

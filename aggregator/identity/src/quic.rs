@@ -161,7 +161,7 @@ impl Refusal {
             45 => RefusalReason::Expired,
             44 => RefusalReason::Revoked,
             116 => RefusalReason::Missing,
-            42 | 43 | 46 | 49 => RefusalReason::Unacceptable,
+            42 | 43 | 46 | 49 | 51 => RefusalReason::Unacceptable,
             _ => return None,
         };
         Some(Self { side, reason })

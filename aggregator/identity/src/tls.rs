@@ -4,6 +4,7 @@
 //! certificate has expired or been revoked since. Sessions are few and long, a full handshake each costs
 //! nothing that matters.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -66,6 +67,15 @@ pub(crate) fn client_config_with(
     config.enable_early_data = false;
     config.enable_sni = false;
     Ok(config)
+}
+
+/// Why this side refused the server's name, out of the error that the handshake over TCP ended with.
+#[must_use]
+pub fn refused(error: &io::Error) -> Option<&PeerError> {
+    match error.get_ref()?.downcast_ref::<Error>()? {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(refused))) => refused.downcast_ref(),
+        _ => None,
+    }
 }
 
 /// The one TLS provider.

@@ -1,18 +1,13 @@
 //! The small file that says how far a spool was trimmed and where it ended when it was closed.
-//!
-//! Replaced as a whole: written beside, synced, renamed, directory synced. Either the old or the new
-//! content is there after a crash.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use crate::Ordinal;
 use crate::error::SpoolError;
+use crate::slots::{SLOT_OFFSETS, Slot, Slots};
 
-const MAGIC: [u8; 8] = *b"TAPIOCUR";
-const FILE: &str = "cursor";
-const BYTES: usize = 28;
+const MAGIC: [u8; 4] = *b"tCUR";
 
 /// What is known across restarts beside the segments themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,66 +18,70 @@ pub(crate) struct Cursor {
     pub(crate) closed_at: Option<Ordinal>,
 }
 
-impl Cursor {
-    /// Reads the cursor of a spool; a directory without one has never been trimmed.
-    pub(crate) fn load(dir: &Path) -> Result<Self, SpoolError> {
-        let path = dir.join(FILE);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(SpoolError::io("read", &path, error)),
+/// The cursor and its file. The two copies are written in turn; the younger one counts.
+#[derive(Debug)]
+pub(crate) struct CursorFile {
+    slots: Slots,
+    path: PathBuf,
+    generation: u64,
+    cursor: Cursor,
+}
+
+impl CursorFile {
+    /// Opens the cursor of a spool; a directory without one has never been trimmed.
+    pub(crate) fn open(dir: &Path) -> Result<Self, SpoolError> {
+        let path = dir.join("cursor");
+        let failed = |error| SpoolError::write("open", dir, &path, error);
+        let slots = Slots::open(&path, MAGIC).map_err(failed)?;
+        let (generation, cursor) = match slots.read().map_err(failed)? {
+            [Slot::Sound(first), Slot::Sound(second)] => decode(first.max(second)),
+            [Slot::Sound(one), _] | [_, Slot::Sound(one)] => decode(one),
+            // A first write that was torn had nothing to say.
+            [Slot::Empty | Slot::Damaged, Slot::Empty] => (0, Cursor::default()),
+            [Slot::Empty | Slot::Damaged, Slot::Damaged] => {
+                return Err(SpoolError::Damaged {
+                    path,
+                    reason: "neither of its copies matches its checksum",
+                    advice: "remove it; records that were already trimmed are then read again",
+                });
+            }
         };
-        Self::decode(&bytes).ok_or(SpoolError::Damaged {
-            path,
-            reason: "its checksum does not match",
-            advice: "remove it; records that were already trimmed are then read again",
-        })
+        let fresh = generation == 0;
+        let mut file = Self { slots, path, generation, cursor };
+        if fresh {
+            // Both copies get their room now: later the disk may be full.
+            file.store(cursor, true)?;
+            file.store(cursor, true)?;
+            sync_dir(dir)?;
+        }
+        Ok(file)
     }
 
-    /// Replaces the cursor of a spool. `durable` is false where syncing is switched off.
-    pub(crate) fn store(&self, dir: &Path, durable: bool) -> Result<(), SpoolError> {
-        replace_file(dir, FILE, &self.encode(), durable)
+    pub(crate) const fn get(&self) -> Cursor {
+        self.cursor
     }
 
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(BYTES);
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&self.low.0.to_le_bytes());
+    /// Replaces the cursor. `durable` is false where syncing is switched off.
+    pub(crate) fn store(&mut self, cursor: Cursor, durable: bool) -> Result<(), SpoolError> {
+        let generation = self.generation.saturating_add(1);
+        let [odd, even] = SLOT_OFFSETS;
+        let offset = if generation.is_multiple_of(2) { even } else { odd };
         // No spool ends at the last ordinal there is, so it can stand for "was not closed".
-        bytes.extend_from_slice(&self.closed_at.map_or(u64::MAX, |at| at.0).to_le_bytes());
-        let checksum = crc32c::crc32c(&bytes);
-        bytes.extend_from_slice(&checksum.to_le_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; BYTES] = bytes.try_into().ok()?;
-        let (body, checksum) = bytes.split_last_chunk::<4>()?;
-        let (magic, rest) = body.split_first_chunk::<8>()?;
-        let (low, rest) = rest.split_first_chunk::<8>()?;
-        let closed_at = u64::from_le_bytes(*rest.first_chunk::<8>()?);
-        let sound = *magic == MAGIC && u32::from_le_bytes(*checksum) == crc32c::crc32c(body);
-        sound.then_some(Self {
-            low: Ordinal(u64::from_le_bytes(*low)),
-            closed_at: (closed_at != u64::MAX).then_some(Ordinal(closed_at)),
-        })
+        let closed_at = cursor.closed_at.map_or(u64::MAX, |at| at.0);
+        // The place is used again after a failure: what counts is the other copy, which is untouched.
+        self.slots.write(offset, [generation, cursor.low.0, closed_at], durable).map_err(|error| {
+            let dir = self.path.parent().unwrap_or(&self.path);
+            SpoolError::write("write", dir, &self.path, error)
+        })?;
+        self.generation = generation;
+        self.cursor = cursor;
+        Ok(())
     }
 }
 
-/// Replaces a file so that a crash leaves either the old or the new content.
-pub(crate) fn replace_file(dir: &Path, name: &str, bytes: &[u8], durable: bool) -> Result<(), SpoolError> {
-    let path = dir.join(name);
-    let beside = dir.join(format!("{name}.new"));
-    let write = || {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        if durable {
-            file.sync_all()?;
-        }
-        fs::rename(&beside, &path)
-    };
-    write().map_err(|error| SpoolError::write("write", dir, &path, error))?;
-    if durable { sync_dir(dir) } else { Ok(()) }
+fn decode([generation, low, closed_at]: [u64; 3]) -> (u64, Cursor) {
+    let closed_at = (closed_at != u64::MAX).then_some(Ordinal(closed_at));
+    (generation, Cursor { low: Ordinal(low), closed_at })
 }
 
 /// Makes created, renamed and removed names in `dir` survive a power cut.

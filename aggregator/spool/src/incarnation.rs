@@ -5,9 +5,7 @@
 //! decay of one. A directory that was wiped starts from the clock's seconds, so that a reinstalled node
 //! does not repeat its first life.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,12 +13,10 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::cursor::sync_dir;
 use crate::error::SpoolError;
+use crate::slots::{SLOT_OFFSETS, Slot, Slots};
 
 const FILE: &str = "incarnation";
 const MAGIC: [u8; 4] = *b"tINC";
-const SLOT_BYTES: usize = 16;
-/// Slots are in sectors of their own, so that one torn sector cannot take both.
-const SLOT_OFFSETS: [u64; 2] = [0, 4096];
 
 /// The next incarnation of whatever has its state in `dir`. It is on the disk when this returns.
 ///
@@ -39,17 +35,14 @@ pub fn next_at_least(dir: &Path, least: u64) -> Result<u64, SpoolError> {
     fs::create_dir_all(dir).map_err(|error| SpoolError::write("create", dir, dir, error))?;
     let path = dir.join(FILE);
     let failed = |error| SpoolError::write("write", dir, &path, error);
-    let file =
-        File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
-    flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
-
-    let [first, second] = SLOT_OFFSETS;
-    let last = match (read_slot(&file, first).map_err(failed)?, read_slot(&file, second).map_err(failed)?) {
-        (Slot::Number(first), Slot::Number(second)) => first.max(second),
-        (Slot::Number(number), _) | (_, Slot::Number(number)) => number,
+    let slots = Slots::open(&path, MAGIC).map_err(failed)?;
+    flock(slots.file(), FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+    let last = match slots.read().map_err(failed)? {
+        [Slot::Sound([first, ..]), Slot::Sound([second, ..])] => first.max(second),
+        [Slot::Sound([number, ..]), _] | [_, Slot::Sound([number, ..])] => number,
         // The very first write was torn: nobody was given a number.
-        (Slot::Empty | Slot::Damaged, Slot::Empty) => 0,
-        (Slot::Empty | Slot::Damaged, Slot::Damaged) => {
+        [Slot::Empty | Slot::Damaged, Slot::Empty] => 0,
+        [Slot::Empty | Slot::Damaged, Slot::Damaged] => {
             return Err(SpoolError::Damaged {
                 path,
                 reason: "neither of its copies matches its checksum",
@@ -58,45 +51,11 @@ pub fn next_at_least(dir: &Path, least: u64) -> Result<u64, SpoolError> {
         }
     };
     let number = last.saturating_add(1).max(least);
-    write_slot(&file, first, number).map_err(failed)?;
-    write_slot(&file, second, number).map_err(failed)?;
+    for offset in SLOT_OFFSETS {
+        slots.write(offset, [number, 0, 0], true).map_err(failed)?;
+    }
     sync_dir(dir)?;
     Ok(number)
-}
-
-enum Slot {
-    Empty,
-    Number(u64),
-    Damaged,
-}
-
-fn read_slot(file: &File, offset: u64) -> io::Result<Slot> {
-    if file.metadata()?.len() <= offset {
-        return Ok(Slot::Empty);
-    }
-    let mut bytes = [0; SLOT_BYTES];
-    match file.read_exact_at(&mut bytes, offset) {
-        Ok(()) => Ok(decode(&bytes).map_or(Slot::Damaged, Slot::Number)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Slot::Damaged),
-        Err(error) => Err(error),
-    }
-}
-
-fn write_slot(file: &File, offset: u64, number: u64) -> io::Result<()> {
-    let mut bytes = Vec::with_capacity(SLOT_BYTES);
-    bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&number.to_le_bytes());
-    let checksum = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
-    file.write_all_at(&bytes, offset)?;
-    file.sync_all()
-}
-
-fn decode(bytes: &[u8; SLOT_BYTES]) -> Option<u64> {
-    let (body, checksum) = bytes.split_last_chunk::<4>()?;
-    let (magic, number) = body.split_first_chunk::<4>()?;
-    let sound = *magic == MAGIC && u32::from_le_bytes(*checksum) == crc32c::crc32c(body);
-    sound.then_some(u64::from_le_bytes(*number.first_chunk::<8>()?))
 }
 
 #[cfg(test)]
@@ -104,6 +63,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::slots::SLOT_BYTES;
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
@@ -136,7 +96,8 @@ mod tests {
         let whole = tempfile::tempdir().expect("a directory");
         assert_eq!(next_at_least(whole.path(), 0).expect("a number"), 1);
         let bytes = fs::read(whole.path().join(FILE)).expect("read");
-        for cut in 0..=bytes.len() {
+        // Between the copies there is nothing that a cut could split.
+        for cut in (0..=SLOT_BYTES + 1).chain(4095..=bytes.len()) {
             let dir = tempfile::tempdir().expect("a directory");
             fs::write(dir.path().join(FILE), &bytes[..cut]).expect("written");
             let number = next_at_least(dir.path(), 0).expect("a number");

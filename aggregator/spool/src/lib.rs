@@ -17,6 +17,7 @@ mod layout;
 mod reader;
 mod recovery;
 mod segment;
+mod slots;
 mod spool;
 
 pub use config::{QuotaPolicy, SpoolConfig, SyncPolicy};

@@ -65,13 +65,17 @@ pub(crate) fn create(dir: &Path, header: &SegmentHeader, durable: bool) -> Resul
         fs::rename(&beside, &path)?;
         Ok(file)
     };
-    let made = make().map_err(|error| SpoolError::write("create", dir, &path, error));
+    let made = make().map_err(|error| SpoolError::write("create", dir, &path, error)).and_then(|file| {
+        if durable {
+            sync_dir(dir)?;
+        }
+        Ok(file)
+    });
     if made.is_err() {
-        // Best effort: the next open removes it as well.
+        // Best effort: the caller goes on only where the name cannot have appeared, and the next open
+        // removes what is half made.
         drop(fs::remove_file(&beside));
-    }
-    if durable {
-        sync_dir(dir)?;
+        drop(fs::remove_file(&path));
     }
     made
 }

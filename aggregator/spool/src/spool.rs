@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::Ordinal;
 use crate::config::{QuotaPolicy, SpoolConfig, SyncPolicy};
-use crate::cursor::{Cursor, sync_dir};
+use crate::cursor::{Cursor, CursorFile, sync_dir};
 use crate::error::SpoolError;
 use crate::layout::{
     ORDINALS_PER_SEGMENT_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, encode_record,
@@ -30,7 +30,7 @@ pub struct Spool {
     _lock: File,
     boot_id: Option<[u8; 16]>,
     active: Active,
-    cursor: Cursor,
+    cursor: CursorFile,
     /// Bytes of all segments, the active one included.
     used_bytes: u64,
     synced: Ordinal,
@@ -101,12 +101,12 @@ impl Spool {
         config.check()?;
         fs::create_dir_all(dir).map_err(|error| SpoolError::write("create", dir, dir, error))?;
         let lock = lock(dir)?;
-        let mut cursor = Cursor::load(dir)?;
+        let mut cursor = CursorFile::open(dir)?;
         let boot_id = recovery::boot_id();
-        let recovered = recovery::recover(dir, &cursor, boot_id)?;
-        if cursor.closed_at.take().is_some() {
+        let recovered = recovery::recover(dir, &cursor.get(), boot_id)?;
+        if cursor.get().closed_at.is_some() {
             // From the first append on the orderly end is no longer the end.
-            cursor.store(dir, true)?;
+            cursor.store(Cursor { closed_at: None, ..cursor.get() }, true)?;
         }
 
         let durable = config.sync != SyncPolicy::Never;
@@ -234,10 +234,8 @@ impl Spool {
     pub fn trim_until(&mut self, ordinal: Ordinal) -> Result<(), SpoolError> {
         self.check_sound()?;
         let low = ordinal.min(self.next());
-        if low > self.cursor.low {
-            let cursor = Cursor { low, ..self.cursor };
-            cursor.store(&self.shared.dir, self.is_durable())?;
-            self.cursor = cursor;
+        if low > self.low() {
+            self.cursor.store(Cursor { low, ..self.cursor.get() }, self.is_durable())?;
         }
         self.remove_trimmed()
     }
@@ -257,13 +255,13 @@ impl Spool {
     /// Records below this were trimmed.
     #[must_use]
     pub const fn low(&self) -> Ordinal {
-        self.cursor.low
+        self.cursor.get().low
     }
 
     /// The oldest ordinal that was not trimmed and is still there.
     #[must_use]
     pub fn first(&self) -> Ordinal {
-        self.shared.segments().first().map_or(self.next(), |first| first.base).max(self.cursor.low)
+        self.shared.segments().first().map_or(self.next(), |first| first.base).max(self.low())
     }
 
     /// Every record below this is on the disk, as far as the policy ever asks for it.
@@ -292,8 +290,8 @@ impl Spool {
     pub fn close(mut self) -> Result<(), SpoolError> {
         self.sync()?;
         if self.is_durable() {
-            self.cursor.closed_at = Some(self.next());
-            self.cursor.store(&self.shared.dir, true)?;
+            let cursor = Cursor { closed_at: Some(self.next()), ..self.cursor.get() };
+            self.cursor.store(cursor, true)?;
         }
         Ok(())
     }
@@ -381,7 +379,18 @@ impl Spool {
         self.force()?;
         let base = self.next();
         let header = SegmentHeader { base, previous_end: base, boot_id: self.boot_id.unwrap_or_default() };
-        let file = segment::create(&self.shared.dir, &header, self.is_durable())?;
+        let file = match segment::create(&self.shared.dir, &header, self.is_durable()) {
+            Ok(file) => file,
+            Err(error @ SpoolError::DiskFull { .. }) => {
+                self.stats.refused_disk_full += 1;
+                return Err(error);
+            }
+            Err(error) => {
+                // Its name may be there, and going on in the old segment would hide records behind it.
+                self.poison(error.to_string());
+                return Err(error);
+            }
+        };
         self.active = Active { base, file, bytes: SEGMENT_HEADER_BYTES };
         self.used_bytes += SEGMENT_HEADER_BYTES;
         {
@@ -416,14 +425,14 @@ impl Spool {
     fn evict_oldest(&mut self) -> Result<bool, SpoolError> {
         let Some(oldest) = self.remove_first_if(|_| true)? else { return Ok(false) };
         let end = oldest.end.unwrap_or(oldest.base);
-        let records = end.0.saturating_sub(oldest.base.max(self.cursor.low).0);
+        let records = end.0.saturating_sub(oldest.base.max(self.low()).0);
         self.stats.evicted.records += records;
         self.stats.evicted.bytes += oldest.bytes;
         Ok(true)
     }
 
     fn remove_trimmed(&mut self) -> Result<(), SpoolError> {
-        let low = self.cursor.low;
+        let low = self.low();
         let mut removed = false;
         while self.remove_first_if(|first| first.end.is_some_and(|end| end <= low))?.is_some() {
             removed = true;

@@ -71,7 +71,9 @@ fn a_torn_tail_is_cut_at_every_byte() {
         let next = if cut == end { records } else { ORDINALS_PER_SEGMENT_MAX };
         assert_eq!(report.next, Ordinal(next), "cut at {cut}");
         assert_eq!(report.ordinals_skipped, next - records);
-        assert_eq!(std::fs::metadata(&path).expect("a size").len(), end);
+        // A segment without records is of no use and goes at once, if it is not gone on with.
+        let size = std::fs::metadata(&path).map(|metadata| metadata.len());
+        assert_eq!(size.ok(), (records > 0 || cut == end).then_some(end), "cut at {cut}");
         spool.append(&[b"after"]).expect("appended");
         let story = story(&spool);
         assert_eq!(story.len() as u64, records + 1 + u64::from(cut != end), "{story:?}");
@@ -210,7 +212,7 @@ fn two_owners_and_damaged_cursors_are_refused() {
     spool.append(&[b"a"]).expect("appended");
     spool.trim_until(Ordinal(1)).expect("trimmed");
     drop(spool);
-    std::fs::write(dir.path().join("cursor"), [0; 28]).expect("written");
+    std::fs::write(dir.path().join("cursor"), [0; 5000]).expect("written");
     let error = Spool::open(dir.path(), config(4096)).expect_err("a damaged cursor");
     assert!(error.to_string().contains("cursor is damaged"), "{error}");
 }

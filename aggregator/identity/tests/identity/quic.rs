@@ -173,8 +173,8 @@ async fn without_certificate_or_protocol_there_is_no_connection() {
     let world = World::new();
     let server = Server::start(&world.aggregator("default", "demo"));
     for (client, missing) in [
-        (world::anonymous_client(&world, socket(), b"tapio/1"), true),
-        (world::anonymous_client(&world, socket(), b"h3"), false),
+        (world::anonymous_client(socket(), b"tapio/1"), true),
+        (world::anonymous_client(socket(), b"h3"), false),
     ] {
         let connecting = client.connect(server.address, "tapio.invalid").expect("tried");
         let (accepted, _connected) = tokio::join!(server.accept(), connecting);

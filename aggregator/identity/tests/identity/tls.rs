@@ -38,8 +38,9 @@ async fn machines_meet_over_tcp_by_the_same_rules() {
             assert_eq!(accepted.get_ref().1.alpn_protocol(), Some(tls::ALPN));
         } else {
             assert!(accepted.is_err());
-            let error = connected.expect_err("refused").to_string();
-            assert!(error.contains("is of another cluster: demo is expected"), "{error}");
+            let error = connected.expect_err("refused");
+            let refused = tls::refused(&error).expect("refused for its name");
+            assert_eq!(refused.label(), "other_cluster", "{refused}");
         }
     }
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, ServerConfig};
-use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tapio_identity::issuer::{Authority, IssuedFiles};
@@ -83,12 +82,6 @@ pub(crate) fn late_node(world: &World, node: &str) -> IssuedFiles {
     issued.write(world.dir.path(), "late").expect("written")
 }
 
-fn roots(files: &IssuedFiles) -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(&files.authority).expect("a certificate")).expect("added");
-    roots
-}
-
 fn pair(files: &IssuedFiles) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let certificate = CertificateDer::from_pem_file(&files.certificate).expect("a certificate");
     (vec![certificate], PrivateKeyDer::from_pem_file(&files.key).expect("a key"))
@@ -117,24 +110,21 @@ pub(crate) fn raw_server(files: &IssuedFiles, socket: UdpSocket) -> Endpoint {
 /// A client that believes every server and presents any certificate.
 pub(crate) fn raw_client(files: &IssuedFiles, socket: UdpSocket) -> Endpoint {
     let (chain, key) = pair(files);
-    let tls = believing_all(roots(files)).with_client_auth_cert(chain, key).expect("a pair");
+    let tls = believing_all().with_client_auth_cert(chain, key).expect("a pair");
     client(tls, socket, b"tapio/1")
 }
 
 /// A client that presents no certificate.
-pub(crate) fn anonymous_client(world: &World, socket: UdpSocket, alpn: &[u8]) -> Endpoint {
-    let files = world.files(&World::node_name("default", "demo", "anonymous"));
-    client(believing_all(roots(&files)).with_no_client_auth(), socket, alpn)
+pub(crate) fn anonymous_client(socket: UdpSocket, alpn: &[u8]) -> Endpoint {
+    client(believing_all().with_no_client_auth(), socket, alpn)
 }
 
-fn believing_all(
-    roots: RootCertStore,
-) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
+fn believing_all() -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
     rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(BelieveAll(roots)))
+        .with_custom_certificate_verifier(Arc::new(BelieveAll))
 }
 
 fn client(mut tls: rustls::ClientConfig, socket: UdpSocket, alpn: &[u8]) -> Endpoint {
@@ -146,7 +136,7 @@ fn client(mut tls: rustls::ClientConfig, socket: UdpSocket, alpn: &[u8]) -> Endp
 }
 
 #[derive(Debug)]
-struct BelieveAll(RootCertStore);
+struct BelieveAll;
 
 impl rustls::client::danger::ServerCertVerifier for BelieveAll {
     fn verify_server_cert(
