@@ -1,1 +1,3 @@
-//! tapio-edge-agent
+//! The agent of one node.
+
+pub mod probes;

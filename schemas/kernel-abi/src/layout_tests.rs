@@ -54,6 +54,8 @@ fn every_field_has_its_place() {
         captured_bytes@112:2, number@114:2, direction@116:1, reserved@117:3 });
     layout!(ProbeStats: 64 { hits@0:8, emitted@8:8, folded@16:8, filtered@24:8, ring_full@32:8, unreadable@40:8,
         map_full@48:8, reserved@56:8 });
+    layout!(SyscallRule: 24 { errnos_low@0:8, errnos_high@8:8, shape@16:2, direction@18:1, form@19:1,
+        reserved@20:4 });
     layout!(FoldValue: 248 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, sample@24:224 });
 }
 
@@ -87,7 +89,7 @@ fn probes_are_numbered_in_order() {
     for (index, probe) in ProbeId::ALL.iter().enumerate() {
         assert_eq!(*probe as usize, index);
         assert!(ProbeId::ALL.iter().filter(|other| other.name() == probe.name()).count() == 1);
-        assert!(probe.name().len() < 16, "the kernel cuts program names at 15 bytes");
+        assert!(probe.program().len() < 16, "the kernel cuts program names at 15 bytes");
     }
 }
 

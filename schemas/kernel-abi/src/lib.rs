@@ -15,7 +15,7 @@ mod probe;
 mod record;
 mod view;
 
-pub use probe::{FoldKey, FoldValue, PROBE_COUNT, ProbeId, ProbeStats};
+pub use probe::*;
 pub use record::*;
 pub use view::{BadRecord, Plain, RecordRef};
 

@@ -66,6 +66,24 @@ impl ProbeId {
             Self::Payload => "payload",
         }
     }
+
+    /// The name of the eBPF program; the kernel shows its first 15 bytes.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Fork => "on_fork",
+            Self::Exec => "on_exec",
+            Self::Exit => "on_exit",
+            Self::OomVictim => "on_oom_victim",
+            Self::TcpState => "on_tcp_state",
+            Self::TcpResetSent => "on_rst_sent",
+            Self::TcpResetReceived => "on_rst_received",
+            Self::TcpRetransmit => "on_retransmit",
+            Self::FailedSyscall => "on_sys_failure",
+            Self::FatalSignal => "on_fatal_signal",
+            Self::Payload => "on_payload",
+        }
+    }
 }
 
 /// What one probe did on one processor. Every hit ends in exactly one of `emitted`, `folded`, `filtered`,
@@ -114,6 +132,44 @@ impl ProbeStats {
     }
 }
 
+/// Length of the map of [`SyscallRule`]s; larger numbers are of no interest.
+pub const SYSCALL_COUNT: u32 = 512;
+/// The call's arguments are not looked at.
+pub const SHAPE_NONE: u16 = 0;
+/// The first argument is a path.
+pub const SHAPE_PATH_FIRST: u16 = 1;
+/// The first argument is a directory's descriptor, the second a path.
+pub const SHAPE_PATH_SECOND: u16 = 2;
+/// The first argument is a descriptor, the second a socket address.
+pub const SHAPE_ADDRESS: u16 = 3;
+/// The first argument is a descriptor.
+pub const SHAPE_DESCRIPTOR: u16 = 4;
+/// The call moves bytes of the buffer in the second argument.
+pub const FORM_BUFFER: u8 = 1;
+/// The second argument is an array of buffers.
+pub const FORM_VECTOR: u8 = 2;
+/// The second argument is a message header, which names an array of buffers.
+pub const FORM_MESSAGE: u8 = 3;
+
+/// What is wanted of one system call, by its number on this architecture. The agent fills the map at load, so that
+/// numbers and policy are in one place and the programs know neither.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SyscallRule {
+    /// Bit n: errno n is a failure worth a record.
+    pub errnos_low: u64,
+    /// Bit n: errno 64 + n is.
+    pub errnos_high: u64,
+    /// One of the `SHAPE_` constants.
+    pub shape: u16,
+    /// `DIRECTION_READ`, `DIRECTION_WRITE`, or 0 when the call moves no bytes.
+    pub direction: u8,
+    /// One of the `FORM_` constants.
+    pub form: u8,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// What failing system calls are folded by.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,6 +199,9 @@ pub struct FoldValue {
 // SAFETY: all of them are `repr(C)`, made of integers, and without padding, which the layout tests prove.
 #[cfg(feature = "aya")]
 unsafe impl aya::Pod for ProbeStats {}
+// SAFETY: as above.
+#[cfg(feature = "aya")]
+unsafe impl aya::Pod for SyscallRule {}
 // SAFETY: as above.
 #[cfg(feature = "aya")]
 unsafe impl aya::Pod for FoldKey {}

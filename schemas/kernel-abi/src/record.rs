@@ -327,7 +327,7 @@ pub struct FatalSignal {
     pub target_comm: [u8; COMM_BYTES],
 }
 
-/// The beginning of a plaintext HTTP/1 request or response; its bytes follow, padded to a multiple of eight.
+/// The beginning of a plaintext HTTP/1 request or response; `captured_bytes` bytes follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PayloadHead {
@@ -341,7 +341,7 @@ pub struct PayloadHead {
     pub total_bytes: u32,
     /// File descriptor.
     pub fd: i32,
-    /// Bytes that follow and are real.
+    /// Bytes that follow, at most [`PAYLOAD_BYTES_MAX`].
     pub captured_bytes: u16,
     /// Number of the system call.
     pub number: u16,

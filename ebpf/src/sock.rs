@@ -1,0 +1,107 @@
+//! What a TCP socket is: its key, its two ends, its owner.
+
+use aya_ebpf::{macros::map, maps::HashMap};
+use tapio_kernel_abi::{Owner, ProbeStats, SockTuple};
+
+use crate::{
+    offsets::*,
+    outcome::count_map_full,
+    read::{at, field},
+};
+
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
+pub const IPPROTO_TCP: u16 = 6;
+
+/// Who uses which socket. Entries are made in `connect` and at reads and writes, and removed when the socket closes.
+/// Not an LRU map: a full map is counted.
+#[map]
+static OWNERS: HashMap<u64, Owner> = HashMap::with_max_entries(32768, 1);
+
+/// The name of a socket outside the kernel.
+#[inline(always)]
+pub fn key(sock: u64) -> u64 {
+    sock ^ SOCK_KEY_MASK.load()
+}
+
+/// Whoever is known to use the socket.
+#[inline(always)]
+pub fn owner(key: u64) -> Owner {
+    // SAFETY: the value is copied at once; a torn copy needs the socket to close and another to open meanwhile.
+    unsafe { OWNERS.get(key) }.copied().unwrap_or_default()
+}
+
+/// Remembers who uses a socket.
+#[inline(always)]
+pub fn set_owner(stats: *mut ProbeStats, key: u64, owner: &Owner) {
+    // Most often the same thread goes on using the socket, and a lookup is much cheaper than an insertion.
+    // SAFETY: the value is compared at once; a stale one only costs the insertion.
+    if let Some(known) = unsafe { OWNERS.get(key) }
+        && known.tid == owner.tid
+        && known.start_nanos == owner.start_nanos
+        && known.cgroup_id == owner.cgroup_id
+    {
+        return;
+    }
+    if OWNERS.insert(key, owner, 0).is_err() {
+        count_map_full(stats);
+    }
+}
+
+/// The socket is gone, or is new and still nobody's.
+#[inline(always)]
+pub fn forget_owner(key: u64) {
+    let _absent = OWNERS.remove(key);
+}
+
+#[inline(always)]
+pub fn is_tcp(sock: u64) -> bool {
+    field::<u16>(sock, &SK_PROTOCOL) == Some(IPPROTO_TCP)
+}
+
+#[inline(always)]
+pub fn state(sock: u64) -> u8 {
+    field(sock, &SKC_STATE).unwrap_or(0)
+}
+
+/// An IPv4 address in its IPv6-mapped form.
+#[inline(always)]
+pub fn mapped(address: [u8; 4]) -> [u8; 16] {
+    let [a, b, c, d] = address;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+/// Both ends of a socket; works on full, request and time-wait sockets, which share `sock_common`.
+#[inline(always)]
+pub fn tuple(sock: u64) -> Option<SockTuple> {
+    let family = field::<u16>(sock, &SKC_FAMILY)?;
+    let local_port = match field::<u16>(sock, &SKC_NUM)? {
+        // A close gives the port back before anybody is told, but only full sockets close: they still remember it.
+        0 => u16::from_be(field(sock, &INET_SPORT)?),
+        port => port,
+    };
+    let remote_port = u16::from_be(field::<u16>(sock, &SKC_DPORT)?);
+    let (local_address, remote_address) = match family {
+        AF_INET => (mapped(field(sock, &SKC_RCV_SADDR)?), mapped(field(sock, &SKC_DADDR)?)),
+        AF_INET6 => (field(sock, &SKC_V6_RCV_SADDR)?, field(sock, &SKC_V6_DADDR)?),
+        _ => return None,
+    };
+    Some(SockTuple { family, local_port, remote_port, reserved: 0, local_address, remote_address })
+}
+
+/// Both ends of a received segment, as this machine sees them.
+#[inline(always)]
+pub fn tuple_of_received(skb: u64) -> Option<SockTuple> {
+    let head = field::<u64>(skb, &SKB_HEAD)?;
+    let network = head + u64::from(field::<u16>(skb, &SKB_NETWORK_HEADER)?);
+    let transport = head + u64::from(field::<u16>(skb, &SKB_TRANSPORT_HEADER)?);
+    // Offsets of the protocols' own headers: RFC 791, RFC 8200, RFC 9293.
+    let (family, remote_address, local_address) = match at::<u8>(network)? >> 4 {
+        4 => (AF_INET, mapped(at(network + 12)?), mapped(at(network + 16)?)),
+        6 => (AF_INET6, at(network + 8)?, at(network + 24)?),
+        _ => return None,
+    };
+    let remote_port = u16::from_be(at(transport)?);
+    let local_port = u16::from_be(at(transport + 2)?);
+    Some(SockTuple { family, local_port, remote_port, reserved: 0, local_address, remote_address })
+}

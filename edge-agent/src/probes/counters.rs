@@ -1,0 +1,63 @@
+//! What a probe has counted, and what the kernel has counted about it.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::Ebpf;
+use tapio_kernel_abi::{ProbeId, ProbeStats};
+
+/// One probe's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeCounters {
+    /// Which probe.
+    pub probe: ProbeId,
+    /// Its own counters, summed over all processors.
+    pub stats: ProbeStats,
+    /// The kernel's, `None` when the probe is not loaded.
+    pub run: Option<KernelRun>,
+}
+
+/// What the kernel has counted about a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct KernelRun {
+    /// Hits that the kernel did not deliver because the program was already running on that processor.
+    pub recursion_misses: u64,
+    /// Time spent in it, only while `kernel.bpf_stats_enabled` is 1.
+    pub run_nanos: u64,
+    /// Runs, only while `kernel.bpf_stats_enabled` is 1.
+    pub runs: u64,
+}
+
+/// Reads `/proc/self/fdinfo` of the program: aya's program info lacks the misses.
+pub(super) fn kernel_run(object: &Ebpf, probe: ProbeId) -> Option<KernelRun> {
+    let descriptor = object.program(probe.program())?.fd().ok()?.as_fd().as_raw_fd();
+    Some(parse(&std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?))
+}
+
+fn parse(info: &str) -> KernelRun {
+    let mut run = KernelRun::default();
+    for line in info.lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let Ok(value) = value.trim().parse() else { continue };
+        match key {
+            "recursion_misses" => run.recursion_misses = value,
+            "run_time_ns" => run.run_nanos = value,
+            "run_cnt" => run.runs = value,
+            _ => {}
+        }
+    }
+    run
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a program's fdinfo as the kernel prints it, and one that lacks everything.
+    /// Guarantees: known keys are read, others and absent ones do no harm.
+    #[test]
+    fn fdinfo_is_read() {
+        let info = "pos:\t0\nprog_type:\t17\nrun_time_ns:\t1200\nrun_cnt:\t10\nrecursion_misses:\t3\n";
+        assert_eq!(parse(info), KernelRun { recursion_misses: 3, run_nanos: 1200, runs: 10 });
+        assert_eq!(parse("nonsense"), KernelRun::default());
+    }
+}

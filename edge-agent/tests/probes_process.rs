@@ -1,0 +1,242 @@
+//! What the probes say about processes: real ones, on the running kernel.
+
+#[path = "probes/support.rs"]
+mod support;
+
+use std::{
+    os::unix::process::ExitStatusExt,
+    process::{Command, Stdio},
+};
+
+use support::{Seen, Watch, everything, own_cgroup_id, spawn, watch};
+use tapio_edge_agent::probes::{CapabilityState, ProbesConfig};
+use tapio_kernel_abi::*;
+
+/// What the children of this file's tests do; does nothing in a test run.
+#[test]
+fn child() {
+    match std::env::var("TAPIO_TEST_CHILD").as_deref() {
+        Ok("exit") => std::process::exit(3),
+        Ok("threads") => {
+            let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(|| std::hint::black_box(1))).collect();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            std::process::exit(4);
+        }
+        Ok("wait") => {
+            let mut line = String::new();
+            let _read = std::io::stdin().read_line(&mut line);
+        }
+        Ok("open") => {
+            for _ in 0..1000 {
+                assert!(std::fs::File::open("/nonexistent/tapio-probe").is_err());
+            }
+            std::process::exit(0);
+        }
+        _ => {}
+    }
+}
+
+fn exit_of(watch: &mut Watch, pid: u32) -> Exit {
+    watch.until("the exit", |seen| exits(seen, pid).next().is_some());
+    *exits(&watch.seen, pid).next().unwrap()
+}
+
+fn exits(seen: &[Seen], pid: u32) -> impl Iterator<Item = &Exit> {
+    seen.iter().filter_map(move |seen| match seen {
+        Seen::Exit(exit) if exit.header.tgid == pid => Some(exit),
+        _ => None,
+    })
+}
+
+/// Scenario: a child is made, starts a program, makes and joins eight threads, and exits with 4.
+/// Guarantees: one fork, one exec, one exit, tied together by thread group and start time, in this process's cgroup,
+/// in order of time; threads are counted as filtered and never sent.
+#[test]
+fn a_process_is_followed_from_fork_to_exit() {
+    let Some(mut watch) = watch(&everything()) else { return };
+    let mut process = spawn("threads");
+    let pid = process.id();
+    assert_eq!(process.wait().unwrap().code(), Some(4));
+    let exit = exit_of(&mut watch, pid);
+    watch.settle();
+    let forks: Vec<_> = watch
+        .seen
+        .iter()
+        .filter_map(|seen| match seen {
+            Seen::Fork(fork) if fork.child_tgid == pid => Some(*fork),
+            _ => None,
+        })
+        .collect();
+    let execs: Vec<_> = watch
+        .seen
+        .iter()
+        .filter_map(|seen| match seen {
+            Seen::Exec(exec) if exec.header.tgid == pid => Some(*exec),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((forks.len(), execs.len(), exits(&watch.seen, pid).count()), (1, 1, 1));
+    let (fork, exec) = (forks[0], execs[0]);
+    assert_eq!((exit.exit_code, exit.signal, exit.wait_status), (4, 0, 4 << 8));
+    assert_eq!(fork.header.tgid, std::process::id());
+    assert_eq!(exec.parent_tgid, std::process::id());
+    assert_eq!(fork.child_tid, pid);
+    assert_ne!(fork.child_start_nanos, 0);
+    assert_eq!(fork.child_start_nanos, exec.header.start_nanos);
+    assert_eq!(fork.child_start_nanos, exit.header.start_nanos);
+    let cgroup = own_cgroup_id();
+    assert_eq!([fork.child_cgroup_id, exec.header.cgroup_id, exit.header.cgroup_id], [cgroup; 3]);
+    assert!(
+        fork.header.time_nanos <= exec.header.time_nanos && exec.header.time_nanos < exit.header.time_nanos
+    );
+    let path = std::env::current_exe().unwrap();
+    let path = path.to_str().unwrap().as_bytes();
+    assert_eq!(exec.path(), &path[..path.len().min(PATH_BYTES - 1)]);
+    assert_eq!(exec.flags & FLAG_PATH_CUT != 0, path.len() >= PATH_BYTES - 1);
+    let filtered = watch.probes.stats().unwrap()[ProbeId::Fork as usize].stats.filtered;
+    assert!(filtered >= 8, "eight threads were made, {filtered} forks filtered");
+}
+
+/// Scenario: one process follows a null pointer, another is killed by this one.
+/// Guarantees: the signal's sender, target, code and kind of fault are recorded, and both exits carry the signal.
+#[test]
+fn a_fatal_signal_is_seen_with_its_sender() {
+    let Some(mut watch) = watch(&everything()) else { return };
+    let mut crashed = Command::new("perl")
+        .args(["-e", "print unpack('p', pack('Q', 16))"])
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("perl, which is part of Debian's base system, starts");
+    assert_eq!(crashed.wait().unwrap().signal(), Some(libc::SIGSEGV));
+    let mut killed = Command::new("sleep").arg("1000").spawn().unwrap();
+    killed.kill().unwrap();
+    assert_eq!(killed.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert_eq!(exit_of(&mut watch, crashed.id()).signal, 11);
+    assert_eq!(exit_of(&mut watch, killed.id()).signal, 9);
+    watch.settle();
+    let signal_to = |pid: u32, number: u8| {
+        let found: Vec<_> = watch
+            .seen
+            .iter()
+            .filter_map(|seen| match seen {
+                Seen::FatalSignal(signal) if signal.target_tgid == pid && signal.signal == number => {
+                    Some(*signal)
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0]
+    };
+    let fault = signal_to(crashed.id(), 11);
+    assert_eq!((fault.header.tgid, fault.code, fault.fault), (crashed.id(), 1, FAULT_NULL));
+    assert_eq!(&fault.target_comm[..5], b"perl\0");
+    assert_eq!(fault.target_cgroup_id, own_cgroup_id());
+    let kill = signal_to(killed.id(), 9);
+    assert_eq!((kill.header.tgid, kill.code, kill.fault), (std::process::id(), 0, FAULT_NONE));
+    assert_ne!(kill.target_start_nanos, 0);
+}
+
+/// Scenario: a process fails 1000 times to open a file that is not there.
+/// Guarantees: the first failure is sent at once with its path; the counts of all records and of the drain add up to
+/// exactly 1000; a drained map is empty.
+#[test]
+fn repeated_failures_are_folded_exactly() {
+    let Some(mut watch) = watch(&everything()) else { return };
+    let mut process = spawn("open");
+    let pid = process.id();
+    assert!(process.wait().unwrap().success());
+    exit_of(&mut watch, pid);
+    let matches = |failure: &FailedSyscall| {
+        failure.header.tgid == pid
+            && failure.errno == libc::ENOENT as u16
+            && i64::from(failure.number) == libc::SYS_openat
+    };
+    let mut drained = Vec::new();
+    watch.probes.drain_folded(|failure| drained.push(*failure)).unwrap();
+    watch.settle();
+    let mut again = 0;
+    watch.probes.drain_folded(|_| again += 1).unwrap();
+    watch.probes.drain_folded(|failure| assert!(!matches(failure), "drained twice")).unwrap();
+    let sent: Vec<_> = watch
+        .seen
+        .iter()
+        .filter_map(|seen| match seen {
+            Seen::FailedSyscall(failure) if matches(failure) => Some(*failure),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sent[0].count, 1);
+    let total: u64 =
+        sent.iter().chain(drained.iter().filter(|failure| matches(failure))).map(|of| of.count).sum();
+    // The loader of the child looks for libraries too: those failures have other paths but the same key.
+    let others = library_misses(&sent, &drained);
+    assert!(total >= 1000 && others <= total - 1000 + 1, "{total} failures, {others} of the loader");
+    assert!(sent.len() < 50, "{} records for 1000 failures", sent.len());
+    let path = sent.iter().chain(&drained).map(|failure| failure.path().to_vec());
+    assert!(path.into_iter().any(|path| path == b"/nonexistent/tapio-probe") || others > 0);
+}
+
+fn library_misses(sent: &[FailedSyscall], drained: &[FailedSyscall]) -> u64 {
+    sent.iter()
+        .chain(drained)
+        .filter(|failure| failure.path() != b"/nonexistent/tapio-probe" && failure.count == 1)
+        .map(|failure| failure.count)
+        .sum()
+}
+
+/// Scenario: the exec probe is pointed at a tracepoint that does not exist, and the signal probe is turned off.
+/// Guarantees: both are named with their state and reason, every other probe works and records.
+#[test]
+fn a_probe_fails_alone() {
+    let config = ProbesConfig {
+        tracepoints: vec![(ProbeId::Exec, "no_such_tracepoint".to_owned())],
+        disabled: vec![ProbeId::FatalSignal],
+        ..everything()
+    };
+    let Some(mut watch) = watch(&config) else { return };
+    for capability in &watch.capabilities {
+        match (&capability.state, capability.probe) {
+            (CapabilityState::Failed { reason }, ProbeId::Exec) => {
+                assert!(reason.contains("no_such_tracepoint"), "{reason}");
+            }
+            (CapabilityState::Disabled, ProbeId::FatalSignal) => {}
+            (state, probe) => assert_eq!(*state, CapabilityState::Working, "{probe:?}"),
+        }
+    }
+    let mut process = spawn("exit");
+    assert_eq!(process.wait().unwrap().code(), Some(3));
+    assert_eq!(exit_of(&mut watch, process.id()).exit_code, 3);
+    watch.settle();
+    assert!(!watch.seen.iter().any(|seen| matches!(seen, Seen::Exec(_) | Seen::FatalSignal(_))));
+}
+
+/// Scenario: a ring of one page, and two hundred processes before anybody reads it.
+/// Guarantees: what did not fit is counted as lost to the full ring, what did is read, and nothing else is missing.
+#[test]
+fn a_full_ring_is_counted() {
+    let config = ProbesConfig { ring_bytes: 4096, ..everything() };
+    let Some(mut watch) = watch(&config) else { return };
+    for _ in 0..200 {
+        assert!(Command::new("true").status().unwrap().success());
+    }
+    watch.settle();
+    let lost: u64 = watch.probes.stats().unwrap().iter().map(|counters| counters.stats.ring_full).sum();
+    assert!(lost >= 500, "two hundred forks, execs and exits do not fit a page, yet only {lost} were lost");
+}
+
+/// Scenario: the agent's own thread group is to be ignored, and it forks.
+/// Guarantees: nothing of it is recorded.
+#[test]
+fn the_agent_does_not_watch_itself() {
+    let Some(mut watch) = watch(&ProbesConfig::default()) else { return };
+    assert!(Command::new("true").status().unwrap().success());
+    let mut process = spawn("exit");
+    process.wait().unwrap();
+    exit_of(&mut watch, process.id());
+    watch.settle();
+    let own = std::process::id();
+    assert!(!watch.seen.iter().any(|seen| matches!(seen, Seen::Fork(fork) if fork.header.tgid == own)));
+}
