@@ -1,0 +1,46 @@
+//! What people and programs ask central over HTTPS. One module per protocol; REST is the first.
+
+pub mod rest;
+
+use std::sync::Arc;
+
+use axum::Router;
+use tapio_daemon::Registry;
+
+use crate::history::History;
+
+/// What every request handler reads.
+pub struct ApiState {
+    /// This central's name, for health.
+    pub name: String,
+    /// The store, read only.
+    pub history: History,
+    /// How many requests were answered, by route and status class.
+    pub requests: RequestCounter,
+}
+
+/// Counts answered requests; labels are closed sets.
+pub type RequestCounter = prometheus_client::metrics::family::Family<
+    Vec<(&'static str, String)>,
+    prometheus_client::metrics::counter::Counter,
+>;
+
+impl ApiState {
+    /// The state of a central called `name`; its counters are put into `registry`.
+    #[must_use]
+    pub fn new(name: String, history: History, registry: &Registry) -> Self {
+        let requests = registry.subsystem("central").register(
+            "requests",
+            "Requests answered, by route and status class",
+            RequestCounter::default(),
+        );
+        Self { name, history, requests }
+    }
+}
+
+/// All routes of the API.
+#[must_use]
+pub fn router(state: Arc<ApiState>) -> Router {
+    let routes = rest::counted(rest::routes(), Arc::clone(&state));
+    Router::new().nest("/api/v1", routes).fallback(rest::problem::unknown_route).with_state(state)
+}

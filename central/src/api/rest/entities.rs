@@ -1,0 +1,28 @@
+//! `GET /entities`.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use tapio_schemas::entity::EntityKind;
+
+use super::{findings::SINCE_DEFAULT, page::List, params::Params, problem::Problem};
+use crate::{
+    api::ApiState,
+    history::entities::{EntityFilter, StoredEntity, cursor},
+};
+
+pub(crate) async fn list(
+    State(state): State<Arc<ApiState>>,
+    mut params: Params,
+) -> Result<Json<List<StoredEntity>>, Problem> {
+    let filter = EntityFilter {
+        cluster: params.text("cluster"),
+        kind: params.one_of("kind", EntityKind::ALL, EntityKind::as_str).map(EntityKind::as_str),
+        id: params.text("id"),
+        since: params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT)),
+    };
+    let page = params.page();
+    params.finish()?;
+    let entities = state.history.entities(&filter, &page).await?;
+    Ok(Json(List::of(entities, &page, cursor)))
+}

@@ -1,0 +1,63 @@
+//! `GET /events` and `GET /events/{id}`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use tapio_schemas::{
+    ids::EventId,
+    intent::{EventKind, Severity},
+    units::Micros,
+};
+
+use super::{
+    page::List,
+    params::Params,
+    problem::{ParameterError, Problem},
+};
+use crate::{
+    api::ApiState,
+    history::events::{EventFilter, StoredEvent, cursor},
+};
+
+/// Without `since`, the list of events reaches back this far.
+const SINCE_DEFAULT: Micros = Micros::from_secs(3_600);
+
+pub(crate) async fn list(
+    State(state): State<Arc<ApiState>>,
+    mut params: Params,
+) -> Result<Json<List<StoredEvent>>, Problem> {
+    let filter = EventFilter {
+        cluster: params.text("cluster"),
+        node: params.text("node"),
+        intent: params.text("intent"),
+        kind: params.one_of("kind", EventKind::ALL, EventKind::as_str).map(EventKind::code),
+        severity_min: params.one_of("severity_min", Severity::ALL, Severity::as_str).map(Severity::code),
+        container_id: params.text("container_id"),
+        pod_uid: params.text("pod_uid"),
+        trace_id: params.parse("trace_id", "a trace id of 32 hexadecimal digits"),
+        since: params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT)),
+        until: params.time("until"),
+    };
+    let page = params.page();
+    if page.cursor.as_ref().is_some_and(|cursor| cursor.id.parse::<EventId>().is_err()) {
+        params.refuse("cursor", "it belongs to another list; use next_cursor of this one, unchanged");
+    }
+    params.finish()?;
+    let events = state.history.events(&filter, &page).await?;
+    Ok(Json(List::of(events, &page, cursor)))
+}
+
+pub(crate) async fn one(
+    State(state): State<Arc<ApiState>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<StoredEvent>, Problem> {
+    params.finish()?;
+    let parsed: EventId = id.parse().map_err(|error: tapio_schemas::ids::ParseIdError| {
+        Problem::parameters(vec![ParameterError { parameter: "id".to_owned(), reason: error.to_string() }])
+    })?;
+    state.history.event(parsed).await?.map(Json).ok_or_else(|| Problem::not_found("event", &id))
+}

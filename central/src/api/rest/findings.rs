@@ -1,0 +1,74 @@
+//! `GET /findings` and `GET /findings/{id}`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use tapio_schemas::{
+    finding::{Finding, FindingState},
+    intent::Severity,
+    units::Micros,
+};
+
+use super::{
+    page::List,
+    params::Params,
+    problem::{ParameterError, Problem},
+};
+use crate::{
+    api::ApiState,
+    history::findings::{FindingFilter, cursor},
+};
+
+/// Without `since`, a list reaches back this far.
+pub(crate) const SINCE_DEFAULT: Micros = Micros::from_secs(24 * 3_600);
+
+/// An abbreviated id has at least this many characters: `f-` and two digits.
+const PREFIX_CHARS_MIN: usize = 4;
+
+pub(crate) async fn list(
+    State(state): State<Arc<ApiState>>,
+    mut params: Params,
+) -> Result<Json<List<Finding>>, Problem> {
+    let filter = FindingFilter {
+        cluster: params.text("cluster"),
+        state: params.one_of("state", FindingState::ALL, FindingState::as_str).map(FindingState::as_str),
+        rule: params.text("rule"),
+        severity: params.one_of("severity", Severity::ALL, Severity::as_str).map(Severity::as_str),
+        incident_id: params.text("incident_id"),
+        since: params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT)),
+        until: params.time("until"),
+    };
+    let page = params.page();
+    params.finish()?;
+    let findings = state.history.findings(&filter, &page).await?;
+    Ok(Json(List::of(findings, &page, cursor)))
+}
+
+/// One finding with its whole chain. The id may be abbreviated as long as it fits one finding only.
+pub(crate) async fn one(
+    State(state): State<Arc<ApiState>>,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Finding>, Problem> {
+    params.finish()?;
+    let plain = id.starts_with("f-") && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !plain || !(PREFIX_CHARS_MIN..=18).contains(&id.len()) {
+        let reason = format!(
+            "{:?} is no finding's id: write f- and up to 16 digits, at least two",
+            id.chars().take(64).collect::<String>()
+        );
+        return Err(Problem::parameters(vec![ParameterError { parameter: "id".to_owned(), reason }]));
+    }
+    let mut findings = state.history.findings_by_prefix(&id).await?;
+    match findings.len() {
+        0 => Err(Problem::not_found("finding", &id)),
+        1 => Ok(Json(findings.remove(0))),
+        _ => {
+            let candidates: Vec<_> = findings.into_iter().map(|finding| finding.id).collect();
+            Err(Problem::ambiguous("finding", &id, &candidates))
+        }
+    }
+}

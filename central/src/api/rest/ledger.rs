@@ -1,0 +1,43 @@
+//! `GET /ledger`: what each stage carried, folded, filtered and lost.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use serde::{Deserialize, Serialize};
+
+use super::{findings::SINCE_DEFAULT, params::Params, problem::Problem};
+use crate::{
+    api::ApiState,
+    history::ledger::{LedgerFilter, LedgerSum},
+};
+
+/// The ledger of the time that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerAnswer {
+    /// What the kernel's hooks wanted to hand on.
+    pub records: u64,
+    /// What was lost, at any stage, for any reason.
+    pub lost: u64,
+    /// Each line.
+    pub items: Vec<LedgerSum>,
+}
+
+pub(crate) async fn sums(
+    State(state): State<Arc<ApiState>>,
+    mut params: Params,
+) -> Result<Json<LedgerAnswer>, Problem> {
+    let filter = LedgerFilter {
+        cluster: params.text("cluster"),
+        node: params.text("node"),
+        since: params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT)),
+        until: params.time("until"),
+    };
+    params.finish()?;
+    let items = state.history.ledger(&filter).await?;
+    let sum = |wanted: &dyn Fn(&LedgerSum) -> bool| {
+        items.iter().filter(|line| wanted(line)).map(|line| line.count).sum::<u64>()
+    };
+    let lost = sum(&|line| line.fate == "lost");
+    let records = sum(&|line| line.stage == "kernel" && (line.fate == "carried" || line.fate == "lost"));
+    Ok(Json(LedgerAnswer { records, lost, items }))
+}

@@ -1,0 +1,215 @@
+//! Query parameters: taken one by one, every fault reported, unknown names refused.
+
+use std::{fmt::Display, str::FromStr};
+
+use axum::{
+    extract::{FromRequestParts, Query},
+    http::request::Parts,
+};
+use tapio_schemas::units::UnixMicros;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    page::{CURSOR_CHARS_MAX, Cursor, LIMIT_DEFAULT, LIMIT_MAX, Page},
+    problem::{ParameterError, Problem},
+};
+
+/// The parameters of one request, as they came.
+pub struct Params {
+    given: Vec<(String, String)>,
+    known: Vec<&'static str>,
+    errors: Vec<ParameterError>,
+    now: UnixMicros,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Params {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Query(given) =
+            Query::<Vec<(String, String)>>::from_request_parts(parts, state).await.map_err(|error| {
+                Problem::parameters(vec![ParameterError {
+                    parameter: "query".to_owned(),
+                    reason: error.body_text(),
+                }])
+            })?;
+        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000;
+        Ok(Self::new(given, UnixMicros(u64::try_from(now).unwrap_or_default())))
+    }
+}
+
+impl Params {
+    /// The parameters `given`, relative times counted back from `now`.
+    #[must_use]
+    pub const fn new(given: Vec<(String, String)>, now: UnixMicros) -> Self {
+        Self { given, known: Vec::new(), errors: Vec::new(), now }
+    }
+
+    /// The text of the parameter `name`, if it was given.
+    pub fn text(&mut self, name: &'static str) -> Option<String> {
+        self.known.push(name);
+        let mut values = Vec::new();
+        self.given.retain(|(key, value)| {
+            let mine = key == name;
+            if mine {
+                values.push(value.clone());
+            }
+            !mine
+        });
+        if values.len() > 1 {
+            self.refuse(name, format!("it is given {} times; give it once", values.len()));
+            return None;
+        }
+        let value = values.pop()?;
+        if value.is_empty() {
+            self.refuse(name, "it is empty; leave it out or give a value");
+            return None;
+        }
+        Some(value)
+    }
+
+    /// The parameter `name` as a `T`; `expected` says what would be accepted.
+    pub fn parse<T: FromStr>(&mut self, name: &'static str, expected: &str) -> Option<T> {
+        let text = self.text(name)?;
+        let value = text.parse().ok();
+        if value.is_none() {
+            self.refuse(name, format!("{text:?} is not {expected}"));
+        }
+        value
+    }
+
+    /// The parameter `name` as one of `names`.
+    pub fn one_of<T: Copy>(
+        &mut self,
+        name: &'static str,
+        all: &[T],
+        name_of: impl Fn(T) -> &'static str,
+    ) -> Option<T> {
+        let text = self.text(name)?;
+        let found = all.iter().copied().find(|value| name_of(*value) == text);
+        if found.is_none() {
+            let names: Vec<_> = all.iter().map(|value| name_of(*value)).collect();
+            self.refuse(name, format!("{text:?} is none of {}", names.join(", ")));
+        }
+        found
+    }
+
+    /// A time: RFC 3339, or a length before now (`90s`, `15m`, `2h`, `7d`).
+    pub fn time(&mut self, name: &'static str) -> Option<UnixMicros> {
+        let text = self.text(name)?;
+        let time = parse_time(&text, self.now);
+        if time.is_none() {
+            self.refuse(
+                name,
+                format!("{text:?} is no time; write 2026-01-31T12:00:00Z, or a length before now such as 90s, 15m, 2h, 7d"),
+            );
+        }
+        time
+    }
+
+    /// The parameters `limit` and `cursor`.
+    pub fn page(&mut self) -> Page {
+        let limit = self.parse::<u32>("limit", "a whole number").unwrap_or(LIMIT_DEFAULT);
+        if !(1..=LIMIT_MAX).contains(&limit) {
+            self.refuse("limit", format!("{limit} is not within 1 to {LIMIT_MAX}"));
+        }
+        let cursor = self.text("cursor").and_then(|text| {
+            let cursor = (text.len() <= CURSOR_CHARS_MAX).then(|| text.parse::<Cursor>().ok()).flatten();
+            if cursor.is_none() {
+                self.refuse(
+                    "cursor",
+                    "it is no cursor of this API; use next_cursor of the page before, unchanged",
+                );
+            }
+            cursor
+        });
+        Page { limit, cursor }
+    }
+
+    /// Notes that `name` cannot be used.
+    pub fn refuse(&mut self, name: &str, reason: impl Display) {
+        self.errors.push(ParameterError { parameter: name.to_owned(), reason: reason.to_string() });
+    }
+
+    /// The current time of the request.
+    #[must_use]
+    pub const fn now(&self) -> UnixMicros {
+        self.now
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// When a parameter was refused, or one was given that nobody asked for.
+    pub fn finish(mut self) -> Result<(), Problem> {
+        let known = self.known.join(", ");
+        for (name, _) in std::mem::take(&mut self.given) {
+            let reason = if known.is_empty() {
+                "this resource takes no parameters".to_owned()
+            } else {
+                format!("there is no such parameter; there are {known}")
+            };
+            self.errors.push(ParameterError { parameter: name.chars().take(64).collect(), reason });
+        }
+        if self.errors.is_empty() { Ok(()) } else { Err(Problem::parameters(self.errors)) }
+    }
+}
+
+fn parse_time(text: &str, now: UnixMicros) -> Option<UnixMicros> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return u64::try_from(time.unix_timestamp_nanos() / 1_000).ok().map(UnixMicros);
+    }
+    let unit = text.chars().last()?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return None,
+    };
+    let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+    let micros = number.checked_mul(seconds)?.checked_mul(1_000_000)?;
+    now.0.checked_sub(micros).map(UnixMicros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(given: &[(&str, &str)]) -> Params {
+        let given = given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Params::new(given, UnixMicros(1_000_000_000_000_000))
+    }
+
+    /// Scenario: a request with four different mistakes.
+    /// Guarantees: all are reported at once, each with its parameter and what would be accepted.
+    #[test]
+    fn every_mistake_is_reported() {
+        let mut params = params(&[
+            ("limit", "0"),
+            ("cursor", "x"),
+            ("since", "yesterday"),
+            ("colour", "red"),
+            ("state", "open"),
+        ]);
+        assert_eq!(params.text("state").as_deref(), Some("open"));
+        params.time("since");
+        params.page();
+        let problem = params.finish().unwrap_err();
+        let named: Vec<_> = problem.errors.iter().map(|error| error.parameter.as_str()).collect();
+        assert_eq!(named, ["since", "limit", "cursor", "colour"]);
+        assert_eq!(problem.status, 400);
+    }
+
+    /// Scenario: times as people write them.
+    /// Guarantees: absolute and relative forms are read, nonsense and overflow are refused.
+    #[test]
+    fn times_are_absolute_or_relative() {
+        let now = UnixMicros(1_000_000_000_000_000);
+        assert_eq!(parse_time("15m", now), Some(UnixMicros(now.0 - 900_000_000)));
+        assert_eq!(parse_time("1970-01-01T00:00:01Z", now), Some(UnixMicros(1_000_000)));
+        for text in ["", "m", "-5m", "15", "99999999999999999999d", "1969-12-31T00:00:00Z", "5µ"] {
+            assert_eq!(parse_time(text, now), None, "{text:?}");
+        }
+    }
+}

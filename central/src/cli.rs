@@ -1,0 +1,107 @@
+//! The people's command, `tapio`: asks central's REST API and shows the answer as a table, a story or JSON.
+
+pub mod client;
+pub mod render;
+
+use std::{io::Write, path::PathBuf};
+
+use clap::{Parser, Subcommand};
+use tapio_schemas::{finding::Finding, units::UnixMicros};
+use time::OffsetDateTime;
+
+use self::client::{ApiClient, ClientError};
+use crate::api::rest::{health::HealthAnswer, ledger::LedgerAnswer, page::List};
+
+/// Tapio: the root cause of a failure, and its proof.
+#[derive(Debug, Parser)]
+#[command(name = "tapio", version)]
+pub struct Arguments {
+    /// Where central's API is.
+    #[arg(long, global = true, env = "TAPIO_API", default_value = "https://127.0.0.1:7443")]
+    api: String,
+    /// The certificate authority of central's certificate, PEM. Without it, public authorities count.
+    #[arg(long, global = true, env = "TAPIO_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Print the API's JSON instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List findings, newest first.
+    Findings {
+        /// Only those in this state: open, resolved, superseded.
+        #[arg(long)]
+        state: Option<String>,
+        /// Only of this cluster.
+        #[arg(long)]
+        cluster: Option<String>,
+        /// Announced since: a time (RFC 3339) or a length before now (15m, 2h, 7d).
+        #[arg(long, default_value = "24h")]
+        since: String,
+        /// At most this many.
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// Show one finding: its chain, its evidence, what is missing, what was lost.
+    Explain {
+        /// Its id, or enough of its beginning.
+        id: String,
+    },
+    /// Show in one screen whether to trust the system now.
+    Status,
+}
+
+/// Runs the command and writes its answer to `out`.
+///
+/// # Errors
+/// When the API does not answer or refuses, or `out` cannot be written.
+pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError> {
+    let client = ApiClient::new(&arguments.api, arguments.ca.as_deref())?;
+    let now = now();
+    match &arguments.command {
+        Command::Findings { state, cluster, since, limit } => {
+            let limit = limit.to_string();
+            let mut query = vec![("since", since.as_str()), ("limit", &limit)];
+            query.extend(state.as_deref().map(|state| ("state", state)));
+            query.extend(cluster.as_deref().map(|cluster| ("cluster", cluster)));
+            show(arguments.json, out, &client.get::<List<Finding>>("/findings", &query)?, |list, out| {
+                render::findings(list, now, out)
+            })
+        }
+        Command::Explain { id } => {
+            let finding = client.get::<Finding>(&format!("/findings/{}", client::path_segment(id)), &[])?;
+            show(arguments.json, out, &finding, |finding, out| render::explain(finding, now, out))
+        }
+        Command::Status => {
+            let health = client.get::<HealthAnswer>("/health", &[])?;
+            let ledger = client.get::<LedgerAnswer>("/ledger", &[("since", "5m")])?;
+            let open = client.get::<List<Finding>>("/findings", &[("state", "open"), ("since", "24h")])?;
+            let status = render::Status { health, ledger, open: open.items };
+            show(arguments.json, out, &status, |status, out| render::status(status, now, out))
+        }
+    }
+}
+
+fn show<T: serde::Serialize>(
+    json: bool,
+    out: &mut dyn Write,
+    answer: &T,
+    render: impl Fn(&T, &mut dyn Write) -> std::io::Result<()>,
+) -> Result<(), ClientError> {
+    let written = if json {
+        serde_json::to_writer_pretty(&mut *out, answer)
+            .map_err(std::io::Error::from)
+            .and_then(|()| writeln!(out))
+    } else {
+        render(answer, out)
+    };
+    written.map_err(ClientError::Write)
+}
+
+fn now() -> UnixMicros {
+    UnixMicros(u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000).unwrap_or_default())
+}

@@ -1,0 +1,259 @@
+//! Findings and health as a person reads them. Pure: the answer and the present time in, text out.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use tapio_schemas::{
+    finding::{Finding, FindingState},
+    units::{Micros, UnixMicros},
+    verdict::{Outcome, Stance, Verdict},
+};
+use time::{OffsetDateTime, UtcOffset};
+
+use crate::api::rest::{
+    health::{HealthAnswer, SILENT_AFTER_MICROS},
+    ledger::LedgerAnswer,
+    page::List,
+};
+
+/// An id is shown with this many characters; they tell a fleet's open findings apart.
+const SHORT_ID_CHARS: usize = 10;
+
+/// What `tapio status` shows.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Central's own word.
+    pub health: HealthAnswer,
+    /// What was carried and lost in the last minutes.
+    pub ledger: LedgerAnswer,
+    /// The open findings.
+    pub open: Vec<Finding>,
+}
+
+/// A finding as a story: one sentence, the chain, then what it rests on.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn explain(finding: &Finding, now: UnixMicros, out: &mut dyn Write) -> io::Result<()> {
+    let verdict = &finding.verdict;
+    writeln!(out, "{}{}", finding.title, state_note(finding))?;
+    let width = finding.lines.iter().map(|line| line.text.chars().count()).max().unwrap_or(0).min(72);
+    for line in &finding.lines {
+        let evidence = verdict.evidence.iter().find(|evidence| evidence.step == line.step);
+        let role = evidence.map_or("", |evidence| match evidence.stance {
+            Stance::Supporting => evidence.role.as_str(),
+            Stance::Contradicting => "against",
+        });
+        writeln!(out, "  {}  {role:<8} {:<width$}  {}", clock(line.at), line.text, line.basis)?;
+    }
+    for missing in &verdict.missing {
+        writeln!(
+            out,
+            "  {:10}  {:<8} not found: {} ({})",
+            "",
+            missing.role.as_str(),
+            missing.step,
+            missing.why
+        )?;
+    }
+    writeln!(out, "  {}", proof(verdict))?;
+    writeln!(out, "  {}", changes(verdict, now))?;
+    for candidate in verdict.candidates.iter().filter(|_| verdict.outcome != Outcome::Finding) {
+        writeln!(
+            out,
+            "  candidate {} ({}): evidence {} of {}, {}",
+            candidate.cause,
+            candidate.rule,
+            candidate.evidence_present,
+            candidate.evidence_expected,
+            candidate.reason
+        )?;
+    }
+    if !finding.recommended_action.is_empty() {
+        writeln!(out, "  do: {}", finding.recommended_action)?;
+    }
+    writeln!(
+        out,
+        "  found {} after the first symptom · tapio explain {}",
+        seconds(finding.found_after),
+        short(&finding.id)
+    )
+}
+
+fn state_note(finding: &Finding) -> &'static str {
+    match finding.state {
+        FindingState::Open => "",
+        FindingState::Resolved => " (resolved)",
+        FindingState::Superseded => " (superseded)",
+    }
+}
+
+fn proof(verdict: &Verdict) -> String {
+    let losses = &verdict.losses;
+    let mut text = format!(
+        "evidence {} of {} expected · lost in the window: {} of {} records · clock error {}",
+        verdict.evidence_present,
+        verdict.evidence_expected,
+        grouped(losses.lost),
+        grouped(losses.records),
+        micros(verdict.clock_error),
+    );
+    if !losses.unknown_sources.is_empty() {
+        append(&mut text, format_args!(" · losses unknown of {}", losses.unknown_sources.join(", ")));
+    }
+    if !verdict.missing_probes.is_empty() {
+        append(&mut text, format_args!(" · without probes {}", verdict.missing_probes.join(", ")));
+    }
+    text
+}
+
+fn changes(verdict: &Verdict, now: UnixMicros) -> String {
+    if verdict.changes.is_empty() {
+        return format!("no change seen since start, {} ago", length(now.since(verdict.observed_since)));
+    }
+    let shown: Vec<_> = verdict
+        .changes
+        .iter()
+        .map(|change| format!("{} ({} ago)", change.what, length(now.since(change.at))))
+        .collect();
+    format!("changed before: {}", shown.join(" · "))
+}
+
+/// A table of findings.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn findings(list: &List<Finding>, now: UnixMicros, out: &mut dyn Write) -> io::Result<()> {
+    if list.items.is_empty() {
+        return writeln!(out, "no findings");
+    }
+    writeln!(out, "{:<SHORT_ID_CHARS$}  {:<10}  {:<8}  {:>8}  FINDING", "ID", "STATE", "SEVERITY", "AGE")?;
+    for finding in &list.items {
+        writeln!(
+            out,
+            "{:<SHORT_ID_CHARS$}  {:<10}  {:<8}  {:>8}  {}",
+            short(&finding.id),
+            finding.state.as_str(),
+            finding.verdict.severity.as_str(),
+            length(now.since(finding.announced_at)),
+            finding.title,
+        )?;
+    }
+    if list.next_cursor.is_some() {
+        writeln!(out, "there are more; narrow with --since, --state, --cluster or raise --limit")?;
+    }
+    Ok(())
+}
+
+/// One screen: health, sources, losses, open findings.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn status(status: &Status, now: UnixMicros, out: &mut dyn Write) -> io::Result<()> {
+    let health = &status.health;
+    writeln!(out, "{} is {} (version {})", health.central, health.status, health.version)?;
+    for reason in &health.reasons {
+        writeln!(out, "  {reason}")?;
+    }
+    writeln!(out, "sources heard in the last day: {}", health.sources.len())?;
+    for source in &health.sources {
+        let silent = now.since(source.last_seen);
+        let word = if silent.0 > SILENT_AFTER_MICROS { "silent" } else { "live" };
+        let working = source
+            .capability
+            .iter()
+            .filter(|probe| probe.state == tapio_schemas::capability::ProbeState::Working)
+            .count();
+        writeln!(
+            out,
+            "  {:<24} {word:<6} last heard {} ago, {working} of {} probes work",
+            source.node,
+            length(silent),
+            source.capability.len()
+        )?;
+    }
+    writeln!(
+        out,
+        "last 5 minutes: {} records, {} lost",
+        grouped(status.ledger.records),
+        grouped(status.ledger.lost)
+    )?;
+    for line in status.ledger.items.iter().filter(|line| line.fate == "lost") {
+        writeln!(out, "  {} lost {} at {} ({})", line.node, grouped(line.count), line.stage, line.reason)?;
+    }
+    writeln!(out, "open findings: {}", status.open.len())?;
+    for finding in &status.open {
+        writeln!(out, "  {}  {}", short(&finding.id), finding.title)?;
+    }
+    Ok(())
+}
+
+fn short(id: &str) -> &str {
+    id.get(..SHORT_ID_CHARS).unwrap_or(id)
+}
+
+/// Wall time with tenths, in UTC: every node's and every person's logs can be held against it.
+fn clock(at: UnixMicros) -> String {
+    let nanos = i128::from(at.0).saturating_mul(1_000);
+    let Ok(time) = OffsetDateTime::from_unix_timestamp_nanos(nanos) else { return "--:--:--.-".to_owned() };
+    let time = time.to_offset(UtcOffset::UTC);
+    format!("{:02}:{:02}:{:02}.{}", time.hour(), time.minute(), time.second(), time.millisecond() / 100)
+}
+
+fn seconds(length: Micros) -> String {
+    format!("{}.{} s", length.0 / 1_000_000, length.0 % 1_000_000 / 100_000)
+}
+
+fn micros(length: Micros) -> String {
+    match length.0 {
+        micros @ ..1_000 => format!("{micros} µs"),
+        micros @ 1_000..1_000_000 => format!("{}.{} ms", micros / 1_000, micros % 1_000 / 100),
+        _ => seconds(length),
+    }
+}
+
+fn length(length: Micros) -> String {
+    match length.0 / 1_000_000 {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn append(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.push_str(&arguments.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: quantities of every size.
+    /// Guarantees: each in the unit that a person would choose.
+    #[test]
+    fn quantities_are_readable() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(18_204), "18,204");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(micros(Micros(40)), "40 µs");
+        assert_eq!(micros(Micros(1_250)), "1.2 ms");
+        assert_eq!(seconds(Micros(640_000)), "0.6 s");
+        assert_eq!(length(Micros::from_secs(119)), "119 s");
+        assert_eq!(length(Micros::from_secs(120)), "2 min");
+        assert_eq!(length(Micros::from_secs(8_000)), "2 h");
+        assert_eq!(clock(UnixMicros(45_296_123_456)), "12:34:56.1");
+    }
+}

@@ -1,0 +1,155 @@
+//! What is stored, read back: findings, events, entities, ledgers, sources. Only this module knows the tables.
+//!
+//! Every value reaches the store as a query parameter, never as part of the SQL text; every query is bounded in rows
+//! and time.
+
+mod connection;
+pub mod entities;
+pub mod events;
+pub mod findings;
+pub mod ledger;
+pub mod sources;
+
+use serde_json::{Map, Value};
+
+use tapio_store::client::{ClientError, Parameter};
+
+use self::connection::Connection;
+use crate::config::StoreAccess;
+
+/// Why a query has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// The store did not answer, or refused.
+    #[error("the store did not answer the query: {0}")]
+    Store(#[from] ClientError),
+    /// A stored row is not what this version writes.
+    #[error("a stored {what} cannot be read: {reason}")]
+    Row {
+        /// What the row holds.
+        what: &'static str,
+        /// Why it cannot be read.
+        reason: String,
+    },
+    /// The account file cannot be used.
+    #[error("the store's connection file {path} (store.connection) cannot be used: {reason}")]
+    Connection {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// One row, as the store gives it.
+pub(crate) type Row = Map<String, Value>;
+
+/// Read access to the store.
+pub struct History {
+    connection: Connection,
+}
+
+impl History {
+    /// Read access to the store that `access` names. The store need not answer yet.
+    #[must_use]
+    pub fn new(access: &StoreAccess) -> Self {
+        Self { connection: Connection::new(access) }
+    }
+
+    /// The rows of a query that [`Select::build`] gave.
+    async fn rows(&self, (sql, values): (String, Vec<(String, String)>)) -> Result<Vec<Row>, HistoryError> {
+        let reader = self.connection.reader()?;
+        let parameters: Vec<_> =
+            values.iter().map(|(name, value)| (name.as_str(), Parameter::Text(value.clone()))).collect();
+        Ok(reader.rows(&sql, &parameters).await?)
+    }
+}
+
+/// A query being put together: text with placeholders, and the values for them.
+pub(crate) struct Select {
+    sql: String,
+    conditions: Vec<String>,
+    values: Vec<(String, String)>,
+}
+
+impl Select {
+    /// `SELECT columns FROM source`.
+    pub(crate) fn new(columns: &str, source: &str) -> Self {
+        Self { sql: format!("SELECT {columns} FROM {source}"), conditions: Vec::new(), values: Vec::new() }
+    }
+
+    /// Adds a condition in which `?` stands for `value` of ClickHouse's type `kind`.
+    pub(crate) fn and(&mut self, condition: &str, kind: &str, value: impl ToString) -> &mut Self {
+        let placeholder = self.bind(kind, value);
+        self.conditions.push(condition.replacen('?', &placeholder, 1));
+        self
+    }
+
+    /// As [`Select::and`], if there is a value.
+    pub(crate) fn and_some(
+        &mut self,
+        condition: &str,
+        kind: &str,
+        value: Option<impl ToString>,
+    ) -> &mut Self {
+        if let Some(value) = value {
+            self.and(condition, kind, value);
+        }
+        self
+    }
+
+    /// Adds a condition without a value.
+    pub(crate) fn and_plain(&mut self, condition: String) -> &mut Self {
+        self.conditions.push(condition);
+        self
+    }
+
+    /// The placeholder of a value of ClickHouse's type `kind`.
+    pub(crate) fn bind(&mut self, kind: &str, value: impl ToString) -> String {
+        let name = format!("p{}", self.values.len());
+        let placeholder = format!("{{{name}:{kind}}}");
+        self.values.push((name, value.to_string()));
+        placeholder
+    }
+
+    /// The whole text, with what follows the conditions, and the values.
+    pub(crate) fn build(self, rest: &str) -> (String, Vec<(String, String)>) {
+        let filter = if self.conditions.is_empty() {
+            String::new()
+        } else {
+            format!(" WHERE {}", self.conditions.join(" AND "))
+        };
+        (format!("{}{filter} {rest}", self.sql), self.values)
+    }
+}
+
+/// The text in a row's column; absent reads as empty.
+pub(crate) fn text<'a>(row: &'a Row, column: &str) -> &'a str {
+    row.get(column).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The whole number in a row's column, whichever way JSON carries it; absent reads as zero.
+pub(crate) fn number(row: &Row, column: &str) -> u64 {
+    match row.get(column) {
+        Some(Value::Number(number)) => number.as_u64().unwrap_or_default(),
+        Some(Value::String(text)) => text.parse().unwrap_or_default(),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a filter value that would be SQL if it were pasted into the text.
+    /// Guarantees: the text holds placeholders only; the value travels beside it.
+    #[test]
+    fn values_never_become_text() {
+        let mut select = Select::new("x", "t");
+        select.and("node = ?", "String", "a' OR 1=1 --").and_some("n > ?", "UInt64", Some(7));
+        select.and_some("m > ?", "UInt64", None::<u64>);
+        let (sql, values) = select.build("LIMIT 3");
+        assert_eq!(sql, "SELECT x FROM t WHERE node = {p0:String} AND n > {p1:UInt64} LIMIT 3");
+        assert_eq!(values, [("p0".into(), "a' OR 1=1 --".into()), ("p1".into(), "7".into())]);
+    }
+}

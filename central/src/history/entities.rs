@@ -1,0 +1,95 @@
+//! Stored entities: containers, pods and their names, with the time in which each was known.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tapio_schemas::units::UnixMicros;
+
+use super::{History, HistoryError, Row, Select, number, text};
+use crate::api::rest::page::{Cursor, Page};
+
+/// Which entities.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EntityFilter {
+    /// Of this cluster.
+    pub cluster: Option<String>,
+    /// Of this kind.
+    pub kind: Option<&'static str>,
+    /// With this id.
+    pub id: Option<String>,
+    /// Seen not before.
+    pub since: UnixMicros,
+}
+
+/// An entity as it was last known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredEntity {
+    /// The cluster.
+    pub cluster: String,
+    /// What kind of thing.
+    pub kind: String,
+    /// Its id.
+    pub id: String,
+    /// When it was first known.
+    pub first_seen: UnixMicros,
+    /// When it was last known.
+    pub last_seen: UnixMicros,
+    /// The names that are known for it, by what they name (`namespace`, `pod`, `workload`, `service`).
+    pub names: BTreeMap<String, String>,
+}
+
+impl History {
+    /// The page of entities that `filter` wants, last seen first, and one more if another page follows.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn entities(
+        &self,
+        filter: &EntityFilter,
+        page: &Page,
+    ) -> Result<Vec<StoredEntity>, HistoryError> {
+        let mut select = Select::new(
+            "cluster, kind, id, min(since) AS first_time, max(until) AS last_time, \
+             toUnixTimestamp64Micro(first_time) AS first_micros, toUnixTimestamp64Micro(last_time) AS last_micros, \
+             argMax(names, until) AS newest_names",
+            "tapio.entities",
+        );
+        select
+            .and("until >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
+            .and_some("cluster = ?", "String", filter.cluster.as_ref())
+            .and_some("kind = ?", "String", filter.kind)
+            .and_some("id = ?", "String", filter.id.as_ref());
+        let having = page.cursor.as_ref().map_or_else(String::new, |cursor| {
+            let at = select.bind("Int64", cursor.at.0);
+            let id = select.bind("String", &cursor.id);
+            format!("HAVING (last_time, concat(cluster, '/', kind, '/', id)) < (fromUnixTimestamp64Micro({at}), {id})")
+        });
+        let rest = format!(
+            "GROUP BY cluster, kind, id {having} \
+             ORDER BY last_time DESC, concat(cluster, '/', kind, '/', id) DESC LIMIT {}",
+            u64::from(page.limit) + 1
+        );
+        Ok(self.rows(select.build(&rest)).await?.iter().map(read).collect())
+    }
+}
+
+/// The cursor after `entity`.
+#[must_use]
+pub fn cursor(entity: &StoredEntity) -> Cursor {
+    Cursor { at: entity.last_seen, id: format!("{}/{}/{}", entity.cluster, entity.kind, entity.id) }
+}
+
+fn read(row: &Row) -> StoredEntity {
+    let names = row.get("newest_names").and_then(Value::as_object);
+    let names =
+        names.into_iter().flatten().filter_map(|(key, name)| Some((key.clone(), name.as_str()?.to_owned())));
+    StoredEntity {
+        cluster: text(row, "cluster").to_owned(),
+        kind: text(row, "kind").to_owned(),
+        id: text(row, "id").to_owned(),
+        first_seen: UnixMicros(number(row, "first_micros")),
+        last_seen: UnixMicros(number(row, "last_micros")),
+        names: names.collect(),
+    }
+}

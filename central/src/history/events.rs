@@ -1,0 +1,225 @@
+//! Stored events, read back as the owned [`UnifiedEvent`].
+
+use std::sync::LazyLock;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tapio_schemas::{
+    address::Address,
+    event::UnifiedEvent,
+    field::{Cell, CellType, FIELDS, FieldSpec, FieldValue},
+    ids::{EventId, FrameId, Incarnation, Sequence, SourceId, TraceId},
+    units::UnixMicros,
+};
+
+use super::{History, HistoryError, Row, Select, number, text};
+use crate::api::rest::page::{Cursor, Page};
+
+/// Which events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Of this tenant's cluster.
+    pub cluster: Option<String>,
+    /// Seen on this node.
+    pub node: Option<String>,
+    /// With this intent.
+    pub intent: Option<String>,
+    /// Of this kind, by code.
+    pub kind: Option<u8>,
+    /// At least this severe, by code.
+    pub severity_min: Option<u8>,
+    /// About this container.
+    pub container_id: Option<String>,
+    /// About this pod.
+    pub pod_uid: Option<String>,
+    /// Of this trace.
+    pub trace_id: Option<TraceId>,
+    /// Not before.
+    pub since: UnixMicros,
+    /// Before.
+    pub until: Option<UnixMicros>,
+}
+
+/// An event with where it was stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredEvent {
+    /// The cluster.
+    pub cluster: String,
+    /// The node that shipped it.
+    pub node: String,
+    /// The event.
+    #[serde(flatten)]
+    pub event: UnifiedEvent,
+}
+
+/// The columns of an event, each in the form in which JSON carries it exactly.
+static COLUMNS: LazyLock<String> = LazyLock::new(|| {
+    let mut columns = vec![
+        "cluster".to_owned(),
+        "node".to_owned(),
+        "lower(hex(source_id)) AS source_hex".to_owned(),
+        "incarnation".to_owned(),
+        "sequence".to_owned(),
+        "row".to_owned(),
+    ];
+    columns.extend(FIELDS.iter().map(|spec| {
+        let column = spec.column;
+        match (spec.cell, spec.clickhouse) {
+            (CellType::Sixteen, "IPv6") => format!("toString({column}) AS f{}", spec.id),
+            (CellType::Sixteen, _) => format!("lower(hex({column})) AS f{}", spec.id),
+            (CellType::Unsigned, kind) if kind.starts_with("DateTime64") => {
+                format!("toUnixTimestamp64Micro({column}) AS f{}", spec.id)
+            }
+            _ => format!("{column} AS f{}", spec.id),
+        }
+    }));
+    columns.join(", ")
+});
+
+impl History {
+    /// The page of events that `filter` wants, newest first, and one row more if another page follows.
+    ///
+    /// # Errors
+    /// When the store does not answer or holds a row that cannot be read.
+    pub async fn events(&self, filter: &EventFilter, page: &Page) -> Result<Vec<StoredEvent>, HistoryError> {
+        let mut select = Select::new(&COLUMNS, "tapio.events");
+        select
+            .and("time_micros >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
+            .and_some("time_micros < fromUnixTimestamp64Micro(?)", "Int64", filter.until.map(|until| until.0))
+            .and_some("cluster = ?", "String", filter.cluster.as_ref())
+            .and_some("node = ?", "String", filter.node.as_ref())
+            .and_some("intent = ?", "String", filter.intent.as_ref())
+            .and_some("kind = ?", "UInt8", filter.kind)
+            .and_some("severity >= ?", "UInt8", filter.severity_min)
+            .and_some("entity_container_id = ?", "String", filter.container_id.as_ref())
+            .and_some("entity_pod_uid = ?", "String", filter.pod_uid.as_ref())
+            .and_some("trace_trace_id = unhex(?)", "String", filter.trace_id);
+        if let Some((at, id)) =
+            page.cursor.as_ref().and_then(|cursor| Some((cursor.at, cursor.id.parse().ok()?)))
+        {
+            let id: EventId = id;
+            let at = select.bind("Int64", at.0);
+            let source = select.bind("String", id.frame.source);
+            let incarnation = select.bind("UInt64", id.frame.incarnation.0);
+            let sequence = select.bind("UInt64", id.frame.sequence.0);
+            let row = select.bind("UInt32", id.row);
+            select.and_plain(format!(
+                "(time_micros, source_id, incarnation, sequence, row) < \
+                 (fromUnixTimestamp64Micro({at}), toFixedString(unhex({source}), 16), {incarnation}, {sequence}, {row})"
+            ));
+        }
+        let rest = format!(
+            "ORDER BY time_micros DESC, source_id DESC, incarnation DESC, sequence DESC, row DESC LIMIT {}",
+            u64::from(page.limit) + 1
+        );
+        self.rows(select.build(&rest)).await?.iter().map(read).collect()
+    }
+
+    /// The event with this id, if it is stored.
+    ///
+    /// # Errors
+    /// As [`History::events`].
+    pub async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, HistoryError> {
+        let mut select = Select::new(&COLUMNS, "tapio.events");
+        select
+            .and("source_id = toFixedString(unhex(?), 16)", "String", id.frame.source)
+            .and("incarnation = ?", "UInt64", id.frame.incarnation.0)
+            .and("sequence = ?", "UInt64", id.frame.sequence.0)
+            .and("row = ?", "UInt32", id.row);
+        self.rows(select.build("LIMIT 1")).await?.first().map(read).transpose()
+    }
+}
+
+/// The cursor after `event`.
+#[must_use]
+pub fn cursor(event: &StoredEvent) -> Cursor {
+    Cursor { at: UnixMicros(event.event.core.time_micros), id: event.event.id.to_string() }
+}
+
+fn read(row: &Row) -> Result<StoredEvent, HistoryError> {
+    let source: SourceId =
+        text(row, "source_hex").parse().map_err(|error| unreadable("source_id", &error))?;
+    let frame = FrameId {
+        source,
+        incarnation: Incarnation(number(row, "incarnation")),
+        sequence: Sequence(number(row, "sequence")),
+    };
+    let id = frame.row(u32::try_from(number(row, "row")).unwrap_or(u32::MAX));
+    let mut event = UnifiedEvent { id, ..UnifiedEvent::default() };
+    for spec in FIELDS {
+        let Some(value) = row.get(&format!("f{}", spec.id)) else { continue };
+        set(&mut event, spec, value)?;
+    }
+    Ok(StoredEvent { cluster: text(row, "cluster").to_owned(), node: text(row, "node").to_owned(), event })
+}
+
+/// Sets the field unless the column holds its default, which means "absent" and must not make a layer appear.
+fn set(event: &mut UnifiedEvent, spec: &FieldSpec, value: &Value) -> Result<(), HistoryError> {
+    let cell = match spec.cell {
+        CellType::Unsigned => {
+            let number = value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default();
+            (number != 0).then_some(Cell::Unsigned(number))
+        }
+        CellType::Signed => {
+            let number = value.as_i64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default();
+            (number != 0).then_some(Cell::Signed(number))
+        }
+        CellType::Float => value.as_f64().filter(|number| *number != 0.0).map(Cell::Float),
+        CellType::Symbol => value.as_str().filter(|text| !text.is_empty()).map(Cell::Symbol),
+        CellType::Sixteen => {
+            let text = value.as_str().unwrap_or_default();
+            let bytes = if spec.clickhouse == "IPv6" {
+                text.parse::<Address>().map_err(|error| unreadable(spec.column, &error))?.0
+            } else {
+                text.parse::<TraceId>().map_err(|error| unreadable(spec.column, &error))?.0
+            };
+            (bytes != [0; 16]).then_some(Cell::Sixteen(bytes))
+        }
+    };
+    if let Some(cell) = cell {
+        event.set(spec.layer, spec.id, cell);
+    }
+    Ok(())
+}
+
+fn unreadable(column: &str, error: &dyn std::fmt::Display) -> HistoryError {
+    HistoryError::Row { what: "event", reason: format!("{column}: {error}") }
+}
+
+/// Keeps the conversion honest at compile time: both sixteen-byte types share one representation.
+const _: () = assert!(matches!(<Address as FieldValue>::CELL, CellType::Sixteen));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a row as the store gives it, most columns at their defaults.
+    /// Guarantees: filled columns become fields, default ones leave their layer absent, a damaged one is an error.
+    #[test]
+    fn rows_become_events() {
+        let mut row = serde_json::json!({
+            "cluster": "c1", "node": "n1", "source_hex": "00000000000000000000000000000007",
+            "incarnation": 2, "sequence": "3", "row": 4,
+        });
+        let object = row.as_object_mut().unwrap();
+        for spec in FIELDS {
+            let value = match (spec.cell, spec.clickhouse) {
+                (CellType::Symbol, _) => Value::from(""),
+                (CellType::Sixteen, "IPv6") => Value::from("::"),
+                (CellType::Sixteen, _) => Value::from("0".repeat(32)),
+                _ => Value::from(0),
+            };
+            object.insert(format!("f{}", spec.id), value);
+        }
+        object.insert("f1".into(), Value::from(1_700_000_000_000_000_u64));
+        object.insert("f80".into(), Value::from("::ffff:10.0.0.1"));
+        object.insert("f88".into(), Value::from(500));
+        let stored = read(object).unwrap();
+        assert_eq!(stored.event.id.to_string(), "00000000000000000000000000000007-2-3-4");
+        let network = stored.event.network.as_ref().unwrap();
+        assert_eq!((network.local_address.to_string().as_str(), network.status), ("10.0.0.1", 500));
+        assert!(stored.event.trace.is_none() && stored.event.kernel.is_none());
+        object.insert("f20".into(), Value::from("zz"));
+        assert!(read(object).unwrap_err().to_string().contains("trace_trace_id"));
+    }
+}

@@ -1,0 +1,95 @@
+//! Stored findings: each row is a revision; the newest revision is the finding.
+
+use tapio_schemas::{finding::Finding, units::UnixMicros};
+
+use super::{History, HistoryError, Row, Select, text};
+use crate::api::rest::page::{Cursor, Page};
+
+/// Which findings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FindingFilter {
+    /// Of this cluster.
+    pub cluster: Option<String>,
+    /// In this state now.
+    pub state: Option<&'static str>,
+    /// Of this rule.
+    pub rule: Option<String>,
+    /// Of this severity now.
+    pub severity: Option<&'static str>,
+    /// Of this incident.
+    pub incident_id: Option<String>,
+    /// Announced not before.
+    pub since: UnixMicros,
+    /// Announced before.
+    pub until: Option<UnixMicros>,
+}
+
+/// How many findings an abbreviated id may fit before the answer only says "several".
+const CANDIDATES_MAX: u32 = 8;
+
+impl History {
+    /// The page of findings that `filter` wants, last announced first, and one more if another page follows.
+    ///
+    /// # Errors
+    /// When the store does not answer or holds a document that cannot be read.
+    pub async fn findings(&self, filter: &FindingFilter, page: &Page) -> Result<Vec<Finding>, HistoryError> {
+        let mut newest = Select::new(
+            "id, min(announced_at) AS announced, argMax(document, revision) AS newest, \
+             argMax(state, revision) AS newest_state, argMax(severity, revision) AS newest_severity",
+            "tapio.findings",
+        );
+        newest
+            .and("announced_at >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
+            .and_some(
+                "announced_at < fromUnixTimestamp64Micro(?)",
+                "Int64",
+                filter.until.map(|until| until.0),
+            )
+            .and_some("cluster = ?", "String", filter.cluster.as_ref())
+            .and_some("rule = ?", "String", filter.rule.as_ref())
+            .and_some("incident_id = ?", "String", filter.incident_id.as_ref());
+        let mut having = Vec::new();
+        if let Some(state) = filter.state {
+            having.push(format!("newest_state = {}", newest.bind("String", state)));
+        }
+        if let Some(severity) = filter.severity {
+            having.push(format!("newest_severity = {}", newest.bind("String", severity)));
+        }
+        if let Some(cursor) = &page.cursor {
+            let at = newest.bind("Int64", cursor.at.0);
+            let id = newest.bind("String", &cursor.id);
+            having.push(format!("(announced, id) < (fromUnixTimestamp64Micro({at}), {id})"));
+        }
+        let having =
+            if having.is_empty() { String::new() } else { format!("HAVING {}", having.join(" AND ")) };
+        let rest = format!(
+            "GROUP BY id {having} ORDER BY announced DESC, id DESC LIMIT {}",
+            u64::from(page.limit) + 1
+        );
+        self.rows(newest.build(&rest)).await?.iter().map(read).collect()
+    }
+
+    /// The newest revisions of the findings whose id begins with `prefix`: several if it is ambiguous.
+    ///
+    /// # Errors
+    /// As [`History::findings`].
+    pub async fn findings_by_prefix(&self, prefix: &str) -> Result<Vec<Finding>, HistoryError> {
+        let mut select = Select::new("id, argMax(document, revision) AS newest", "tapio.findings");
+        select.and("startsWith(id, ?)", "String", prefix);
+        let rest = format!("GROUP BY id ORDER BY id LIMIT {CANDIDATES_MAX}");
+        self.rows(select.build(&rest)).await?.iter().map(read).collect()
+    }
+}
+
+/// The cursor after `finding`.
+#[must_use]
+pub fn cursor(finding: &Finding) -> Cursor {
+    Cursor { at: finding.announced_at, id: finding.id.clone() }
+}
+
+fn read(row: &Row) -> Result<Finding, HistoryError> {
+    serde_json::from_str(text(row, "newest")).map_err(|error| HistoryError::Row {
+        what: "finding",
+        reason: format!("{}: {error}", text(row, "id")),
+    })
+}
