@@ -1,6 +1,18 @@
 //! What the probes cost the kernel, under a load that hits all kinds of them. Times inform, they do not gate:
 //! machines differ and are noisy. What gates is that the kernel delivered every hit.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::too_many_lines,
+    reason = "a test that cannot go on fails"
+)]
+
 #[path = "probes/support.rs"]
 mod support;
 

@@ -1,6 +1,18 @@
 //! The object that is checked in is the one that its sources build, as far as that can be told without a compiler
 //! for it: `scripts/build-ebpf --check` tells the rest.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::too_many_lines,
+    reason = "a test that cannot go on fails"
+)]
+
 use std::{
     fmt::Write,
     path::{Path, PathBuf},

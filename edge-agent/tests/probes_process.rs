@@ -1,5 +1,17 @@
 //! What the probes say about processes: real ones, on the running kernel.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::too_many_lines,
+    reason = "a test that cannot go on fails"
+)]
+
 #[path = "probes/support.rs"]
 mod support;
 

@@ -11,7 +11,7 @@ use tapio_kernel_abi::*;
 
 /// A record that outlives the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub(crate) enum Seen {
     Fork(Fork),
     Exec(Exec),
     Exit(Exit),
@@ -41,7 +41,7 @@ impl Seen {
     }
 
     /// Which probe's counter the record is in.
-    pub fn probe(&self) -> ProbeId {
+    pub(crate) fn probe(&self) -> ProbeId {
         match self {
             Self::Fork(_) => ProbeId::Fork,
             Self::Exec(_) => ProbeId::Exec,
@@ -59,20 +59,20 @@ impl Seen {
 }
 
 /// The probes and all that they have recorded.
-pub struct Watch {
-    pub probes: Probes,
-    pub capabilities: Vec<Capability>,
-    pub seen: Vec<Seen>,
+pub(crate) struct Watch {
+    pub(crate) probes: Probes,
+    pub(crate) capabilities: Vec<Capability>,
+    pub(crate) seen: Vec<Seen>,
     ring: RingReader,
 }
 
 /// Everything, this process included.
-pub fn everything() -> ProbesConfig {
+pub(crate) fn everything() -> ProbesConfig {
     ProbesConfig { ignored_tgid: 0, ring_bytes: 16 << 20, ..ProbesConfig::default() }
 }
 
 /// Loads the probes. `None` only where the environment says that this need not be proven here.
-pub fn watch(config: &ProbesConfig) -> Option<Watch> {
+pub(crate) fn watch(config: &ProbesConfig) -> Option<Watch> {
     let (mut probes, capabilities) = Probes::load(config);
     let Some(ring) = probes.take_ring() else {
         let excused = std::env::var("TAPIO_NOT_PROVEN").unwrap_or_default();
@@ -94,13 +94,13 @@ pub fn watch(config: &ProbesConfig) -> Option<Watch> {
 
 impl Watch {
     /// Takes whatever is in the ring now.
-    pub fn take(&mut self) {
+    pub(crate) fn take(&mut self) {
         let seen = &mut self.seen;
         self.ring.for_each(usize::MAX, |record| seen.push(Seen::of(record)));
     }
 
     /// Reads records until `enough` is content; it must be so within ten seconds.
-    pub fn until(&mut self, what: &str, mut enough: impl FnMut(&[Seen]) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut enough: impl FnMut(&[Seen]) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             self.take();
@@ -117,7 +117,7 @@ impl Watch {
     }
 
     /// Detaches everything, reads what is left, and holds every counter to what was read.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.probes.detach(&ProbeId::ALL).expect("probes come off");
         self.take();
         assert_eq!(self.ring.bad().total(), 0);
@@ -131,7 +131,7 @@ impl Watch {
 }
 
 /// This test's executable again, as a process that does one thing: see each test file's `child`.
-pub fn spawn(task: &str) -> Child {
+pub(crate) fn spawn(task: &str) -> Child {
     Command::new(std::env::current_exe().expect("the test has a path"))
         .args(["--exact", "child", "--nocapture"])
         .env("TAPIO_TEST_CHILD", task)
@@ -142,18 +142,18 @@ pub fn spawn(task: &str) -> Child {
 }
 
 /// Inode of the calling process's memory cgroup: the id that the records carry.
-pub fn own_cgroup_id() -> u64 {
+pub(crate) fn own_cgroup_id() -> u64 {
     cgroup_id(&own_cgroup())
 }
 
 /// Inode of a cgroup's directory.
-pub fn cgroup_id(directory: &std::path::Path) -> u64 {
+pub(crate) fn cgroup_id(directory: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(directory).expect("the cgroup exists").ino()
 }
 
 /// Whether memory is counted by a v1 hierarchy, and where the hierarchy that counts it is mounted.
-pub fn memory_mount() -> (bool, std::path::PathBuf) {
+pub(crate) fn memory_mount() -> (bool, std::path::PathBuf) {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts are readable");
     let mount = |kind: &str, option: &str| {
         mounts.lines().find_map(|line| {
