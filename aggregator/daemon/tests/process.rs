@@ -1,5 +1,8 @@
 //! Whole processes: exit statuses, signals, logs.
 
+// The whole program is a test, its helpers too: lints that spare tests shall see it as one.
+#![cfg(test)]
+
 use std::future::pending;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};

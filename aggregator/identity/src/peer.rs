@@ -37,7 +37,7 @@ pub enum PeerError {
         /// What is expected.
         expected: String,
         /// Who it is.
-        found: Name,
+        found: Box<Name>,
     },
     /// It belongs elsewhere.
     #[error("{found} is of another {part}: {expected} is expected")]
@@ -47,7 +47,7 @@ pub enum PeerError {
         /// What it should be.
         expected: String,
         /// Who it is.
-        found: Name,
+        found: Box<Name>,
     },
 }
 
@@ -99,14 +99,17 @@ impl Expected {
     /// With what differs.
     pub fn check(&self, name: &Name) -> Result<(), PeerError> {
         let elsewhere = |part, expected: &dyn std::fmt::Display| {
-            Err(PeerError::Elsewhere { part, expected: expected.to_string(), found: name.clone() })
+            Err(PeerError::Elsewhere { part, expected: expected.to_string(), found: Box::new(name.clone()) })
         };
         if *name.trust_domain() != self.trust_domain {
             return elsewhere("trust domain", &self.trust_domain);
         }
         if !self.kinds.contains(&name.kind()) {
             let expected: Vec<_> = self.kinds.iter().map(ToString::to_string).collect();
-            return Err(PeerError::WrongKind { expected: expected.join(" or "), found: name.clone() });
+            return Err(PeerError::WrongKind {
+                expected: expected.join(" or "),
+                found: Box::new(name.clone()),
+            });
         }
         match &self.place {
             Some((tenant, _)) if name.tenant().is_some_and(|found| found != tenant) => {

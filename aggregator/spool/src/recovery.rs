@@ -82,13 +82,12 @@ pub(crate) fn recover(
         Recovered { segments, active: None, end: cursor.low, next: cursor.low, report: Recovery::default() };
     if let (Some((file, header)), Some(segment)) = (last, recovered.segments.last_mut()) {
         match header {
-            Some(header) => open_last(dir, cursor, boot_id, file, header, segment, &mut report).map(
-                |(end, known, active)| {
-                    recovered.end = end;
-                    recovered.next = if known { end } else { skip(segment.base) };
-                    recovered.active = active;
-                },
-            )?,
+            Some(header) => {
+                let last = open_last(dir, cursor, boot_id, file, header, segment, &mut report)?;
+                recovered.end = last.end;
+                recovered.next = if last.is_complete { last.end } else { skip(segment.base) };
+                recovered.active = Some((last.file, last.bytes));
+            }
             None => {
                 recovered.end = segment.base;
                 recovered.next = skip(segment.base);
@@ -113,7 +112,16 @@ pub(crate) fn recover(
     Ok(recovered)
 }
 
-/// The last segment's end, whether all ordinals that were handed out are known, and the open file.
+/// The last segment, with its torn end cut off.
+struct Last {
+    end: Ordinal,
+    /// Whether every ordinal that was handed out is in it.
+    is_complete: bool,
+    file: File,
+    bytes: u64,
+}
+
+/// Reads the last segment through and cuts its torn end off.
 fn open_last(
     dir: &Path,
     cursor: &Cursor,
@@ -122,14 +130,15 @@ fn open_last(
     header: SegmentHeader,
     segment: &mut Segment,
     report: &mut Recovery,
-) -> Result<(Ordinal, bool, Option<(File, u64)>), SpoolError> {
+) -> Result<Last, SpoolError> {
     let path = segment::path_of(dir, segment.base);
     let (end, offset) =
         segment::scan(&file, segment.base).map_err(|error| SpoolError::io("read", &path, error))?;
     report.torn_bytes = segment.bytes.saturating_sub(offset);
     // A killed process loses no written byte as long as the machine stays up, so an unbroken file from
     // this boot is complete. After another boot only an orderly close says so.
-    let known = report.torn_bytes == 0 && (Some(header.boot_id) == boot_id || cursor.closed_at == Some(end));
+    let is_complete =
+        report.torn_bytes == 0 && (Some(header.boot_id) == boot_id || cursor.closed_at == Some(end));
     if report.torn_bytes > 0 {
         let cut = || {
             file.set_len(offset)?;
@@ -138,7 +147,7 @@ fn open_last(
         cut().map_err(|error| SpoolError::write("cut the torn end of", dir, &path, error))?;
         segment.bytes = offset;
     }
-    Ok((end, known, Some((file, offset))))
+    Ok(Last { end, is_complete, file, bytes: offset })
 }
 
 /// An ordinal that nothing in the segment at `base` can have reached.

@@ -1,5 +1,8 @@
 //! What is left after torn writes, damage, full disks and killed processes.
 
+// The whole program is a test, its helpers too: lints that spare tests shall see it as one.
+#![cfg(test)]
+
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -63,10 +66,10 @@ fn a_torn_tail_is_cut_at_every_byte() {
     for cut in SEGMENT_HEADER_BYTES..=bytes.len() as u64 {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(segment.file_name().expect("a name"));
-        std::fs::write(&path, &bytes[..cut as usize]).expect("written");
+        std::fs::write(&path, &bytes[..usize::try_from(cut).expect("small")]).expect("written");
         let (mut spool, report) = Spool::open(dir.path(), config(4096)).expect("opened");
         let records = ends.iter().filter(|&&end| end <= cut).count() as u64 - 1;
-        let end = ends[records as usize];
+        let end = ends[usize::try_from(records).expect("small")];
         assert_eq!(report.torn_bytes, cut - end, "cut at {cut}");
         let next = if cut == end { records } else { ORDINALS_PER_SEGMENT_MAX };
         assert_eq!(report.next, Ordinal(next), "cut at {cut}");
