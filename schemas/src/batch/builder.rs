@@ -218,29 +218,16 @@ impl BatchBuilder {
         let mut blob = std::mem::take(&mut self.blob);
         blob.clear();
         self.fill_directory(&mut blob);
-        out.clear();
-        out.resize(PRELUDE_BYTES, 0);
+        let assembled = assemble(&self.directory, &blob, out);
         std::mem::swap(&mut self.directory.symbols, self.symbols.text());
-        let archived = rkyv::api::high::to_bytes_in::<_, Failure>(&self.directory, std::mem::take(out));
-        std::mem::swap(&mut self.directory.symbols, self.symbols.text());
-        *out = archived.map_err(|_failure| BatchFault::Archive)?;
-        let length = |bytes: usize| u32::try_from(bytes).map_err(|_large| BatchFault::Archive);
-        let archive_bytes = length(out.len() - PRELUDE_BYTES)?;
-        let blob_bytes = length(blob.len())?;
-        out.resize(out.len().next_multiple_of(BATCH_ALIGNMENT_BYTES), 0);
-        out.extend_from_slice(&blob);
         self.blob = blob;
-        let mut prelude = out.as_mut_slice().iter_mut();
-        for byte in archive_bytes.to_le_bytes().into_iter().chain(blob_bytes.to_le_bytes()) {
-            if let Some(place) = prelude.next() {
-                *place = byte;
-            }
-        }
+        assembled?;
         self.clear();
         Ok(summary)
     }
 
-    fn fill_directory(&mut self, blob: &mut AlignedVec) {
+    /// Fills directory and blob. The symbol table's text is lent to the directory; the caller takes it back.
+    pub(super) fn fill_directory(&mut self, blob: &mut AlignedVec) {
         self.directory.version = BATCH_VERSION;
         self.directory.rows = self.rows;
         self.directory.since_micros = self.ledger.since.0.min(self.ledger.until.0);
@@ -256,6 +243,12 @@ impl BatchBuilder {
         let offset = count(blob.len());
         let (base, width) = planes::encode(ends, blob);
         self.directory.symbol_ends = Run { base, offset, cells: count(ends.len()), width };
+        std::mem::swap(&mut self.directory.symbols, self.symbols.text());
+    }
+
+    #[cfg(test)]
+    pub(super) const fn directory_mut(&mut self) -> &mut Directory {
+        &mut self.directory
     }
 
     fn fill_row_lists(&mut self, blob: &mut AlignedVec) {
@@ -322,6 +315,24 @@ impl BatchBuilder {
         }
         self.ledger = ledger;
     }
+}
+
+/// Puts prelude, archived directory and blob together.
+pub(super) fn assemble(directory: &Directory, blob: &[u8], out: &mut AlignedVec) -> Result<(), BatchFault> {
+    out.clear();
+    out.resize(PRELUDE_BYTES, 0);
+    let archived = rkyv::api::high::to_bytes_in::<_, Failure>(directory, std::mem::take(out));
+    *out = archived.map_err(|_failure| BatchFault::Archive)?;
+    let length = |bytes: usize| u32::try_from(bytes).map_err(|_large| BatchFault::Archive);
+    let archive_bytes = length(out.len() - PRELUDE_BYTES)?;
+    let blob_bytes = length(blob.len())?;
+    out.resize(out.len().next_multiple_of(BATCH_ALIGNMENT_BYTES), 0);
+    out.extend_from_slice(blob);
+    let lengths = archive_bytes.to_le_bytes().into_iter().chain(blob_bytes.to_le_bytes());
+    for (place, byte) in out.as_mut_slice().iter_mut().zip(lengths) {
+        *place = byte;
+    }
+    Ok(())
 }
 
 /// Lengths within a batch fit 32 bits: rows, columns and texts are bounded so that all of it stays below 50 MiB.
