@@ -1,3 +1,30 @@
-//! The agent of one node.
+//! The agent of one node: captures with eBPF, attributes to containers, folds, spools, ships.
+//!
+//! [`run`] is all that a process needs; [`Agent`] is the same with access to what runs, for tests of several tiers in
+//! one process. The agent decides nothing about failures beyond the node-scope rules that it is pushed, knows no
+//! names of Kubernetes, and writes nothing outside its state directory.
 
+mod agent;
+mod attribute;
+mod capture;
+mod clock;
+mod config;
+mod connections;
+mod event;
+mod fold;
+mod memory;
+mod metrics;
+mod outgoing;
+mod pipeline;
+mod precorrelate;
 pub mod probes;
+mod requests;
+mod sampler;
+mod shelf;
+mod syscalls;
+mod tally;
+mod uplink;
+
+pub use agent::{Agent, AgentError, run};
+pub use attribute::HierarchyError;
+pub use config::{Config, Scope};

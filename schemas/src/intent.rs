@@ -171,6 +171,8 @@ intents! {
     AGENT_STARTED = "agent-started";
     /// A probe works, or does not and why.
     PROBE_CAPABILITY = "probe-capability";
+    /// What the rules of node scope say, on the node itself. It never changes an answer further up.
+    NODE_VERDICT = "node-verdict";
 }
 
 #[cfg(test)]

@@ -1,0 +1,344 @@
+//! Puts the agent together: threads for capture, sampling and the spool, tasks for the uplink and telemetry.
+//!
+//! The order of the end: the sampler detaches the probes and hands over what is left, capture empties the ring and
+//! ships it, the spool's thread writes it, the uplink sends it as far as its time allows.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tapio_daemon::{Health, Progress, Registry};
+use tapio_identity::{Credentials, CredentialsError};
+use tapio_schemas::{
+    ids::Incarnation,
+    intent::{self, EventKind, Severity},
+    units::BootNanos,
+};
+use tapio_spool::SpoolError;
+use tapio_wire::frame::FrameFault;
+use thiserror::Error;
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    attribute::{Hierarchy, HierarchyError},
+    capture::{Capture, Shared},
+    clock::{self, NodeClock},
+    config::Config,
+    event::Event,
+    metrics::Metrics,
+    outgoing::{FRAMES_WAITING_MAX, Outbound, Outgoing},
+    pipeline::{MEMORY_SOURCE, Pipeline},
+    probes::{Capability, CapabilityState, Probes, ProbesConfig},
+    sampler::{Sampler, Watched},
+    shelf::Shelf,
+    uplink::Uplink,
+};
+
+/// Readings that wait for the capture thread: a round of all containers, and more.
+const READINGS_WAITING_MAX: usize = 16_384;
+/// How long the threads have to end.
+const THREADS_END_MAX: Duration = Duration::from_secs(10);
+/// A component that is silent for so long is stuck.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Why the agent cannot run.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The identity cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The certificate is another machine's.
+    #[error("the certificate names {certificate}, but node.tenant, node.cluster and node.name say {configured}: correct one of them")]
+    Name {
+        /// What the certificate says.
+        certificate: String,
+        /// What the configuration says.
+        configured: String,
+    },
+    /// No control groups.
+    #[error(transparent)]
+    Hierarchy(#[from] HierarchyError),
+    /// The spool cannot be opened.
+    #[error("the spool cannot be used")]
+    Spool(#[from] SpoolError),
+    /// No frame can be made.
+    #[error("frames cannot be made")]
+    Frame(#[from] FrameFault),
+    /// The system refused something.
+    #[error("cannot {doing}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs the agent until `shutdown` is cancelled, and ends it in order.
+///
+/// # Errors
+/// When it cannot start. A probe that does not load, or an aggregator that cannot be reached, is no error: both are
+/// told, and worked around.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AgentError> {
+    Agent::start(config, shutdown).await?.finish().await;
+    Ok(())
+}
+
+/// An agent that runs.
+pub struct Agent {
+    tasks: JoinSet<()>,
+    threads: Vec<JoinHandle<()>>,
+    finished: CancellationToken,
+    shutdown: CancellationToken,
+    telemetry: CancellationToken,
+    telemetry_address: std::net::SocketAddr,
+    capabilities: Vec<Capability>,
+    shelf: Arc<Shelf>,
+}
+
+impl Agent {
+    /// Starts the agent; it ends when `shutdown` is cancelled and [`Agent::finish`] is awaited.
+    ///
+    /// # Errors
+    /// When it cannot start.
+    pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Self, AgentError> {
+        let credentials = Credentials::load(&config.certificate, &config.key, &config.authority)?;
+        check_name(&config, &credentials)?;
+        let source = credentials.name().source_id();
+        let hierarchy = Hierarchy::find()?;
+        let listener = TcpListener::bind(config.telemetry_listen).await;
+        let listener = listener.map_err(|source| AgentError::System { doing: "listen for telemetry", source })?;
+        let telemetry_address = listener
+            .local_addr()
+            .map_err(|source| AgentError::System { doing: "name the telemetry's address", source })?;
+        // Durable before the first frame: no number is ever used twice.
+        let incarnation = Incarnation(tapio_spool::incarnation::next(&config.state_directory)?);
+        let shelf = Arc::new(Shelf::open(&config.state_directory.join("spool"), config.spool_quota_bytes)?);
+
+        let (registry, health) = (Registry::new(), Health::new());
+        let clock = NodeClock::new();
+        let since = BootNanos(clock::boot_nanos()).to_unix(clock.offset(Some(0)));
+        let (frames, outbound) = mpsc::sync_channel(FRAMES_WAITING_MAX);
+        let outgoing = Outgoing::new(source, incarnation, frames, since)?;
+        let mut pipeline = Pipeline::new(hierarchy.clone(), config.scope);
+
+        // The probes first: what begins while the host is looked at is then seen by one of both.
+        let (mut probes, capabilities) = Probes::load(&ProbesConfig {
+            ring_bytes: config.ring_bytes,
+            disabled: config.disabled_probes.clone(),
+            ..ProbesConfig::default()
+        });
+        let running = hierarchy.processes();
+        pipeline.begin(clock::boot_nanos(), &running);
+        for capability in capabilities.iter().filter(|capability| !capability.is_working()) {
+            tracing::warn!(probe = capability.name(), state = ?capability.state, "a probe does not work");
+        }
+
+        let (watched, shared) = (Arc::new(Watched::default()), Arc::new(Shared::default()));
+        let (readings, taken) = mpsc::sync_channel(READINGS_WAITING_MAX);
+        let finished = CancellationToken::new();
+        let capture = Capture {
+            node: config.node.as_str().to_owned(),
+            ring: probes.take_ring(),
+            pipeline,
+            outgoing,
+            clock,
+            readings: taken,
+            watched: Arc::clone(&watched),
+            shared: Arc::clone(&shared),
+            missing_probes: missing(&capabilities),
+            metrics: Metrics::new(&registry),
+            progress: health.component("capture", SILENCE_MAX),
+            precorrelate: None,
+        };
+        let sampler = Sampler {
+            hierarchy,
+            interval: config.memory_interval,
+            probes,
+            watched,
+            readings,
+            progress: health.component("sampler", SILENCE_MAX + config.memory_interval),
+            shutdown: shutdown.clone(),
+        };
+        let spooler = Spooler {
+            outbound,
+            shelf: Arc::clone(&shelf),
+            shared: Arc::clone(&shared),
+            progress: health.component("spool", SILENCE_MAX),
+            finished: finished.clone(),
+        };
+        let first = own_events(&capabilities, clock::boot_nanos());
+        let threads = vec![
+            spawn("spool", move || spooler.run())?,
+            spawn("capture", move || capture.run(first))?,
+            spawn("sampler", move || sampler.run())?,
+        ];
+
+        let mut tasks = JoinSet::new();
+        let uplink = Uplink {
+            aggregators: config.aggregators,
+            credentials,
+            incarnation,
+            node: config.node.as_str().to_owned(),
+            capabilities: describe(&capabilities),
+            shelf: Arc::clone(&shelf),
+            shared,
+            progress: health.component("uplink", SILENCE_MAX),
+            finished: finished.clone(),
+        };
+        tasks.spawn(uplink.run());
+        let telemetry = CancellationToken::new();
+        let serving = telemetry.clone();
+        tasks.spawn(async move {
+            if let Err(error) = tapio_daemon::http::serve(listener, registry, health, serving).await {
+                tracing::error!(%error, "telemetry is not served");
+            }
+        });
+        tracing::info!(node = %config.node, incarnation = incarnation.0, %telemetry_address, "agent is running");
+        Ok(Self { tasks, threads, finished, shutdown, telemetry, telemetry_address, capabilities, shelf })
+    }
+
+    /// Where metrics and health are served.
+    #[must_use]
+    pub const fn telemetry_address(&self) -> std::net::SocketAddr {
+        self.telemetry_address
+    }
+
+    /// Which probes work.
+    #[must_use]
+    pub fn capabilities(&self) -> &[Capability] {
+        &self.capabilities
+    }
+
+    /// Waits for the shutdown, then until everything has ended, for a bounded time.
+    pub async fn finish(mut self) {
+        self.shutdown.cancelled().await;
+        tracing::info!("agent ends");
+        let threads = std::mem::take(&mut self.threads);
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a thread of the agent panicked");
+                }
+            }
+        });
+        if tokio::time::timeout(THREADS_END_MAX, joined).await.is_err() {
+            tracing::error!("the agent's threads do not end");
+        }
+        self.finished.cancel();
+        self.telemetry.cancel();
+        tapio_daemon::shutdown::drain(&mut self.tasks, THREADS_END_MAX).await;
+        if let Err(error) = self.shelf.sync() {
+            tracing::error!(%error, "the spool's end is not on the disk");
+        }
+    }
+}
+
+fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, AgentError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|source| AgentError::System { doing: "start a thread", source })
+}
+
+fn check_name(config: &Config, credentials: &Credentials) -> Result<(), AgentError> {
+    let name = credentials.name();
+    let is_own = name.node_id() == Some(&config.node)
+        && name.cluster() == Some(&config.cluster)
+        && name.tenant() == Some(&config.tenant);
+    if is_own {
+        return Ok(());
+    }
+    Err(AgentError::Name {
+        certificate: name.to_string(),
+        configured: format!("{}, {} and {}", config.tenant, config.cluster, config.node),
+    })
+}
+
+/// `probe=state` of every probe and source, for the hello.
+fn describe(capabilities: &[Capability]) -> Vec<String> {
+    let state = |capability: &Capability| match &capability.state {
+        CapabilityState::Working => "working".to_owned(),
+        CapabilityState::Disabled => "disabled".to_owned(),
+        CapabilityState::Failed { reason } => format!("failed:{reason}"),
+    };
+    let mut described: Vec<String> =
+        capabilities.iter().map(|capability| format!("{}={}", capability.name(), state(capability))).collect();
+    described.push(format!("{MEMORY_SOURCE}=working"));
+    described
+}
+
+fn missing(capabilities: &[Capability]) -> Vec<String> {
+    let missing = capabilities.iter().filter(|capability| !capability.is_working());
+    missing.map(|capability| capability.name().to_owned()).collect()
+}
+
+/// What the agent says of itself when it begins.
+fn own_events(capabilities: &[Capability], now_nanos: u64) -> Vec<Event> {
+    let mut events = vec![Event::new(now_nanos, intent::AGENT_STARTED, EventKind::Agent, "agent")];
+    for capability in capabilities {
+        let state = match &capability.state {
+            CapabilityState::Working => "state=working".to_owned(),
+            CapabilityState::Disabled => "state=disabled".to_owned(),
+            CapabilityState::Failed { reason } => format!("state=failed\nreason={}", reason.replace('\n', " ")),
+        };
+        events.push(Event {
+            severity: if capability.is_working() { Severity::Info } else { Severity::Notice },
+            attributes: Some(state.into_boxed_str()),
+            ..Event::new(now_nanos, intent::PROBE_CAPABILITY, EventKind::Agent, capability.name())
+        });
+    }
+    events
+}
+
+/// The thread that owns the disk's delays.
+struct Spooler {
+    outbound: Receiver<Outbound>,
+    shelf: Arc<Shelf>,
+    shared: Arc<Shared>,
+    progress: Progress,
+    finished: CancellationToken,
+}
+
+impl Spooler {
+    fn run(self) {
+        const TURN: Duration = Duration::from_millis(500);
+        loop {
+            match self.outbound.recv_timeout(TURN) {
+                Ok(frame) => self.append(&frame),
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(error) = self.shelf.sync_if_due() {
+                        tracing::error!(%error, "the spool is not on the disk");
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.progress.tick();
+        }
+        self.finished.cancel();
+        self.progress.finish();
+    }
+
+    fn append(&self, frame: &Outbound) {
+        match self.shelf.append(frame.position, &frame.bytes) {
+            Ok(shelved) => {
+                self.shared.evicted.fetch_add(shelved.evicted, Ordering::Relaxed);
+                self.progress.clear();
+            }
+            Err(error) => {
+                self.shared.unspooled.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "a frame is lost: the spool does not take it");
+                self.progress.fault(format!("the spool takes no frames: {error}"));
+            }
+        }
+    }
+}

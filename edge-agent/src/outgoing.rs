@@ -1,0 +1,162 @@
+//! From events to numbered frames: the last place where the agent decides anything about an event.
+//!
+//! Rows go into one batch; the batch becomes a frame when something in it is urgent, when it is full, or when it is
+//! old. Each frame carries the ledger since the frame before. Called by [`crate::capture`]; hands frames over to the
+//! thread that spools them.
+
+use std::sync::mpsc::{SyncSender, TrySendError};
+
+use tapio_schemas::{
+    batch::{AlignedVec, BatchBuilder, BatchLimits, BatchView},
+    ids::{FrameId, Incarnation, RuleSetVersion, Sequence, SourceId},
+    intent::Severity,
+    ledger::{Fate, Stage},
+    units::{ClockOffset, UnixMicros},
+};
+use tapio_wire::{
+    Position,
+    frame::{FrameEncoder, FrameFault, FrameLimits, FrameMeta, Lane},
+};
+
+use crate::{event::Event, tally::Tally};
+
+/// An urgent event waits at most this long for others.
+const URGENT_WAIT_NANOS: u64 = 10_000_000;
+/// Any event waits at most this long.
+const BULK_WAIT_NANOS: u64 = 200_000_000;
+/// A batch with so many events is full.
+const BULK_ROWS: u32 = 500;
+/// Without events, a frame says this often that the node lives and what it lost.
+const QUIET_WAIT_NANOS: u64 = 500_000_000;
+/// Frames that wait for the spool's thread.
+pub(crate) const FRAMES_WAITING_MAX: usize = 64;
+
+/// A frame on its way to the spool.
+pub(crate) struct Outbound {
+    pub(crate) position: Position,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// The batch that is being filled.
+pub(crate) struct Outgoing {
+    batch: BatchBuilder,
+    bytes: AlignedVec,
+    encoder: FrameEncoder,
+    source: SourceId,
+    incarnation: Incarnation,
+    sequence: u64,
+    frames: SyncSender<Outbound>,
+    urgent_since: Option<u64>,
+    rows_since: Option<u64>,
+    flushed_nanos: u64,
+    since: UnixMicros,
+    /// The rule set and the generation that are in force.
+    pub(crate) rule_set: (RuleSetVersion, u64),
+}
+
+impl Outgoing {
+    pub(crate) fn new(
+        source: SourceId,
+        incarnation: Incarnation,
+        frames: SyncSender<Outbound>,
+        since: UnixMicros,
+    ) -> Result<Self, FrameFault> {
+        Ok(Self {
+            batch: BatchBuilder::new(BatchLimits { rows_max: 2 * BULK_ROWS, ..BatchLimits::default() }),
+            bytes: AlignedVec::new(),
+            encoder: FrameEncoder::new(FrameLimits::default())?,
+            source,
+            incarnation,
+            sequence: 0,
+            frames,
+            urgent_since: None,
+            rows_since: None,
+            flushed_nanos: 0,
+            since,
+            rule_set: (RuleSetVersion::default(), 0),
+        })
+    }
+
+    /// Writes an event; `false` when it has to be written again after a flush.
+    pub(crate) fn write(&mut self, event: &Event, clock: ClockOffset, now_nanos: u64, tally: &mut Tally) -> bool {
+        match event.write(&mut self.batch, clock) {
+            Ok(_row) => {}
+            Err(refusal) if refusal.is_full() && self.batch.rows() > 0 => return false,
+            Err(refusal) => {
+                tracing::error!(%refusal, intent = event.intent, "an event does not fit a batch");
+                tally.add_at(Stage::Batch, Fate::Lost, "events", "refused", 1);
+                return true;
+            }
+        }
+        self.rows_since.get_or_insert(now_nanos);
+        if event.severity >= Severity::Warning {
+            self.urgent_since.get_or_insert(now_nanos);
+        }
+        true
+    }
+
+    /// Whether something urgent waits.
+    pub(crate) const fn is_urgent(&self) -> bool {
+        self.urgent_since.is_some()
+    }
+
+    /// Whether the batch should become a frame now.
+    pub(crate) fn is_due(&self, now_nanos: u64) -> bool {
+        let waited = |since: Option<u64>, most: u64| since.is_some_and(|since| now_nanos.saturating_sub(since) >= most);
+        waited(self.urgent_since, URGENT_WAIT_NANOS)
+            || waited(self.rows_since, BULK_WAIT_NANOS)
+            || self.batch.rows() >= BULK_ROWS
+            || now_nanos.saturating_sub(self.flushed_nanos) >= QUIET_WAIT_NANOS
+    }
+
+    /// Makes the frame. `until` is the time up to which everything that happened is in this frame or an earlier one.
+    /// Returns the frame's id, and the batch for the node's own rules.
+    pub(crate) fn flush(
+        &mut self,
+        until: UnixMicros,
+        clock: ClockOffset,
+        now_nanos: u64,
+        tally: &mut Tally,
+    ) -> Option<(FrameId, BatchView<'_>)> {
+        let lane = if self.is_urgent() { Lane::Urgent } else { Lane::Bulk };
+        self.urgent_since = None;
+        self.rows_since = None;
+        self.flushed_nanos = now_nanos;
+        let rows = u64::from(self.batch.rows());
+        tally.add_at(Stage::Batch, Fate::Carried, "events", "", rows);
+        let until = until.max(self.since);
+        let ledger = self.batch.ledger_mut();
+        (ledger.since, ledger.until) = (self.since, until);
+        tally.drain_into(ledger);
+        self.since = until;
+        let id = FrameId {
+            source: self.source,
+            incarnation: self.incarnation,
+            sequence: Sequence(self.sequence.saturating_add(1)),
+        };
+        if let Err(reason) = self.ship(id, lane, clock) {
+            tally.add_at(Stage::Batch, Fate::Lost, "events", reason, rows);
+            return None;
+        }
+        Some((id, BatchView::open(&self.bytes).ok()?))
+    }
+
+    fn ship(&mut self, id: FrameId, lane: Lane, clock: ClockOffset) -> Result<(), &'static str> {
+        let summary = self.batch.finish(&mut self.bytes).map_err(|_fault| "batch-fault")?;
+        // From here on the number is used, whatever becomes of the frame: a gap is visible at the other end.
+        self.sequence = id.sequence.0;
+        let meta = FrameMeta {
+            lane,
+            clock,
+            rule_set: self.rule_set.0,
+            config_generation: self.rule_set.1,
+            ..FrameMeta::new(id, summary.rows)
+        };
+        let mut bytes = Vec::new();
+        self.encoder.encode(meta, &self.bytes, &mut bytes).map_err(|_fault| "frame-too-large")?;
+        self.frames.try_send(Outbound { position: id.into(), bytes }).map_err(|error| match error {
+            TrySendError::Full(_) => "spool-behind",
+            TrySendError::Disconnected(_) => "spool-gone",
+        })
+    }
+}

@@ -1,0 +1,217 @@
+//! Records of processes: begins, ends, kills, signals, failing calls.
+
+use std::sync::Arc;
+
+use tapio_kernel_abi::{
+    Exec, Exit, FLAG_ADDRESS, FLAG_PATH, FailedSyscall, FatalSignal, Fork, OOM_LAYOUT_TASK, OomVictim, ProbeId,
+    SockTuple,
+};
+use tapio_schemas::{
+    intent::{self, EventKind, Severity},
+    ledger::Fate,
+};
+
+use super::Pipeline;
+use crate::{
+    attribute::{Host, Place, Process},
+    config::Scope,
+    event::{Direction, Event, NetworkPart, ProcessPart},
+    syscalls,
+};
+
+const SIGKILL: u8 = 9;
+const SIGTERM: u8 = 15;
+const EADDRINUSE: u16 = 98;
+
+impl<H: Host> Pipeline<H> {
+    pub(super) fn forked(&mut self, fork: &Fork) {
+        let process = Process {
+            start_nanos: fork.child_start_nanos,
+            parent_pid: fork.header.tgid,
+            cgroup_id: fork.child_cgroup_id,
+        };
+        self.processes.began(fork.child_tgid, process);
+        let time = fork.header.time_nanos;
+        let place = self.place(fork.child_cgroup_id, fork.child_tgid, time);
+        self.push(Event {
+            container: place.container().cloned(),
+            process: Some(ProcessPart {
+                pid: fork.child_tgid,
+                tid: fork.child_tid,
+                parent_pid: fork.header.tgid,
+                start_nanos: fork.child_start_nanos,
+                cgroup_id: fork.child_cgroup_id,
+                comm: fork.header.comm,
+                ..ProcessPart::default()
+            }),
+            ..Event::new(time, intent::PROCESS_STARTED, EventKind::Process, ProbeId::Fork.name())
+        });
+    }
+
+    pub(super) fn executed(&mut self, exec: &Exec) {
+        let header = &exec.header;
+        let process = Process {
+            start_nanos: header.start_nanos,
+            parent_pid: exec.parent_tgid,
+            cgroup_id: header.cgroup_id,
+        };
+        self.processes.began(header.tgid, process);
+        let place = self.place(header.cgroup_id, header.tgid, header.time_nanos);
+        self.push(Event {
+            severity: Severity::Notice,
+            container: place.container().cloned(),
+            process: Some(ProcessPart {
+                parent_pid: exec.parent_tgid,
+                uid: exec.uid,
+                path: Some(text(exec.path())),
+                ..ProcessPart::of_header(header)
+            }),
+            ..Event::new(header.time_nanos, intent::PROCESS_EXECUTED, EventKind::Process, ProbeId::Exec.name())
+        });
+    }
+
+    pub(super) fn exited(&mut self, exit: &Exit) {
+        let header = &exit.header;
+        let known = self.processes.ended(header.tgid);
+        self.requests.process_ended(header.tgid, header.start_nanos);
+        let place = self.place(header.cgroup_id, header.tgid, header.time_nanos);
+        let (intent, severity) = match (exit.signal, exit.exit_code) {
+            (0, 0) => (intent::PROCESS_EXITED, Severity::Info),
+            (0, _) => (intent::PROCESS_FAILED, Severity::Notice),
+            // Somebody asked it to end, and it did.
+            (SIGTERM | 1 | 2, _) => (intent::PROCESS_KILLED, Severity::Notice),
+            _ => (intent::PROCESS_KILLED, Severity::Error),
+        };
+        self.push(Event {
+            severity,
+            container: place.container().cloned(),
+            process: Some(ProcessPart {
+                parent_pid: known.map_or(0, |known| known.parent_pid),
+                signal: exit.signal,
+                exit_code: exit.exit_code,
+                ..ProcessPart::of_header(header)
+            }),
+            ..Event::new(header.time_nanos, intent, EventKind::Process, ProbeId::Exit.name())
+        });
+    }
+
+    pub(super) fn out_of_memory(&mut self, victim: &OomVictim) {
+        let time = victim.header.time_nanos;
+        let mut process = ProcessPart {
+            pid: victim.victim_tgid,
+            tid: victim.victim_tgid,
+            signal: SIGKILL,
+            sender_pid: victim.header.tgid,
+            ..ProcessPart::default()
+        };
+        if victim.layout == OOM_LAYOUT_TASK {
+            process.start_nanos = victim.victim_start_nanos;
+            process.cgroup_id = victim.victim_cgroup_id;
+            process.comm = victim.victim_comm;
+            process.uid = victim.uid;
+            let resident = victim.anon_rss_bytes.saturating_add(victim.file_rss_bytes);
+            process.size_bytes = resident.saturating_add(victim.shmem_rss_bytes);
+        } else if let Some(known) = self.processes.get(victim.victim_tgid) {
+            // This kernel names the victim by its pid only.
+            process.start_nanos = known.start_nanos;
+            process.cgroup_id = known.cgroup_id;
+        }
+        let place = self.place(process.cgroup_id, process.pid, time);
+        let container = place.container().cloned();
+        if let Some(last) = container.as_ref().and_then(|container| self.memory.last(container)) {
+            process.limit_bytes = last.limit_bytes;
+        }
+        // The cause first, so that whoever reads in order has it when the fault comes.
+        if let Some(container) = &container {
+            if let Some(growth) = self.memory.killed(container, time) {
+                self.grew(container, growth);
+            }
+        }
+        self.push(Event {
+            severity: Severity::Critical,
+            container,
+            process: Some(process),
+            ..Event::new(time, intent::OOM_KILL, EventKind::Memory, ProbeId::OomVictim.name())
+        });
+    }
+
+    pub(super) fn signalled(&mut self, signal: &FatalSignal) {
+        let time = signal.header.time_nanos;
+        let parent_pid = self.processes.saw(signal.target_tgid, signal.target_start_nanos, signal.target_cgroup_id);
+        let place = self.place(signal.target_cgroup_id, signal.target_tgid, time);
+        let severity = if signal.signal == SIGTERM { Severity::Notice } else { Severity::Warning };
+        self.push(Event {
+            severity,
+            container: place.container().cloned(),
+            process: Some(ProcessPart {
+                pid: signal.target_tgid,
+                tid: signal.target_tid,
+                parent_pid,
+                start_nanos: signal.target_start_nanos,
+                cgroup_id: signal.target_cgroup_id,
+                comm: signal.target_comm,
+                signal: signal.signal,
+                sender_pid: signal.header.tgid,
+                ..ProcessPart::default()
+            }),
+            ..Event::new(time, intent::FATAL_SIGNAL, EventKind::Signal, ProbeId::FatalSignal.name())
+        });
+    }
+
+    pub(super) fn call_failed(&mut self, failed: &FailedSyscall) {
+        self.failures(failed, 1);
+    }
+
+    /// Failures that were counted in the kernel and that no record has carried.
+    pub(super) fn folded_failures(&mut self, failed: &FailedSyscall) {
+        self.failures(failed, 0);
+    }
+
+    fn failures(&mut self, failed: &FailedSyscall, records: u32) {
+        let header = &failed.header;
+        let place = self.place(header.cgroup_id, header.tgid, header.time_nanos);
+        if place == Place::Host && self.scope == Scope::Containers {
+            self.tally.add(Fate::Filtered, ProbeId::FailedSyscall.name(), "host", u64::from(records));
+            return;
+        }
+        let intent = match failed.errno {
+            EADDRINUSE => intent::ADDRESS_IN_USE,
+            _ if failed.flags & FLAG_PATH != 0 => intent::FILE_ACCESS_FAILED,
+            _ => intent::SYSCALL_FAILED,
+        };
+        let network = (failed.flags & FLAG_ADDRESS != 0).then(|| NetworkPart {
+            tuple: address(failed, intent == intent::ADDRESS_IN_USE),
+            protocol: "tcp",
+            direction: if intent == intent::ADDRESS_IN_USE { Direction::In } else { Direction::Out },
+            ..NetworkPart::default()
+        });
+        let path = failed.path();
+        self.push(Event {
+            severity: Severity::Notice,
+            count: u32::try_from(failed.count).unwrap_or(u32::MAX).max(1),
+            records,
+            container: place.container().cloned(),
+            process: Some(ProcessPart {
+                syscall: syscalls::name(failed.number),
+                errno: failed.errno,
+                path: (!path.is_empty()).then(|| text(path)),
+                ..ProcessPart::of_header(header)
+            }),
+            network,
+            ..Event::new(header.time_nanos, intent, EventKind::Syscall, ProbeId::FailedSyscall.name())
+        });
+    }
+}
+
+fn address(failed: &FailedSyscall, is_local: bool) -> SockTuple {
+    let none = SockTuple { family: failed.family, ..SockTuple::default() };
+    if is_local {
+        SockTuple { local_address: failed.address, local_port: failed.port, ..none }
+    } else {
+        SockTuple { remote_address: failed.address, remote_port: failed.port, ..none }
+    }
+}
+
+fn text(bytes: &[u8]) -> Arc<str> {
+    Arc::from(&*String::from_utf8_lossy(bytes))
+}

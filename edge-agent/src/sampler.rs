@@ -1,0 +1,222 @@
+//! Reads what records do not carry: the memory of every container, the probes' counters, and counts that still are
+//! in the kernel.
+//!
+//! A thread of its own, because it waits for files and for the kernel. Hands everything to the capture thread, which
+//! owns the state; a full channel drops readings, counted, never blocks capture.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{SyncSender, TrySendError},
+    },
+    time::{Duration, Instant},
+};
+
+use tapio_daemon::Progress;
+use tapio_kernel_abi::FailedSyscall;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    attribute::{Container, Hierarchy, Version},
+    clock,
+    memory::Sample,
+    probes::{ProbeCounters, Probes},
+};
+
+/// Inactive file pages are read again when usage has moved by so much.
+const REREAD_BYTES: u64 = 1 << 20;
+/// The longest file that is read.
+const FILE_BYTES_MAX: u64 = 16 << 10;
+/// What v1 writes for "no limit": the largest multiple of a page.
+const NO_LIMIT_MIN: u64 = 1 << 62;
+/// How often the probes' counters are read.
+const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often folded failures are drained.
+const DRAIN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the sampler tells the capture thread.
+pub(crate) enum Reading {
+    /// A container's memory.
+    Memory(Arc<Container>, Sample),
+    /// A container's group is gone.
+    Gone(Arc<Container>),
+    /// Failed calls that no record carries.
+    Folded(Box<FailedSyscall>),
+    /// The probes' counters since their load.
+    Counters(Vec<ProbeCounters>),
+}
+
+/// What both threads share.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    containers: Mutex<Vec<Arc<Container>>>,
+    dropped: AtomicU64,
+}
+
+impl Watched {
+    /// The containers that are to be read from now on.
+    pub(crate) fn set(&self, containers: Vec<Arc<Container>>) {
+        *self.containers.lock().unwrap_or_else(PoisonError::into_inner) = containers;
+    }
+
+    fn get(&self) -> Vec<Arc<Container>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Readings that were dropped because the capture thread was behind.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+/// The sampler's thread.
+pub(crate) struct Sampler {
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) interval: Duration,
+    pub(crate) probes: Probes,
+    pub(crate) watched: Arc<Watched>,
+    pub(crate) readings: SyncSender<Reading>,
+    pub(crate) progress: Progress,
+    pub(crate) shutdown: CancellationToken,
+}
+
+struct Known {
+    used_bytes: u64,
+    inactive_bytes: u64,
+}
+
+impl Sampler {
+    /// Works until shutdown; then detaches the probes, and hands over what they counted last.
+    pub(crate) fn run(mut self) {
+        let mut known: HashMap<String, Known> = HashMap::new();
+        let (mut counted, mut drained) = (Instant::now(), Instant::now());
+        loop {
+            let began = Instant::now();
+            let containers = self.watched.get();
+            known.retain(|group, _| containers.iter().any(|container| container.group == *group));
+            for container in containers {
+                self.read(&container, &mut known);
+            }
+            if counted.elapsed() >= COUNTERS_INTERVAL {
+                counted = Instant::now();
+                self.count();
+            }
+            if drained.elapsed() >= DRAIN_INTERVAL {
+                drained = Instant::now();
+                self.drain();
+            }
+            self.progress.tick();
+            if self.wait(began + self.interval) {
+                break;
+            }
+        }
+        if self.probes.detach(&tapio_kernel_abi::ProbeId::ALL).is_ok() {
+            self.drain();
+            self.count();
+        }
+        self.progress.finish();
+    }
+
+    /// Waits for the next round; `true` at shutdown.
+    fn wait(&self, until: Instant) -> bool {
+        const STEP: Duration = Duration::from_millis(20);
+        loop {
+            if self.shutdown.is_cancelled() {
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            std::thread::sleep(left.min(STEP));
+        }
+    }
+
+    fn tell(&self, reading: Reading) {
+        if let Err(TrySendError::Full(_)) = self.readings.try_send(reading) {
+            self.watched.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn read(&self, container: &Arc<Container>, known: &mut HashMap<String, Known>) {
+        let directory = self.hierarchy.directory(&container.group);
+        let used = match usage(&directory, self.hierarchy.version()) {
+            Ok(used) => used,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound) || error.raw_os_error() == Some(libc::ENODEV) => {
+                self.tell(Reading::Gone(Arc::clone(container)));
+                return;
+            }
+            Err(_) => return,
+        };
+        let time_nanos = clock::boot_nanos();
+        let entry = known.entry(container.group.clone()).or_insert(Known { used_bytes: 0, inactive_bytes: 0 });
+        if entry.used_bytes.abs_diff(used) >= REREAD_BYTES {
+            entry.inactive_bytes = inactive(&directory, self.hierarchy.version());
+            entry.used_bytes = used;
+        }
+        let limit_bytes = limit(&directory, self.hierarchy.version());
+        let used_bytes = used.saturating_sub(entry.inactive_bytes);
+        self.tell(Reading::Memory(Arc::clone(container), Sample { time_nanos, used_bytes, limit_bytes }));
+    }
+
+    fn count(&self) {
+        if let Ok(counters) = self.probes.stats() {
+            self.tell(Reading::Counters(counters));
+        }
+    }
+
+    fn drain(&mut self) {
+        let mut folded = Vec::new();
+        if let Err(error) = self.probes.drain_folded(|record| folded.push(Box::new(*record))) {
+            tracing::debug!(%error, "folded failures could not be read");
+        }
+        for record in folded {
+            self.tell(Reading::Folded(record));
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn number(path: PathBuf) -> io::Result<u64> {
+    let text = read(&path)?;
+    text.trim().parse().map_err(|_other| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+fn usage(directory: &Path, version: Version) -> io::Result<u64> {
+    number(directory.join(match version {
+        Version::V1 => "memory.usage_in_bytes",
+        Version::V2 => "memory.current",
+    }))
+}
+
+fn inactive(directory: &Path, version: Version) -> u64 {
+    let name = match version {
+        Version::V1 => "total_inactive_file ",
+        Version::V2 => "inactive_file ",
+    };
+    let text = read(&directory.join("memory.stat")).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The lowest limit of the container and of its pod; zero = none.
+fn limit(directory: &Path, version: Version) -> u64 {
+    let name = match version {
+        Version::V1 => "memory.limit_in_bytes",
+        Version::V2 => "memory.max",
+    };
+    // v2 writes `max` for none, which is no number.
+    let own = number(directory.join(name)).ok();
+    let pod = directory.parent().and_then(|pod| number(pod.join(name)).ok());
+    let limits = [own, pod].into_iter().flatten().filter(|limit| *limit < NO_LIMIT_MIN);
+    limits.min().unwrap_or(0)
+}

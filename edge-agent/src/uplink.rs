@@ -1,0 +1,311 @@
+//! The road to the aggregator: one QUIC connection, one stream, the session over it, and what is sent again.
+//!
+//! Reads frames from the shelf, never from the capture side, so that a cut road and a running one differ only in how
+//! far the reader is. A frame leaves the shelf when it is stored at the other end. Must never lose one by itself, and
+//! never decide what is in it. Runs as one task; every wait ends at shutdown.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
+use tapio_daemon::Progress;
+use tapio_identity::{Credentials, Expected, NameKind, quic};
+use tapio_schemas::ids::Incarnation;
+use tapio_spool::SpoolError;
+use tapio_wire::{
+    Position,
+    message::RuleSet,
+    session::{EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus, OfferRefusal, SessionFault},
+};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    capture::Shared,
+    clock, precorrelate,
+    shelf::{Frames, Shelf},
+};
+
+/// The first wait before connecting again; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// The longest wait before connecting again.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A connection attempt may take this long.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+/// A write may take this long: an aggregator that reads nothing for so long is given up.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
+/// The end of the agent waits this long for its last frames to be received.
+const LINGER: Duration = Duration::from_secs(3);
+/// Bytes that are read at a time.
+const READ_BYTES: usize = 64 << 10;
+
+/// Why a connection ended.
+#[derive(Debug, Error)]
+enum Ended {
+    #[error("the local socket cannot be used")]
+    Socket(#[from] std::io::Error),
+    #[error(transparent)]
+    Endpoint(#[from] quic::EndpointError),
+    #[error(transparent)]
+    Connect(#[from] quic::ConnectError),
+    #[error("no connection within {} s", CONNECT_TIME_MAX.as_secs())]
+    ConnectTime,
+    #[error("the connection ended")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("the stream cannot be read")]
+    Read(#[from] quinn::ReadError),
+    #[error("the stream cannot be written")]
+    Write(#[from] quinn::WriteError),
+    #[error("the aggregator takes no bytes")]
+    WriteTime,
+    #[error("the aggregator closed the stream")]
+    Closed,
+    #[error("the session ended")]
+    Session(#[from] SessionFault),
+    #[error("the spool cannot be read")]
+    Spool(#[from] SpoolError),
+    #[error("the aggregator refused the session ({code}): {text}")]
+    Refused { code: u16, text: String },
+    #[error("the aggregator is going away: {0}")]
+    Draining(String),
+    #[error("the aggregator fell silent")]
+    Silent,
+}
+
+/// The uplink's task.
+pub(crate) struct Uplink {
+    pub(crate) aggregators: Vec<SocketAddr>,
+    pub(crate) credentials: Credentials,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) node: String,
+    pub(crate) capabilities: Vec<String>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) progress: Progress,
+    /// The last frame is in the spool.
+    pub(crate) finished: CancellationToken,
+}
+
+/// One connection's state beside the session.
+struct Road<'a> {
+    session: &'a mut EdgeSession,
+    frames: Option<Frames>,
+    /// Read, but not yet taken by the session.
+    waiting: Option<(Position, bytes::Bytes)>,
+    send: SendStream,
+}
+
+impl Uplink {
+    /// Connects, and connects again, until the agent has ended and its frames are received or the time is over.
+    pub(crate) async fn run(self) {
+        let mut session = EdgeSession::new(EdgeConfig {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            capabilities: self.capabilities.clone(),
+            ..EdgeConfig::new(self.incarnation, &self.node)
+        });
+        let mut attempt = 0_usize;
+        let mut backoff = BACKOFF_MIN;
+        while !self.finished.is_cancelled() {
+            let Some(address) = self.aggregators.get(attempt % self.aggregators.len().max(1)).copied() else { break };
+            attempt = attempt.wrapping_add(1);
+            let ended = self.connected(&mut session, address, &mut backoff).await;
+            session.disconnect();
+            self.shared.clock_error_micros.store(u64::MAX, Ordering::Relaxed);
+            match ended {
+                Ok(()) => break,
+                Err(ended) => {
+                    let error = chain(&ended);
+                    tracing::warn!(%address, error, "no road to the aggregator, frames stay in the spool");
+                    self.progress.fault(format!("no road to {address}: {error}"));
+                }
+            }
+            // Cancel-safe: both only wait.
+            tokio::select! {
+                () = tokio::time::sleep(jittered(backoff)) => {}
+                () = self.finished.cancelled() => break,
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+        self.progress.finish();
+    }
+
+    async fn connected(
+        &self,
+        session: &mut EdgeSession,
+        address: SocketAddr,
+        backoff: &mut Duration,
+    ) -> Result<(), Ended> {
+        let bind: SocketAddr =
+            if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+        let endpoint = quic::client_endpoint(UdpSocket::bind(bind)?)?;
+        let expected = Expected::beside(self.credentials.name(), &[NameKind::Aggregator]);
+        let connecting = quic::connect(&endpoint, &self.credentials, address, &expected);
+        let connection = tokio::select! {
+            connected = tokio::time::timeout(CONNECT_TIME_MAX, connecting) => {
+                connected.map_err(|_elapsed| Ended::ConnectTime)??.0
+            }
+            () = self.finished.cancelled() => return Ok(()),
+        };
+        let (send, receive) = connection.open_bi().await?;
+        let oldest = self.shelf.oldest();
+        // Nothing is kept: the next frame will be the first of this life, or one after it.
+        session.connect(oldest.unwrap_or(Position::new(self.incarnation.0, 1)), clock::now())?;
+        let mut road = Road { session, frames: None, waiting: None, send };
+        let result = self.converse(&mut road, receive, backoff).await;
+        close(&endpoint, &connection, &mut road.send).await;
+        result
+    }
+
+    async fn converse(
+        &self,
+        road: &mut Road<'_>,
+        mut receive: RecvStream,
+        backoff: &mut Duration,
+    ) -> Result<(), Ended> {
+        let mut lingering = None;
+        loop {
+            self.events(road, backoff)?;
+            self.offer(road)?;
+            while let Some(bytes) = road.session.poll_output() {
+                let written = tokio::time::timeout(WRITE_TIME_MAX, road.send.write_chunk(bytes)).await;
+                written.map_err(|_elapsed| Ended::WriteTime)??;
+                self.offer(road)?;
+            }
+            let estimate = road.session.clock(clock::now());
+            if let Some(estimate) = estimate {
+                let error = estimate.offset_micros.unsigned_abs().saturating_add(estimate.error.0);
+                self.shared.clock_error_micros.store(error, Ordering::Relaxed);
+            }
+            self.progress.tick();
+            if self.finished.is_cancelled() {
+                let until = *lingering.get_or_insert_with(|| tokio::time::Instant::now() + LINGER);
+                let is_all_received = self.is_all_received(road);
+                if is_all_received || tokio::time::Instant::now() >= until {
+                    return Ok(());
+                }
+            }
+            let timeout = road.session.next_timeout().map_or(Duration::from_secs(1), |at| {
+                Duration::from_micros(at.0.saturating_sub(clock::now().monotonic.0))
+            });
+            let timeout = if lingering.is_some() { timeout.min(Duration::from_millis(50)) } else { timeout };
+            // Cancel-safe: a chunk is read or not, the others only wait.
+            tokio::select! {
+                chunk = receive.read_chunk(READ_BYTES, true) => match chunk? {
+                    Some(chunk) => road.session.handle_bytes(&chunk.bytes, clock::now())?,
+                    None => return Err(Ended::Closed),
+                },
+                () = self.shelf.appended.notified() => {}
+                () = tokio::time::sleep(timeout) => {
+                    road.session.set_status(EdgeStatus {
+                        progress: self.shared.records.load(Ordering::Relaxed),
+                        spooled_frames: self.shelf.frames(),
+                        ..self.status()
+                    });
+                    road.session.handle_timeout(clock::now())?;
+                }
+                () = self.finished.cancelled(), if lingering.is_none() => {}
+            }
+        }
+    }
+
+    fn status(&self) -> EdgeStatus {
+        let (rule_set, generation) = self.shared.rules_in_force();
+        EdgeStatus { rule_set, generation, ..EdgeStatus::default() }
+    }
+
+    fn is_all_received(&self, road: &mut Road<'_>) -> bool {
+        let is_read = road.waiting.is_none()
+            && road.frames.as_mut().is_some_and(|frames| matches!(frames.next(), Ok(None)));
+        is_read && road.session.offer_after().is_some_and(|offered| road.session.received() >= offered)
+    }
+
+    fn events(&self, road: &mut Road<'_>, backoff: &mut Duration) -> Result<(), Ended> {
+        while let Some(event) = road.session.poll_event() {
+            match event {
+                EdgeEvent::Welcomed { received, stored } => {
+                    tracing::info!(%received, %stored, "session is open");
+                    *backoff = BACKOFF_MIN;
+                    self.progress.clear();
+                    self.shelf.stored(stored)?;
+                    road.frames = None;
+                    road.waiting = None;
+                }
+                EdgeEvent::Received(_) => {}
+                EdgeEvent::Stored(position) => self.shelf.stored(position)?,
+                EdgeEvent::RuleSet(rules) => self.apply(road, &rules)?,
+                EdgeEvent::Refused { code, text } => return Err(Ended::Refused { code, text }),
+                EdgeEvent::Draining(reason) => return Err(Ended::Draining(reason)),
+                EdgeEvent::Silent => return Err(Ended::Silent),
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, road: &mut Road<'_>, pushed: &RuleSet) -> Result<(), Ended> {
+        match precorrelate::validate(&pushed.bytes, pushed.version) {
+            Ok(rules) => {
+                tracing::info!(version = %pushed.version, rules = rules.rules().len(), "rule set is in force");
+                self.shared.set_rules(rules, pushed.generation);
+                road.session.rule_set_applied(pushed.version)?;
+            }
+            // The one in force stays; the aggregator sees from the heartbeats that this one does not run.
+            Err(reason) => tracing::error!(version = %pushed.version, reason, "the pushed rule set is not used"),
+        }
+        Ok(())
+    }
+
+    /// Gives the session the frames that it has room for.
+    fn offer(&self, road: &mut Road<'_>) -> Result<(), Ended> {
+        while let Some(after) = road.session.offer_after() {
+            let frames = road.frames.get_or_insert_with(|| self.shelf.read_after(after));
+            let (position, frame) = match road.waiting.take() {
+                Some(waiting) => waiting,
+                None => match frames.next()? {
+                    Some(next) => next,
+                    None => return Ok(()),
+                },
+            };
+            match road.session.offer(position, frame.clone()) {
+                Ok(()) => {}
+                Err(OfferRefusal::WindowFull | OfferRefusal::NotOpen) => {
+                    road.waiting = Some((position, frame));
+                    return Ok(());
+                }
+                // The aggregator has it already.
+                Err(OfferRefusal::OutOfOrder { .. }) => {}
+                Err(refusal @ OfferRefusal::TooLarge) => {
+                    self.shared.unspooled.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%position, %refusal, "a frame cannot be shipped");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn close(endpoint: &Endpoint, connection: &Connection, send: &mut SendStream) {
+    // The other side may be gone already: then there is nobody to be polite to.
+    drop(send.finish());
+    connection.close(VarInt::from_u32(0), b"end of session");
+    let _elapsed = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
+}
+
+/// Between half and all of `wait`, so that the agents of a fleet do not come back together.
+fn jittered(wait: Duration) -> Duration {
+    let part = clock::boot_nanos() / 1_000 % 512;
+    wait / 2 + wait / 2 * u32::try_from(part).unwrap_or(0) / 512
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
