@@ -7,7 +7,7 @@ use super::{
     BATCH_ALIGNMENT_BYTES, BATCH_VERSION, BatchFault, ROWS_MAX,
     directory::{ColumnEntry, Directory, LedgerLine, PRELUDE_BYTES, RowListEntry, Run},
     intern::{Sixteens, Symbols},
-    planes,
+    planes::{self, Distinct},
     slots::{SLOTS, VALUE_MAX, slot},
 };
 use crate::{
@@ -104,6 +104,7 @@ pub struct BatchBuilder {
     truncated_texts: u64,
     lowered_values: u64,
     directory: Directory,
+    distinct: Distinct,
     blob: AlignedVec,
 }
 
@@ -131,6 +132,7 @@ impl BatchBuilder {
             truncated_texts: 0,
             lowered_values: 0,
             directory: Directory::default(),
+            distinct: Distinct::new(),
             blob: AlignedVec::new(),
         }
     }
@@ -280,12 +282,13 @@ impl BatchBuilder {
             }
             cells.resize(layer_cells as usize, 0);
             let offset = count(blob.len());
-            let (base, width) = planes::encode(cells, blob);
+            let (base, width, distinct) = self.distinct.encode(cells, blob);
             self.directory.columns.push(ColumnEntry {
                 base,
                 offset,
                 length: count(blob.len()) - offset,
                 id: spec.id,
+                distinct,
                 cell: spec.cell as u8,
                 width,
                 layer: spec.layer as u8,

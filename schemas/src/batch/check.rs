@@ -7,7 +7,7 @@ use super::{
     BatchFault, COLUMNS_MAX, ROWS_MAX,
     directory::{ArchivedColumnEntry, ArchivedDirectory},
     is_readable,
-    planes::Planes,
+    planes::{CellRun, Planes},
     rows::{LAYERS, LayerRows},
     slots::{SLOTS, VALUE_MAX, slot},
     view::BatchView,
@@ -151,17 +151,16 @@ fn column(view: &BatchView<'_>, entry: &ArchivedColumnEntry, id: u16) -> Result<
     if Planes::new(base, entry.width, 0, &[]).is_none() {
         return Err(BatchFault::ColumnWidth(id));
     }
-    let planes = Planes::new(base, entry.width, cells, bytes).ok_or(BatchFault::ColumnLength(id))?;
-    values(view, &planes, slot, spec)?;
+    let run = CellRun::new(base, entry.width, entry.distinct.to_native(), cells, bytes)
+        .ok_or(BatchFault::ColumnLength(id))?;
+    if !run.codes_are_known() {
+        return Err(BatchFault::ColumnCode(id));
+    }
+    values(view, &run, slot, spec)?;
     Ok(Some(slot))
 }
 
-fn values(
-    view: &BatchView<'_>,
-    planes: &Planes<'_>,
-    slot: usize,
-    spec: &FieldSpec,
-) -> Result<(), BatchFault> {
+fn values(view: &BatchView<'_>, run: &CellRun<'_>, slot: usize, spec: &FieldSpec) -> Result<(), BatchFault> {
     let id = spec.id;
     let (most, fault) = match spec.cell {
         CellType::Symbol => (u64::from(view.symbol_count()) - 1, BatchFault::SymbolCode(id)),
@@ -170,10 +169,10 @@ fn values(
             (VALUE_MAX.get(slot).copied().unwrap_or(u64::MAX), BatchFault::ValueRange(id))
         }
     };
-    if !planes.all_within(0, most) {
+    if !run.all_within(0, most) {
         return Err(fault);
     }
-    if id == column::core::count && !planes.all_within(1, most) {
+    if id == column::core::count && !run.all_within(1, most) {
         return Err(BatchFault::ZeroCount);
     }
     Ok(())

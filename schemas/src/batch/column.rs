@@ -1,6 +1,6 @@
 //! One column of a batch, read in place.
 
-use super::{planes::Planes, rows::LayerRows, view::BatchView};
+use super::{planes::CellRun, rows::LayerRows, view::BatchView};
 use crate::field::{Cell, CellType, FieldSpec, Layer};
 
 pub(super) const fn unzigzag(word: u64) -> i64 {
@@ -12,12 +12,12 @@ pub(super) const fn unzigzag(word: u64) -> i64 {
 pub struct ColumnView<'v, 'a> {
     view: &'v BatchView<'a>,
     spec: &'static FieldSpec,
-    planes: Planes<'a>,
+    cells: CellRun<'a>,
 }
 
 impl<'v, 'a> ColumnView<'v, 'a> {
-    pub(super) const fn new(view: &'v BatchView<'a>, spec: &'static FieldSpec, planes: Planes<'a>) -> Self {
-        Self { view, spec, planes }
+    pub(super) const fn new(view: &'v BatchView<'a>, spec: &'static FieldSpec, cells: CellRun<'a>) -> Self {
+        Self { view, spec, cells }
     }
 
     /// The field that the column holds.
@@ -40,27 +40,27 @@ impl<'v, 'a> ColumnView<'v, 'a> {
 
     /// How many cells it has.
     #[must_use]
-    pub const fn len(&self) -> u32 {
-        self.planes.cells()
+    pub fn len(&self) -> u32 {
+        self.cells.cells()
     }
 
     /// Whether it has no cells.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.planes.cells() == 0
+    pub fn is_empty(&self) -> bool {
+        self.cells.cells() == 0
     }
 
     /// The cell at `index` as the integer that is stored: the value, its zigzag code, a double's bits, or a code.
     #[inline]
     #[must_use]
     pub fn word(&self, index: u32) -> Option<u64> {
-        self.planes.get(index)
+        self.cells.get(index)
     }
 
     /// The cell at `index` with its meaning.
     #[must_use]
     pub fn get(&self, index: u32) -> Option<Cell<'a>> {
-        self.planes.get(index).map(|word| self.cell_of(word))
+        self.cells.get(index).map(|word| self.cell_of(word))
     }
 
     /// All cells, in order, with their rows.
@@ -71,8 +71,8 @@ impl<'v, 'a> ColumnView<'v, 'a> {
 
     /// Writes all cells as they are stored to `out`, replacing what is in it. Far faster than one by one.
     pub fn copy_words(&self, out: &mut Vec<u64>) {
-        out.resize(self.planes.cells() as usize, 0);
-        self.planes.copy_to(out);
+        out.resize(self.cells.cells() as usize, 0);
+        self.cells.copy_to(out);
     }
 
     pub(super) fn cell_of(&self, word: u64) -> Cell<'a> {

@@ -44,6 +44,8 @@ pub(super) struct ColumnEntry {
     /// How many bytes they are.
     pub(super) length: u32,
     pub(super) id: u16,
+    /// How many values the column's table has; 0 if its cells are the values themselves.
+    pub(super) distinct: u16,
     /// The code of a [`crate::field::CellType`].
     pub(super) cell: u8,
     /// Bytes per cell.

@@ -50,6 +50,9 @@ pub enum BatchFault {
     /// A column has not as many cells as its layer has rows.
     #[error("column {0} has not one cell for each row of its layer")]
     ColumnLength(u16),
+    /// A cell is a code past the end of the column's own table of values.
+    #[error("column {0} has a code that is not in its table of values")]
+    ColumnCode(u16),
     /// A cell is greater than its field can be.
     #[error("column {0} has a value that its field cannot have")]
     ValueRange(u16),
@@ -102,6 +105,7 @@ impl BatchFault {
             Self::ColumnLayer(_) => "column-layer",
             Self::ColumnWidth(_) => "column-width",
             Self::ColumnLength(_) => "column-length",
+            Self::ColumnCode(_) => "column-code",
             Self::ValueRange(_) => "value-range",
             Self::SymbolCode(_) => "symbol-code",
             Self::SixteenCode(_) => "sixteen-code",

@@ -1,4 +1,8 @@
 //! Unsigned integers in byte planes, minus a base: how a batch stores all of its cells.
+//!
+//! A column of few distinct values has a table of them, and its cells are one-byte codes in the order of first use.
+//! Columns that vary together (a process's pid, start, cgroup and container) then have the same codes byte for byte,
+//! and the compressor, which does not see through planes otherwise, stores them once.
 
 use rkyv::util::AlignedVec;
 
@@ -132,6 +136,144 @@ pub(super) fn encode(cells: &[u64], out: &mut AlignedVec) -> (u64, u8) {
     (base, width)
 }
 
+/// A column's cells: planes of values, or one plane of codes into planes of distinct values.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CellRun<'a> {
+    values: Planes<'a>,
+    codes: Option<&'a [u8]>,
+}
+
+impl<'a> CellRun<'a> {
+    /// The cells in `bytes`; `distinct` is the length of the table of values, 0 for none. None if a number is
+    /// impossible. Codes are not looked at: see [`Self::codes_are_known`].
+    pub(super) fn new(base: u64, width: u8, distinct: u16, cells: u32, bytes: &'a [u8]) -> Option<Self> {
+        if distinct == 0 {
+            return Planes::new(base, width, cells, bytes).map(|values| Self { values, codes: None });
+        }
+        let (codes, table) = bytes.split_at_checked(cells as usize)?;
+        let values = Planes::new(base, width, u32::from(distinct), table)?;
+        (usize::from(distinct) <= DISTINCT_MAX).then_some(Self { values, codes: Some(codes) })
+    }
+
+    /// Whether every code is in the table.
+    pub(super) fn codes_are_known(&self) -> bool {
+        let most = self.codes.and_then(|codes| codes.iter().max());
+        most.is_none_or(|most| u32::from(*most) < self.values.cells())
+    }
+
+    pub(super) fn cells(&self) -> u32 {
+        // The codes are as many as the 32-bit number that they were cut off by.
+        self.codes.map_or(self.values.cells(), |codes| u32::try_from(codes.len()).unwrap_or(u32::MAX))
+    }
+
+    #[inline]
+    pub(super) fn get(&self, index: u32) -> Option<u64> {
+        match self.codes {
+            None => self.values.get(index),
+            Some(codes) => codes.get(index as usize).and_then(|code| self.values.get(u32::from(*code))),
+        }
+    }
+
+    /// Writes all cells to `out`, whose length must be their number.
+    pub(super) fn copy_to(&self, out: &mut [u64]) {
+        let Some(codes) = self.codes else { return self.values.copy_to(out) };
+        let mut table = [0; DISTINCT_MAX];
+        if let Some(values) = table.get_mut(..self.values.cells() as usize) {
+            self.values.copy_to(values);
+        }
+        for (cell, code) in out.iter_mut().zip(codes) {
+            *cell = table.get(usize::from(*code)).copied().unwrap_or(0);
+        }
+    }
+
+    /// Whether every value is at least `least` and at most `most`.
+    pub(super) fn all_within(&self, least: u64, most: u64) -> bool {
+        self.values.all_within(least, most)
+    }
+}
+
+/// The most values that a column's table has: a code is one byte.
+pub(super) const DISTINCT_MAX: usize = 256;
+
+/// Finds the distinct values of a column. Keeps its memory from column to column.
+pub(super) struct Distinct {
+    /// The code of a value, plus one, where its hash points to, or behind.
+    slots: Vec<u16>,
+    values: Vec<u64>,
+    codes: Vec<u8>,
+}
+
+impl Distinct {
+    /// Four slots for each value: chains stay short.
+    const SLOT_BITS: u32 = 10;
+
+    pub(super) fn new() -> Self {
+        Self { slots: vec![0; 1 << Self::SLOT_BITS], values: Vec::new(), codes: Vec::new() }
+    }
+
+    /// Gives `cells` their codes; false if there are too many distinct values for a table to pay.
+    fn assign(&mut self, cells: &[u64]) -> bool {
+        self.slots.fill(0);
+        self.values.clear();
+        self.codes.clear();
+        let mut last = None;
+        for cell in cells {
+            let code = match last {
+                Some((value, code)) if value == *cell => code,
+                _ => match self.code(*cell) {
+                    Some(code) => code,
+                    None => return false,
+                },
+            };
+            last = Some((*cell, code));
+            self.codes.push(code);
+        }
+        true
+    }
+
+    fn code(&mut self, value: u64) -> Option<u8> {
+        // Fibonacci hashing (Knuth, The Art of Computer Programming 3, section 6.4).
+        let hash = value.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (u64::BITS - Self::SLOT_BITS);
+        let mask = (1 << Self::SLOT_BITS) - 1;
+        let mut at = usize::try_from(hash).unwrap_or(0);
+        loop {
+            let slot = self.slots.get_mut(at & mask)?;
+            let Some(code) = slot.checked_sub(1) else {
+                if self.values.len() == DISTINCT_MAX {
+                    return None;
+                }
+                self.values.push(value);
+                *slot = u16::try_from(self.values.len()).ok()?;
+                return u8::try_from(self.values.len() - 1).ok();
+            };
+            if self.values.get(usize::from(code)) == Some(&value) {
+                return u8::try_from(code).ok();
+            }
+            at += 1;
+        }
+    }
+
+    /// Appends `cells` to `out` in the form that is smaller; returns the base, the width and the table's length.
+    pub(super) fn encode(&mut self, cells: &[u64], out: &mut AlignedVec) -> (u64, u8, u16) {
+        let constant = cells.iter().all(|cell| Some(cell) == cells.first());
+        if constant || !self.assign(cells) {
+            let (base, width) = encode(cells, out);
+            return (base, width, 0);
+        }
+        let before = out.len();
+        out.extend_from_slice(&self.codes);
+        let (base, width) = encode(&self.values, out);
+        let direct = cells.len() * usize::from(width);
+        // A column of one byte gains nothing by itself, but other columns may have the same codes.
+        if out.len() - before < direct || self.values.len() * 8 <= cells.len() {
+            return (base, width, u16::try_from(self.values.len()).unwrap_or(0));
+        }
+        out.resize(before, 0);
+        let (base, width) = encode(cells, out);
+        (base, width, 0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -161,6 +303,36 @@ mod tests {
             prop_assert!(least == u64::MAX || !planes.all_within(least + 1, most.max(least + 1)));
             prop_assert!(most == 0 || !planes.all_within(0, most - 1));
             prop_assert_eq!(width, width_of(most - least));
+        }
+    }
+
+    proptest! {
+        /// Scenario: columns of few and of many distinct values are written in the form that is smaller.
+        /// Guarantees: the values come back either way, one by one and all at once.
+        #[test]
+        fn either_form_comes_back(
+            values in prop::collection::vec(any::<u64>(), 1..400),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 1..900),
+        ) {
+            let cells: Vec<u64> = picks.iter().map(|pick| *pick.get(&values)).collect();
+            let mut out = AlignedVec::new();
+            let mut distinct = Distinct::new();
+            distinct.encode(&[1, 2, 3], &mut out);
+            out.clear();
+            let (base, width, table) = distinct.encode(&cells, &mut out);
+            let count = u32::try_from(cells.len()).unwrap();
+            let run = CellRun::new(base, width, table, count, &out).unwrap();
+            let mut copy = vec![7; cells.len()];
+            run.copy_to(&mut copy);
+            prop_assert_eq!(&copy, &cells);
+            prop_assert!(run.codes_are_known() && run.cells() == count);
+            prop_assert!(out.len() <= cells.len() * 8);
+            for (index, cell) in (0..).zip(&cells) {
+                prop_assert_eq!(run.get(index), Some(*cell));
+            }
+            prop_assert_eq!(run.get(count), None);
+            let (least, most) = (*cells.iter().min().unwrap(), *cells.iter().max().unwrap());
+            prop_assert!(run.all_within(least, most) && (most == 0 || !run.all_within(0, most - 1)));
         }
     }
 

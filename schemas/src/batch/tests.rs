@@ -262,6 +262,13 @@ fn every_semantic_fault_has_its_name() {
         case(BatchFault::ColumnWidth(core::time_micros), |d, _| entry(d, core::time_micros).base = u64::MAX),
         case(BatchFault::ColumnLength(core::time_micros), |d, _| entry(d, core::time_micros).width = 5),
         case(BatchFault::ColumnLength(core::time_micros), |d, _| d.rows = 4),
+        case(BatchFault::ColumnCode(core::time_micros), |d, blob| {
+            let entry = entry(d, core::time_micros);
+            // Three codes and a table of one value of two bytes: as many bytes as before, and one more behind.
+            (entry.distinct, entry.width, entry.length) = (1, 2, 5);
+            blob.as_mut_slice()[entry.offset as usize..][..5].copy_from_slice(&[0, 1, 0, 9, 9]);
+        }),
+        case(BatchFault::ColumnLength(core::time_micros), |d, _| entry(d, core::time_micros).distinct = 300),
         case(BatchFault::ValueRange(network::status), |d, _| entry(d, network::status).base = 70_000),
         case(BatchFault::ValueRange(core::time_micros), |d, _| entry(d, core::time_micros).base = 1 << 60),
         case(BatchFault::SymbolCode(network::route), |d, _| entry(d, network::route).base = 40),

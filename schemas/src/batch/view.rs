@@ -6,7 +6,7 @@ use super::{
     BATCH_ALIGNMENT_BYTES, BatchFault, check,
     column::{ColumnView, unzigzag},
     directory::{ArchivedDirectory, PRELUDE_BYTES},
-    planes::Planes,
+    planes::{CellRun, Planes},
     rows::{LAYERS, LayerRows, RowView, Rows},
     slots::{SLOTS, slot},
 };
@@ -97,8 +97,8 @@ impl<'a> BatchView<'a> {
         let from = entry.offset.to_native() as usize;
         let bytes = self.blob.get(from..from + entry.length.to_native() as usize)?;
         let cells = self.layers.get(spec.layer as usize)?.len();
-        Planes::new(entry.base.to_native(), entry.width, cells, bytes)
-            .map(|planes| ColumnView::new(self, spec, planes))
+        CellRun::new(entry.base.to_native(), entry.width, entry.distinct.to_native(), cells, bytes)
+            .map(|cells| ColumnView::new(self, spec, cells))
     }
 
     /// All columns of known fields that the batch has, by ascending id.
