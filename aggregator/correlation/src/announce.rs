@@ -208,9 +208,9 @@ fn announce(verdict: &Verdict, rule: &Rule, names: &dyn Names, now: UnixMicros, 
         revised_at: now,
         first_symptom_at,
         found_after: now.since(first_symptom_at),
-        title: told.title,
+        title: told.title.unwrap_or_else(|| rule.id.clone()),
         lines: told.lines,
-        recommended_action: told.recommended_action,
+        recommended_action: told.recommended_action.unwrap_or_default(),
         names: told.names,
         verdict: verdict.clone(),
     }
@@ -222,9 +222,10 @@ fn revise(known: &mut Known, verdict: &Verdict, rule: &Rule, names: &dyn Names, 
     finding.revision = finding.revision.saturating_add(1);
     finding.revised_at = now;
     finding.state = FindingState::Open;
-    finding.title = told.title;
+    // What is no longer supported keeps its title: the lines and the outcome say what became of it.
+    finding.title = told.title.unwrap_or_else(|| finding.title.clone());
     finding.lines = told.lines;
-    finding.recommended_action = told.recommended_action;
+    finding.recommended_action = told.recommended_action.unwrap_or_else(|| finding.recommended_action.clone());
     finding.names = told.names;
     finding.verdict = verdict.clone();
     finding.clone()

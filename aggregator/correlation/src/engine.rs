@@ -268,7 +268,7 @@ impl Engine {
                 } else {
                     self.evaluated += 1;
                     let view = View { set: &self.set, topology: &self.topology };
-                    let draft = bind::evaluate(&view, rule, &group);
+                    let draft = bind::evaluate(&view, rule, &group, self.limits.change_window);
                     (group, draft)
                 };
                 kept.insert(key, entry);

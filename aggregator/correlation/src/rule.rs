@@ -188,12 +188,28 @@ impl Rule {
     /// The longest time before the fault that any of its steps looks at.
     #[must_use]
     pub fn reach_before(&self) -> Micros {
-        Micros(self.steps.iter().map(|step| step.within(Side::Before).0).sum())
+        self.reach(Side::Before)
     }
 
     /// The longest time after the fault that any of its steps looks at.
     #[must_use]
     pub fn reach_after(&self) -> Micros {
-        Micros(self.steps.iter().map(|step| step.within(Side::After).0).sum())
+        self.reach(Side::After)
+    }
+
+    /// How far from the fault the steps may lie on one side, over the steps that they refer to.
+    fn reach(&self, side: Side) -> Micros {
+        let mut reaches: Vec<(u32, u64)> = vec![(self.anchor, 0)];
+        for place in &self.order {
+            let bounds = self.step(*place).map(|step| step.bounds.as_slice()).unwrap_or_default();
+            let of = bounds.iter().map(|bound| {
+                let other = reaches.iter().find(|(known, _reach)| *known == bound.step);
+                let within = if bound.side == side { bound.within_micros } else { 0 };
+                other.map_or(0, |(_known, reach)| *reach).saturating_add(within)
+            });
+            let reach = of.max().unwrap_or(0);
+            reaches.push((*place, reach));
+        }
+        Micros(reaches.into_iter().map(|(_place, reach)| reach).max().unwrap_or(0))
     }
 }

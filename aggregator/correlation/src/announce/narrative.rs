@@ -17,9 +17,10 @@ use crate::{
 
 /// What is told of a verdict.
 pub(super) struct Told {
-    pub(super) title: String,
+    /// Nothing where the evidence that it speaks of is not there (any more).
+    pub(super) title: Option<String>,
     pub(super) lines: Vec<EvidenceLine>,
-    pub(super) recommended_action: String,
+    pub(super) recommended_action: Option<String>,
     pub(super) names: Vec<NamedEntity>,
 }
 
@@ -45,7 +46,7 @@ pub(super) fn tell(verdict: &Verdict, rule: &Rule, names: &dyn Names) -> Told {
         .filter(|(line, step)| !step.line.parts.is_empty() || line.stance == Stance::Contradicting)
         .map(|(line, step)| {
             let teller = Teller { line: Some(line), ..teller };
-            let mut text = teller.render(&step.line);
+            let mut text = teller.render(&step.line).unwrap_or_else(|| step.id.clone());
             if line.stance == Stance::Contradicting {
                 text = format!("against it: {} {}", teller.name(&line.subject), teller.words(line, step));
             }
@@ -150,11 +151,12 @@ impl<'a> Teller<'a> {
         if step.basis.parts.is_empty() {
             line.probes.join(", ").replace('_', " ")
         } else {
-            self.render(&step.basis)
+            self.render(&step.basis).unwrap_or_default()
         }
     }
 
-    fn render(&self, template: &Template) -> String {
+    /// The sentence; nothing if a place outside of optional parts has no value.
+    fn render(&self, template: &Template) -> Option<String> {
         let mut text = String::new();
         // Where the open optional parts begin, and whether all their places had a value.
         let mut open: Vec<(usize, bool)> = Vec::new();
@@ -170,11 +172,11 @@ impl<'a> Teller<'a> {
                 Part::Place(place) => match (self.value(place), open.last_mut()) {
                     (Some(value), _) => text.push_str(&value),
                     (None, Some((_start, complete))) => *complete = false,
-                    (None, None) => text.push('?'),
+                    (None, None) => return None,
                 },
             }
         }
-        text
+        Some(text)
     }
 }
 

@@ -7,15 +7,16 @@ use std::{
 
 use tapio_schemas::{
     entity::EntityKey,
-    ids::TraceId,
+    ids::{SourceId, TraceId},
     intent::LinkKind,
     observation::Observation,
     units::{Micros, TimeInterval, UnixMicros},
-    verdict::Role,
+    verdict::{Change, Evidence, Role},
 };
 
 use super::{
     anchor::AnchorGroup,
+    evidence,
     set::{ObservationSet, end_of},
     symptom::{self, Onset},
     topology::Topology,
@@ -55,6 +56,13 @@ pub(super) struct Draft {
     pub(super) bound: Vec<Bound>,
     /// What is known of how the symptom set in; `None` without a symptom.
     pub(super) onset: Option<Onset>,
+    /// The evidence, as verdicts carry it.
+    pub(super) lines: Vec<Evidence>,
+    /// The sources that saw it.
+    pub(super) seen_by: BTreeSet<SourceId>,
+    /// What changed on the evidence's entities before the fault.
+    pub(super) changes: Vec<Change>,
+    change_window: (UnixMicros, UnixMicros),
     window: (UnixMicros, UnixMicros),
 }
 
@@ -90,14 +98,17 @@ impl Draft {
         fresh: &BTreeMap<String, BTreeSet<UnixMicros>>,
         reach: Micros,
     ) -> bool {
-        let window = self.window.0.minus(reach)..=self.window.1;
-        let intents = rule.steps.iter().flat_map(|step| &step.observe);
-        intents.filter_map(|intent| fresh.get(intent)).any(|times| times.range(window.clone()).next().is_some())
+        let has = |intent: &str, window: (UnixMicros, UnixMicros)| {
+            fresh.get(intent).is_some_and(|times| times.range(window.0..=window.1).next().is_some())
+        };
+        let window = (self.window.0.minus(reach), self.window.1);
+        rule.steps.iter().flat_map(|step| &step.observe).any(|intent| has(intent, window))
+            || evidence::CHANGES.iter().any(|intent| has(intent, self.change_window))
     }
 }
 
 /// Binds `rule` around the fault `group`.
-pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup) -> Draft {
+pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup, change_window: Micros) -> Draft {
     let look_back = rule.reach_before().max(rule.reach_after());
     let mut draft = Draft {
         cause: group.entity.clone(),
@@ -105,6 +116,10 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup) -> Dra
         last: group.last,
         bound: vec![Bound::default(); rule.steps.len()],
         onset: None,
+        lines: Vec::new(),
+        seen_by: BTreeSet::new(),
+        changes: Vec::new(),
+        change_window: (group.first.earliest.minus(change_window), group.first.earliest),
         window: (group.first.earliest.minus(look_back), group.last.latest.plus(rule.reach_after())),
     };
     let fault = Group { subject: group.entity.clone(), items: group.items.clone(), link: LinkKind::Observed };
@@ -114,6 +129,10 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup) -> Dra
         let bound = bind_step(view, rule, step, &mut draft);
         place(&mut draft, *at, bound);
     }
+    let groups = draft.bound.iter().flat_map(|bound| bound.groups.iter().chain(&bound.began_before));
+    draft.seen_by = groups.flat_map(|group| group.items.iter().map(|item| item.source)).collect();
+    draft.lines = evidence::lines_of(rule, &draft.bound);
+    draft.changes = evidence::changes(view.set, draft.first, &draft.lines, change_window);
     draft
 }
 

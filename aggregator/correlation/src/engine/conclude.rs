@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tapio_schemas::{
-    entity::EntityKey,
     ids::SourceId,
-    intent::{self, LinkKind},
+    intent::LinkKind,
     ledger::LossSummary,
-    observation::Value,
-    units::{TimeInterval, UnixMicros},
-    verdict::{Candidate, Change, Evidence, MissingEvidence, Outcome, Role, Stance, Verdict},
+    units::UnixMicros,
+    verdict::{Candidate, Change, Evidence, MissingEvidence, Outcome, Role, Verdict},
 };
 
 use super::{
@@ -22,9 +20,6 @@ use super::{
     topology::Topology,
 };
 use crate::rule::{Announce, Presence, Rule, RuleSet, Step};
-
-/// The most lines of evidence that one step contributes.
-const LINES_PER_STEP_MAX: usize = 8;
 
 /// The most changes that a verdict names, the latest.
 const CHANGES_MAX: usize = 8;
@@ -49,7 +44,7 @@ pub(super) struct Concluded<'a> {
 
 /// Concludes one draft.
 pub(super) fn conclude<'a>(context: &Context<'_>, rule: &Rule, draft: &'a Draft) -> Concluded<'a> {
-    let lines = lines_of(rule, draft);
+    let lines = draft.lines.clone();
     let implicated = implicated(context, draft);
     let window = window_of(context, rule, draft, &lines);
     let losses = context.sources.summary(&implicated, window.0, window.1);
@@ -99,7 +94,7 @@ pub(super) fn conclude<'a>(context: &Context<'_>, rule: &Rule, draft: &'a Draft)
         severity: rule.severity(),
         cause: draft.cause.clone(),
         signature: evidence::signature(rule, &lines),
-        changes: changes(context, draft, &lines),
+        changes: changes(context, draft),
         evidence: lines,
         evidence_present: present,
         evidence_expected: expected,
@@ -113,36 +108,9 @@ pub(super) fn conclude<'a>(context: &Context<'_>, rule: &Rule, draft: &'a Draft)
     Concluded { draft, verdict, is_complete }
 }
 
-fn lines_of(rule: &Rule, draft: &Draft) -> Vec<Evidence> {
-    let mut lines: Vec<(usize, Evidence)> = Vec::new();
-    for (place, (step, bound)) in rule.steps.iter().zip(&draft.bound).enumerate() {
-        let stance = match step.presence {
-            Presence::Contradicts => Stance::Contradicting,
-            Presence::Required | Presence::Expected => Stance::Supporting,
-        };
-        let supporting = bound.groups.iter().filter_map(|group| evidence::of_group(step, group, stance));
-        let contradicting = bound
-            .began_before
-            .iter()
-            .filter_map(|group| evidence::of_group(step, group, Stance::Contradicting));
-        let mut of_step: Vec<Evidence> = supporting.chain(contradicting).collect();
-        of_step.sort_by(|a, b| (a.stance, b.count, &a.subject).cmp(&(b.stance, a.count, &b.subject)));
-        of_step.truncate(LINES_PER_STEP_MAX);
-        lines.extend(of_step.into_iter().map(|line| (place, line)));
-    }
-    lines.sort_by(|(a_place, a), (b_place, b)| {
-        (a.role, a.first, a_place, &a.subject).cmp(&(b.role, b.first, b_place, &b.subject))
-    });
-    lines.into_iter().map(|(_place, line)| line).collect()
-}
-
 /// The sources that saw the evidence, or told of who calls the fault's entity.
 fn implicated(context: &Context<'_>, draft: &Draft) -> BTreeSet<SourceId> {
-    let items = draft.bound.iter().flat_map(|bound| {
-        let before = bound.began_before.iter().flat_map(|group| &group.items);
-        bound.items().chain(before)
-    });
-    let mut sources: BTreeSet<SourceId> = items.map(|item| item.source).collect();
+    let mut sources = draft.seen_by.clone();
     sources.extend(context.topology.told_by(&draft.cause));
     sources
 }
@@ -307,44 +275,13 @@ fn cap(
         .then(|| format!("{unseen} records were lost before the fault: the symptom may have begun earlier"))
 }
 
-/// New programs and containers on implicated entities before the fault. What an agent sees when it starts is none.
-fn changes(context: &Context<'_>, draft: &Draft, lines: &[Evidence]) -> Vec<Change> {
-    let subjects: BTreeSet<&EntityKey> = lines.iter().map(|line| &line.subject).collect();
-    let from = draft.first.earliest.minus(context.limits.change_window);
-    let mut changes: BTreeMap<(&EntityKey, String), Change> = BTreeMap::new();
-    for name in [intent::PROCESS_EXECUTED, intent::CONTAINER_SEEN] {
-        for item in context.set.range(name, from, draft.first.earliest) {
-            let began = context.sources.get(item.source).map(|source| source.began).unwrap_or_default();
-            let warmed_up = began.plus(context.limits.warm_up);
-            let before: &TimeInterval = &draft.first;
-            if !subjects.contains(&item.subject)
-                || item.time.earliest <= warmed_up
-                || !item.time.certainly_before(before)
-            {
-                continue;
-            }
-            let command = match item.attributes.get("kernel.command") {
-                Some(Value::Text(command)) if !command.is_empty() => command.as_str(),
-                _ => "a program",
-            };
-            let what = if name == intent::CONTAINER_SEEN {
-                "the container started".to_owned()
-            } else {
-                format!("{command} was started")
-            };
-            let change = Change {
-                at: item.time.middle(),
-                intent: name.to_owned(),
-                subject: item.subject.clone(),
-                event: item.id,
-                what: what.clone(),
-            };
-            // The same again is no second change: health checks run the same program over and over.
-            changes.entry((&item.subject, what)).or_insert(change);
-        }
-    }
-    let mut changes: Vec<Change> = changes.into_values().collect();
-    changes.sort_by_key(|change| (change.at, change.event));
+/// The changes of a draft that are none of what an agent sees when it starts.
+fn changes(context: &Context<'_>, draft: &Draft) -> Vec<Change> {
+    let is_warm = |change: &&Change| {
+        let began = context.sources.get(change.event.frame.source).map(|source| source.began).unwrap_or_default();
+        change.at > began.plus(context.limits.warm_up)
+    };
+    let mut changes: Vec<Change> = draft.changes.iter().filter(is_warm).cloned().collect();
     let surplus = changes.len().saturating_sub(CHANGES_MAX);
     changes.split_off(surplus)
 }

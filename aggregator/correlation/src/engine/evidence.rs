@@ -1,23 +1,36 @@
 //! Evidence, as verdicts carry it: many observations of one step about one entity become one line with a count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 use tapio_schemas::{
     entity::EntityKey,
-    intent::LinkKind,
-    units::TimeInterval,
-    verdict::{Evidence, Stance},
+    intent::{self, LinkKind},
+    observation::Value,
+    units::{Micros, TimeInterval},
+    verdict::{Change, Evidence, Stance},
 };
 
-use super::{bind::Group, set::end_of};
-use crate::rule::{Rule, Step};
+use super::{
+    bind::{Bound, Group},
+    set::{ObservationSet, end_of},
+};
+use crate::rule::{Presence, Rule, Step};
 
 /// The most event ids that one line of evidence names.
 const EVENTS_MAX: usize = 16;
 
 /// The most traces that one line of evidence names.
 const TRACES_MAX: usize = 8;
+
+/// The most lines of evidence that one step contributes.
+const LINES_PER_STEP_MAX: usize = 8;
+
+/// The most changes that are kept of one fault, the latest.
+const CHANGES_KEPT_MAX: usize = 64;
+
+/// What counts as a change.
+pub(super) const CHANGES: [&str; 2] = [intent::PROCESS_EXECUTED, intent::CONTAINER_SEEN];
 
 /// The line of evidence of a group; `None` of an empty one.
 pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evidence> {
@@ -62,6 +75,65 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
         event_count: u64::try_from(group.items.len()).unwrap_or(u64::MAX),
         attributes: first_item.attributes.clone(),
     })
+}
+
+/// All lines of a bound rule, ordered by role, then time.
+pub(super) fn lines_of(rule: &Rule, bound: &[Bound]) -> Vec<Evidence> {
+    let mut lines: Vec<(usize, Evidence)> = Vec::new();
+    for (place, (step, bound)) in rule.steps.iter().zip(bound).enumerate() {
+        let stance = match step.presence {
+            Presence::Contradicts => Stance::Contradicting,
+            Presence::Required | Presence::Expected => Stance::Supporting,
+        };
+        let supporting = bound.groups.iter().filter_map(|group| of_group(step, group, stance));
+        let contradicting = bound
+            .began_before
+            .iter()
+            .filter_map(|group| of_group(step, group, Stance::Contradicting));
+        let mut of_step: Vec<Evidence> = supporting.chain(contradicting).collect();
+        of_step.sort_by(|a, b| (a.stance, b.count, &a.subject).cmp(&(b.stance, a.count, &b.subject)));
+        of_step.truncate(LINES_PER_STEP_MAX);
+        lines.extend(of_step.into_iter().map(|line| (place, line)));
+    }
+    lines.sort_by(|(a_place, a), (b_place, b)| {
+        (a.role, a.first, a_place, &a.subject).cmp(&(b.role, b.first, b_place, &b.subject))
+    });
+    lines.into_iter().map(|(_place, line)| line).collect()
+}
+
+/// New programs and containers on the evidence's entities before the fault, ordered by time.
+///
+/// The same again is no second change: health checks run the same program over and over.
+pub(super) fn changes(set: &ObservationSet, first: TimeInterval, lines: &[Evidence], window: Micros) -> Vec<Change> {
+    let subjects: BTreeSet<&EntityKey> = lines.iter().map(|line| &line.subject).collect();
+    let mut changes: BTreeMap<(&EntityKey, String), Change> = BTreeMap::new();
+    for name in CHANGES {
+        for item in set.range(name, first.earliest.minus(window), first.earliest) {
+            if !subjects.contains(&item.subject) || !item.time.certainly_before(&first) {
+                continue;
+            }
+            let command = match item.attributes.get("kernel.command") {
+                Some(Value::Text(command)) if !command.is_empty() => command.as_str(),
+                _ => "a program",
+            };
+            let what = if name == intent::CONTAINER_SEEN {
+                "the container started".to_owned()
+            } else {
+                format!("{command} was started")
+            };
+            changes.entry((&item.subject, what.clone())).or_insert_with(|| Change {
+                at: item.time.middle(),
+                intent: name.to_owned(),
+                subject: item.subject.clone(),
+                event: item.id,
+                what,
+            });
+        }
+    }
+    let mut changes: Vec<Change> = changes.into_values().collect();
+    changes.sort_by_key(|change| (change.at, change.event));
+    let surplus = changes.len().saturating_sub(CHANGES_KEPT_MAX);
+    changes.split_off(surplus)
 }
 
 /// The canonical causal graph, hashed: the rule, and per line of evidence its step, role, stance, what happened, and

@@ -1,0 +1,104 @@
+//! Findings over time: one id, few revisions, an end.
+
+use tapio_correlation::{Announcer, PodNames, announce::Owner};
+use tapio_schemas::{
+    finding::{Finding, FindingState},
+    ids::{ClusterId, TenantId},
+    intent::LinkKind,
+    verdict::Outcome,
+};
+
+use crate::{
+    oom::pods,
+    story::{Story, at, classic, rules, trace},
+};
+
+struct Desk {
+    announcer: Announcer,
+    tenant: TenantId,
+    cluster: ClusterId,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self {
+            announcer: Announcer::default(),
+            tenant: "default".parse().unwrap(),
+            cluster: "demo".parse().unwrap(),
+        }
+    }
+
+    fn fold(&mut self, story: &Story, now: i64) -> Vec<Finding> {
+        let mut engine = story.engine(now);
+        let verdicts = engine.verdicts();
+        let pods = pods();
+        let names = PodNames { engine: &engine, pods: &pods };
+        let owner = Owner { tenant: &self.tenant, cluster: &self.cluster };
+        self.announcer.fold(&verdicts, &names, at(now), owner, &rules())
+    }
+}
+
+/// Scenario: the symptom goes on, counts grow at every look, then it stops.
+/// Guarantees: the id stays, growing counts are told at most every two seconds, and the end is told once.
+#[test]
+fn a_finding_keeps_its_id_and_ends() {
+    let mut desk = Desk::new();
+    let mut story = classic();
+    let first = desk.fold(&story, 500);
+    assert_eq!((first.len(), first[0].revision, first[0].state), (1, 1, FindingState::Open));
+    assert_eq!(desk.fold(&story, 600), []);
+    let mut told = Vec::new();
+    for step in 1..=20 {
+        let now = 500 + step * 500;
+        story = story.refused(now - 10, "shop", 81, 10).heard(now - 500, now);
+        told.extend(desk.fold(&story, now));
+    }
+    assert_eq!(told.len(), 5, "ten seconds, every two seconds");
+    assert!(told.iter().all(|finding| finding.id == first[0].id && finding.incident_id == first[0].incident_id));
+    story = story.heard(10_500, 60_000);
+    let mut ended = desk.fold(&story, 60_000);
+    ended.retain(|finding| finding.state == FindingState::Resolved);
+    assert_eq!(ended.len(), 1);
+    assert_eq!(desk.fold(&story, 61_000), []);
+}
+
+/// Scenario: two containers are killed; each fails its own caller.
+/// Guarantees: two findings in two incidents.
+#[test]
+fn two_faults_are_two_incidents() {
+    let story = classic()
+        .listens(-60_000, "search", 90)
+        .listens(-60_000, "index", 91)
+        .killed(5, "index")
+        .exits(6, "index")
+        .unanswered(7, "search", 91, trace(9), LinkKind::Observed)
+        .fails(8, "search", 30, Some(trace(9)))
+        .heard(500, 3_000);
+    let findings = Desk::new().fold(&story, 3_000);
+    assert_eq!(findings.len(), 2);
+    assert_ne!(findings[0].incident_id, findings[1].incident_id);
+    assert_ne!(findings[0].id, findings[1].id);
+}
+
+/// Scenario: evidence that came late takes the ground from an announced finding.
+/// Guarantees: the same finding is revised and says so; it is not silently kept.
+#[test]
+fn later_evidence_revises() {
+    let mut desk = Desk::new();
+    let story = Story::new()
+        .listens(-60_000, "shop", 80)
+        .listens(-60_000, "payment", 81)
+        .calls(-50_000, "shop", 81)
+        .heard(-120_000, -10)
+        .killed(0, "payment")
+        .exits(1, "payment")
+        .refused(2, "shop", 81, 10)
+        .fails(10, "shop", 20, None)
+        .heard(-10, 3_000);
+    let first = desk.fold(&story, 3_000);
+    let late = (1..20).fold(story, |story, second| story.fails(-1_000 * second, "shop", 20, None));
+    let revised = desk.fold(&late, 3_100);
+    assert_eq!((revised[0].id.clone(), revised[0].revision), (first[0].id.clone(), 2));
+    assert_eq!(revised[0].verdict.outcome, Outcome::Hypothesis);
+    assert!(revised[0].lines.iter().any(|line| line.text.starts_with("against it: shop")), "{:#?}", revised[0].lines);
+}

@@ -1,0 +1,166 @@
+//! The laws of the engine, as properties over drawn stories.
+
+use proptest::prelude::*;
+use tapio_correlation::{Engine, Limits};
+use tapio_schemas::{
+    intent::LinkKind,
+    observation::Input,
+    verdict::{Outcome, Stance, Verdict},
+};
+
+use crate::story::{Story, at, rules, trace};
+
+const NAMES: [&str; 4] = ["shop", "payment", "ledger", "stock"];
+
+fn base() -> Story {
+    Story::new()
+        .listens(-60_000, "shop", 80)
+        .listens(-60_000, "payment", 81)
+        .listens(-60_000, "ledger", 82)
+        .listens(-60_000, "stock", 83)
+        .calls(-50_000, "shop", 81)
+        .calls(-50_000, "shop", 83)
+        .calls(-50_000, "payment", 82)
+        .heard(-120_000, -40_000)
+}
+
+/// One thing that happens: what, to whom, when, how often.
+fn happening() -> impl Strategy<Value = (u8, usize, i64, u64, u8)> {
+    (0_u8..9, 0..NAMES.len(), -30_000_i64..8_000, 1_u64..40, 0_u8..4)
+}
+
+fn told(happenings: &[(u8, usize, i64, u64, u8)]) -> Story {
+    let mut story = base();
+    for (what, who, millis, count, of) in happenings {
+        let name = NAMES[*who];
+        let port = [81, 82, 83][usize::from(*of) % 3];
+        story = match what {
+            0 => story.killed(*millis / 10, name),
+            1 => story.exits(*millis / 10 + 1, name),
+            2 => story.grows(*millis, name),
+            3 => story.reset(*millis, name, port),
+            4 => story.refused(*millis, name, port, *count),
+            5 => story.unanswered(*millis, name, port, trace(*of), LinkKind::Observed),
+            6 => story.fails(*millis, name, *count, Some(trace(*of))),
+            7 => story.fails(*millis, name, *count, None),
+            _ => story.executes(*millis, name, "sh"),
+        };
+    }
+    story.heard(-40_000, 10_000)
+}
+
+fn stories() -> impl Strategy<Value = Story> {
+    prop::collection::vec(happening(), 1..40).prop_map(|happenings| told(&happenings))
+}
+
+fn engine_of<'a>(inputs: impl IntoIterator<Item = &'a Input>) -> Engine {
+    Story::engine_of(inputs.into_iter().cloned(), 10_000)
+}
+
+fn parts(story: &Story, choices: &[bool]) -> (Vec<Input>, Vec<Input>) {
+    let mut choices = choices.iter().cycle();
+    story.inputs.iter().cloned().partition(|_input| *choices.next().unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Scenario: the inputs of a drawn story arrive in any order, some of them several times.
+    /// Guarantees: at the same watermark the verdicts are the same.
+    #[test]
+    fn order_and_repetition_change_nothing(
+        story in stories(),
+        seeds in prop::collection::vec(any::<u64>(), 1..200),
+    ) {
+        let expected = engine_of(&story.inputs).verdicts();
+        let mut shuffled: Vec<(u64, &Input)> = story.inputs.iter().zip(seeds.iter().copied().cycle())
+            .map(|(input, seed)| (seed, input)).collect();
+        shuffled.extend(story.inputs.iter().take(7).map(|input| (seeds[0], input)));
+        shuffled.sort_by_key(|(seed, _input)| *seed);
+        prop_assert_eq!(engine_of(shuffled.into_iter().map(|(_seed, input)| input)).verdicts(), expected);
+    }
+
+    /// Scenario: the inputs are spread over several engines that are merged in different ways.
+    /// Guarantees: merging is a union: commutative, associative, idempotent.
+    #[test]
+    fn merging_is_a_union(story in stories(), choices in prop::collection::vec(any::<bool>(), 1..50)) {
+        let (left, right) = parts(&story, &choices);
+        let (a, b) = (engine_of(&left), engine_of(&right));
+        let whole = engine_of(&story.inputs).verdicts();
+        let (mut ab, mut ba) = (a.clone(), b.clone());
+        ab.merge(&b);
+        ba.merge(&a);
+        ab.tick(at(10_000));
+        ba.tick(at(10_000));
+        prop_assert_eq!(&ab.verdicts(), &whole);
+        prop_assert_eq!(&ba.verdicts(), &whole);
+        ab.merge(&ba);
+        ab.merge(&ab.clone());
+        prop_assert_eq!(&ab.verdicts(), &whole);
+    }
+
+    /// Scenario: inputs arrive one after the other, verdicts are asked for in between.
+    /// Guarantees: what is kept between two questions never changes an answer.
+    #[test]
+    fn incremental_equals_from_scratch(story in stories(), every in 1_usize..9) {
+        let mut engine = Engine::new(rules(), Limits::default());
+        for (place, input) in story.inputs.iter().enumerate() {
+            engine.insert(input.clone());
+            if place % every == 0 {
+                engine.tick(at(-40_000 + i64::try_from(place).unwrap() * 500));
+                let scratch = engine.verdicts_from_scratch();
+                prop_assert_eq!(engine.verdicts(), scratch);
+            }
+        }
+        engine.tick(at(10_000));
+        prop_assert_eq!(engine.verdicts(), engine_of(&story.inputs).verdicts());
+    }
+
+    /// Scenario: one of the events that support a verdict is taken away; faults stay.
+    /// Guarantees: the verdict neither commits itself further nor counts more evidence.
+    #[test]
+    fn less_support_never_means_more_confidence(story in stories(), pick in any::<prop::sample::Index>()) {
+        let before = engine_of(&story.inputs).verdicts();
+        for verdict in before.iter().filter(|verdict| verdict.outcome != Outcome::Hypothesis) {
+            let support: Vec<_> = verdict.evidence.iter()
+                .filter(|line| line.stance == Stance::Supporting && line.step != "kill")
+                .flat_map(|line| line.events.iter().copied())
+                .collect();
+            if support.is_empty() {
+                continue;
+            }
+            let removed = *pick.get(&support);
+            let kept = story.inputs.iter()
+                .filter(|input| !matches!(input, Input::Observation(it) if it.id == removed));
+            let after = engine_of(kept).verdicts();
+            let same = |other: &&Verdict| other.rule == verdict.rule && other.cause == verdict.cause
+                && other.first(tapio_schemas::verdict::Role::Fault).map(|line| line.first)
+                    == verdict.first(tapio_schemas::verdict::Role::Fault).map(|line| line.first);
+            if let Some(after) = after.iter().find(same) {
+                prop_assert!(after.outcome <= verdict.outcome, "{} became {:?}", removed, after.outcome);
+                prop_assert!(after.evidence_present <= verdict.evidence_present);
+                prop_assert_eq!(after.evidence_expected, verdict.evidence_expected);
+            }
+        }
+    }
+}
+
+/// Scenario: more observations than the engine may keep.
+/// Guarantees: the oldest go, whatever came last; a verdict whose window overlaps them commits itself no further.
+#[test]
+fn evictions_cap_verdicts() {
+    let story = crate::story::classic();
+    let limits = Limits { observations_max: 8, ..Limits::default() };
+    let run = |inputs: Vec<Input>| {
+        let mut engine = Engine::new(rules(), limits);
+        inputs.into_iter().for_each(|input| engine.insert(input));
+        engine.tick(at(500));
+        (engine.verdicts(), engine.stats().observations)
+    };
+    let mut backwards = story.inputs.clone();
+    backwards.reverse();
+    let (verdicts, observations) = run(story.inputs);
+    assert_eq!((observations, verdicts.len()), (8, 2));
+    assert!(verdicts.iter().all(|verdict| verdict.outcome < Outcome::Finding));
+    assert_eq!(run(backwards).0, verdicts);
+}

@@ -1,0 +1,116 @@
+//! The example, end to end through the engine and the narrative.
+
+use std::collections::BTreeMap;
+
+use tapio_correlation::{Announcer, PodNames, announce::Owner};
+use tapio_schemas::{
+    entity::PodIdentity,
+    intent::LinkKind,
+    verdict::{Outcome, Role},
+};
+
+use crate::story::{Story, at, classic, container, rules, trace};
+
+pub(crate) fn pods() -> BTreeMap<String, PodIdentity> {
+    ["shop", "payment", "ledger"]
+        .map(|name| {
+            let uid = format!("pod-{name}");
+            (uid.clone(), PodIdentity { pod_uid: uid, service: name.to_owned(), ..PodIdentity::default() })
+        })
+        .into()
+}
+
+/// Scenario: payment grows, is killed, shop's calls break, shop answers HTTP 500, one request seen on both sides.
+/// Guarantees: one finding, six of six, the symptom observed through its trace, told as a person would tell it.
+#[test]
+fn the_classic_is_found_and_told() {
+    let story = classic();
+    let verdict = story.verdict(500);
+    assert_eq!((verdict.outcome, verdict.reason.as_str()), (Outcome::Finding, ""));
+    assert_eq!((verdict.evidence_present, verdict.evidence_expected), (6, 6));
+    assert_eq!(verdict.cause, container("payment"));
+    let symptom = verdict.first(Role::Symptom).unwrap();
+    assert_eq!((symptom.subject.clone(), symptom.count, symptom.link), (container("shop"), 398, LinkKind::Observed));
+    assert_eq!((verdict.losses.lost, verdict.losses.unknown_sources.len()), (0, 0));
+    let engine = story.engine(500);
+    let pods = pods();
+    let names = PodNames { engine: &engine, pods: &pods };
+    let (tenant, cluster) = ("default".parse().unwrap(), "demo".parse().unwrap());
+    let owner = Owner { tenant: &tenant, cluster: &cluster };
+    let findings = Announcer::default().fold(&[verdict], &names, at(600), owner, &rules());
+    let [finding] = findings.as_slice() else { panic!("one finding: {findings:#?}") };
+    assert_eq!(finding.title, "shop is failing because payment was killed for memory");
+    let told: Vec<String> = finding.lines.iter().map(|line| format!("{} | {}", line.text, line.basis)).collect();
+    assert_eq!(told, [
+        "payment grows 3.1 MiB/s, limit 64 MiB | observed  cgroup memory",
+        "kernel OOM-killed payment[4127] at 63.9 MiB | observed  oom:mark_victim, exit SIGKILL",
+        "shop→payment reset, then refused ×412 | observed  payload, tcp reset recv, tcp state",
+        "shop answers HTTP 500 ×398, trace 4b4b… | observed  http, same request",
+    ]);
+    assert_eq!(
+        finding.recommended_action,
+        "Find what made payment grow (it grew 3.1 MiB/s before), or raise its memory limit above 64 MiB."
+    );
+    assert_eq!(finding.found_after.0, 597_000);
+}
+
+/// Scenario: ledger, two calls below shop, is killed; payment and shop both answer HTTP 500.
+/// Guarantees: the symptom is shop, the outermost that fails, not payment.
+#[test]
+fn the_symptom_is_the_outermost() {
+    let story = Story::new()
+        .listens(-60_000, "shop", 80)
+        .listens(-60_000, "payment", 81)
+        .listens(-60_000, "ledger", 82)
+        .calls(-50_000, "shop", 81)
+        .heard(-120_000, -30_000)
+        .grows(-20_000, "ledger")
+        .killed(0, "ledger")
+        .exits(1, "ledger")
+        .reset(2, "payment", 82)
+        .unanswered(2, "payment", 82, trace(7), LinkKind::Observed)
+        .fails(3, "payment", 10, Some(trace(7)))
+        .fails(4, "shop", 10, Some(trace(7)))
+        .heard(-30_000, 500);
+    let verdict = story.verdict(500);
+    assert_eq!((verdict.outcome, verdict.evidence_present), (Outcome::Finding, 6), "{}", verdict.reason);
+    assert_eq!(verdict.first(Role::Symptom).unwrap().subject, container("shop"));
+}
+
+/// Scenario: a job that serves nothing calls the victim directly; nobody else does.
+/// Guarantees: its broken calls are the symptom, and the same-request evidence is not claimed a second time.
+#[test]
+fn a_caller_that_serves_nothing_shows_the_symptom_itself() {
+    let story = Story::new()
+        .listens(-60_000, "payment", 81)
+        .heard(-120_000, -30_000)
+        .grows(-20_000, "payment")
+        .killed(0, "payment")
+        .exits(1, "payment")
+        .reset(2, "job", 81)
+        .refused(10, "job", 81, 40)
+        .heard(-30_000, 2_000);
+    let verdict = story.verdict(2_000);
+    assert_eq!((verdict.outcome, verdict.evidence_present), (Outcome::Finding, 5), "{}", verdict.reason);
+    assert_eq!(verdict.first(Role::Symptom).unwrap().subject, container("job"));
+    assert_eq!(verdict.missing[0].why, "the symptom is the broken call itself: nothing further up was seen");
+}
+
+/// Scenario: an asynchronous caller interleaves requests, so that its links to traces are only inferred.
+/// Guarantees: the finding stands on who calls whom; the links say that they are inferred.
+#[test]
+fn inferred_links_say_so() {
+    let mut story = classic();
+    for input in &mut story.inputs {
+        if let tapio_schemas::observation::Input::Observation(it) = input
+            && it.intent == "request-unanswered"
+        {
+            it.trace_link = LinkKind::Inferred;
+        }
+    }
+    let verdict = story.verdict(500);
+    assert_eq!((verdict.outcome, verdict.evidence_present), (Outcome::Finding, 6), "{}", verdict.reason);
+    assert_eq!(verdict.first(Role::Symptom).unwrap().link, LinkKind::Inferred);
+    let same = verdict.evidence.iter().find(|line| line.step == "same-trace").unwrap();
+    assert_eq!(same.link, LinkKind::Inferred);
+}
