@@ -63,15 +63,33 @@ pub enum BlockError {
     },
 }
 
-/// A block that passed every check, ready to be sent.
+/// A block that passed every check, ready to be sent. Only [`encode`] makes one, so that its bytes are exactly its
+/// columns and rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedBlock {
+    columns: Vec<String>,
+    rows: usize,
+    bytes: bytes::Bytes,
+}
+
+impl EncodedBlock {
     /// The columns' names in the order of the bytes.
-    pub columns: Vec<String>,
+    #[must_use]
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
     /// The number of rows, never zero.
-    pub rows: usize,
-    /// The block as the server reads it.
-    pub bytes: bytes::Bytes,
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The block as the server reads it; clones share memory.
+    #[must_use]
+    pub const fn bytes(&self) -> &bytes::Bytes {
+        &self.bytes
+    }
 }
 
 /// Encodes columns that the caller owns. `columns` are (name, cells) in the order in which they are inserted.

@@ -248,7 +248,7 @@ fn users_xml(passwords: &Passwords) -> String {
     format!(
         "<clickhouse>
   <profiles>
-    <internal><log_queries>0</log_queries></internal>
+    <default><log_queries>0</log_queries></default>
     <pipeline><log_queries>0</log_queries></pipeline>
     <people>
       <log_queries>0</log_queries>
@@ -269,7 +269,7 @@ fn users_xml(passwords: &Passwords) -> String {
     <default>
       <password></password>
       <networks><ip>127.0.0.1</ip></networks>
-      <profile>internal</profile>
+      <profile>default</profile>
       <quota>own_start</quota>
       <grants>
         <query>GRANT SYSTEM LISTEN ON *.*</query>
@@ -292,6 +292,7 @@ fn config_xml(memory_bytes_max: u64, users: &Path, data: &Path, log: &Path) -> S
   <users_config>{users}</users_config>
   <user_files_path>{data}/user_files/</user_files_path>
   <timezone>UTC</timezone>
+  <shutdown_wait_unfinished>1</shutdown_wait_unfinished>
   <max_server_memory_usage>{memory_bytes_max}</max_server_memory_usage>
   <mark_cache_size>67108864</mark_cache_size>
   <index_mark_cache_size>16777216</index_mark_cache_size>
