@@ -63,13 +63,18 @@ impl World {
         Self::load(&self.files(&Self::aggregator_name(tenant, cluster))).expect("credentials")
     }
 
-    /// A node of this world whose files name the other world's authority.
-    pub(crate) fn node_believing(self, other: &Self, tenant: &str, cluster: &str, node: &str) -> IssuedFiles {
-        let mut files = self.files(&Self::node_name(tenant, cluster, node));
-        files.authority = other.dir.path().join("believed.ca.pem");
+    /// Files of a node that this world certified, kept in the other world and naming its authority.
+    pub(crate) fn node_believing(
+        &self,
+        other: &Self,
+        tenant: &str,
+        cluster: &str,
+        node: &str,
+    ) -> IssuedFiles {
+        let name = Self::node_name(tenant, cluster, node);
+        let issued = self.authority.issue(&name, SystemTime::now(), HOUR).expect("issued");
+        let files = issued.write(other.dir.path(), "stranger").expect("written");
         std::fs::write(&files.authority, other.authority.certificate_pem()).expect("written");
-        // The files must outlive this world.
-        let _kept = self.dir.keep();
         files
     }
 }
