@@ -8,6 +8,7 @@ use crate::{
 /// A file being read, and its faults so far.
 pub(crate) struct Reader<'a> {
     pub(crate) file: &'a str,
+    text: &'a str,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -18,8 +19,19 @@ pub(crate) struct Fields<'n> {
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) const fn new(file: &'a str) -> Self {
-        Self { file, faults: Vec::new() }
+    pub(crate) const fn new(file: &'a str, text: &'a str) -> Self {
+        Self { file, text, faults: Vec::new() }
+    }
+
+    /// The place of a character within a scalar: a quoted one begins after its quote.
+    pub(crate) fn place_within(&self, node: &Node, offset: u64) -> Fault {
+        let line = usize::try_from(node.line).ok().and_then(|line| self.text.lines().nth(line.checked_sub(1)?));
+        let column = usize::try_from(node.column).ok().and_then(|column| column.checked_sub(1));
+        let first = line.zip(column).and_then(|(line, column)| line.chars().nth(column));
+        let quote = u64::from(matches!(first, Some('"' | '\'')));
+        let mut place = self.place(node);
+        place.column = place.column.saturating_add(quote).saturating_add(offset);
+        place
     }
 
     pub(crate) fn place(&self, node: &Node) -> Fault {

@@ -49,7 +49,7 @@ pub(crate) fn compile(file: &str, text: &str) -> (Option<(Rule, Fault)>, Vec<Fau
         Ok(root) => root,
         Err(fault) => return (None, vec![fault]),
     };
-    let mut reader = Reader::new(file);
+    let mut reader = Reader::new(file, text);
     let rule = read_rule(&mut reader, &root);
     let place = reader.place(&root);
     (rule.map(|rule| (rule, place)), reader.faults)
@@ -247,7 +247,7 @@ fn read_condition(reader: &mut Reader<'_>, node: &Node) -> Option<tapio_correlat
         Ok(condition) => Some(condition),
         Err(wrong) => {
             for (offset, message) in wrong {
-                let place = Fault { column: node.column.saturating_add(offset), ..reader.place(node) };
+                let place = reader.place_within(node, offset);
                 reader.faults.push(place.saying(format!("`where`: {message}")));
             }
             None

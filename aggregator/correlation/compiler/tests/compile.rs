@@ -27,7 +27,7 @@ steps:
 ";
 
 fn with_condition(condition: &str) -> Result<RuleSet, String> {
-    let text = SMALL.replace("CONDITION", condition);
+    let text = SMALL.replace("CONDITION", &format!("\"{condition}\""));
     compile_texts([("small.yaml", text.as_str())]).map_err(|faults| faults.to_string())
 }
 
@@ -130,9 +130,9 @@ fn conditions_evaluate() {
 #[test]
 fn unsupported_conditions_are_refused_with_their_place() {
     for (condition, expected) in [
-        ("kernel.signal == 'nine'", "small.yaml:11:26: `where`: the operands do not fit"),
-        ("kernel.sginal == 9", "small.yaml:11:18: `where`: events have no field `kernel.sginal` that conditions can read; did you mean `kernel.signal`?"),
-        ("count + 1", "small.yaml:11:18: `where`: a condition must be true or false"),
+        ("kernel.signal == 'nine'", "small.yaml:11:27: `where`: the operands do not fit"),
+        ("kernel.sginal == 9", "small.yaml:11:19: `where`: events have no field `kernel.sginal` that conditions can read; did you mean `kernel.signal`?"),
+        ("count + 1", "small.yaml:11:19: `where`: a condition must be true or false"),
         ("size(kernel.command) > 3", "`where`: `size` is not supported in conditions"),
         ("[1, 2].exists(x, x == count)", "`where`: macros over lists are not supported in conditions"),
         ("network.local_address == 'x'", "no field `network.local_address` that conditions can read"),
