@@ -56,7 +56,9 @@ pub enum AgentError {
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     /// The certificate is another machine's.
-    #[error("the certificate names {certificate}, but node.tenant, node.cluster and node.name say {configured}: correct one of them")]
+    #[error(
+        "the certificate names {certificate}, but node.tenant, node.cluster and node.name say {configured}: correct one of them"
+    )]
     Name {
         /// What the certificate says.
         certificate: String,
@@ -116,7 +118,8 @@ impl Agent {
         let source = credentials.name().source_id();
         let hierarchy = Hierarchy::find()?;
         let listener = TcpListener::bind(config.telemetry_listen).await;
-        let listener = listener.map_err(|source| AgentError::System { doing: "listen for telemetry", source })?;
+        let listener =
+            listener.map_err(|source| AgentError::System { doing: "listen for telemetry", source })?;
         let telemetry_address = listener
             .local_addr()
             .map_err(|source| AgentError::System { doing: "name the telemetry's address", source })?;
@@ -271,8 +274,10 @@ fn describe(capabilities: &[Capability]) -> Vec<String> {
         CapabilityState::Disabled => "disabled".to_owned(),
         CapabilityState::Failed { reason } => format!("failed:{reason}"),
     };
-    let mut described: Vec<String> =
-        capabilities.iter().map(|capability| format!("{}={}", capability.name(), state(capability))).collect();
+    let mut described: Vec<String> = capabilities
+        .iter()
+        .map(|capability| format!("{}={}", capability.name(), state(capability)))
+        .collect();
     described.push(format!("{MEMORY_SOURCE}=working"));
     described
 }
@@ -284,17 +289,21 @@ fn missing(capabilities: &[Capability]) -> Vec<String> {
 
 /// What the agent says of itself when it begins.
 fn own_events(capabilities: &[Capability], now_nanos: u64) -> Vec<Event> {
-    let mut events = vec![Event::new(now_nanos, intent::AGENT_STARTED, EventKind::Agent, "agent")];
+    // They stand for no record, whatever probe they speak of.
+    let own = |intent, probe| Event { records: 0, ..Event::new(now_nanos, intent, EventKind::Agent, probe) };
+    let mut events = vec![own(intent::AGENT_STARTED, "agent")];
     for capability in capabilities {
         let state = match &capability.state {
             CapabilityState::Working => "state=working".to_owned(),
             CapabilityState::Disabled => "state=disabled".to_owned(),
-            CapabilityState::Failed { reason } => format!("state=failed\nreason={}", reason.replace('\n', " ")),
+            CapabilityState::Failed { reason } => {
+                format!("state=failed\nreason={}", reason.replace('\n', " "))
+            }
         };
         events.push(Event {
             severity: if capability.is_working() { Severity::Info } else { Severity::Notice },
             attributes: Some(state.into_boxed_str()),
-            ..Event::new(now_nanos, intent::PROBE_CAPABILITY, EventKind::Agent, capability.name())
+            ..own(intent::PROBE_CAPABILITY, capability.name())
         });
     }
     events

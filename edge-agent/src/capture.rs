@@ -234,6 +234,8 @@ impl Capture {
     }
 
     fn container(&self, verdict: &NodeVerdict) -> Option<Arc<Container>> {
-        (verdict.cause.kind == EntityKind::Container).then(|| self.pipeline.container(&verdict.cause.id)).flatten()
+        (verdict.cause.kind == EntityKind::Container)
+            .then(|| self.pipeline.container(&verdict.cause.id))
+            .flatten()
     }
 }

@@ -18,7 +18,10 @@ pub(crate) fn boot_nanos() -> u64 {
 
 /// Both clocks as the session wants them.
 pub(crate) fn now() -> Now {
-    Now { monotonic: Micros(boot_nanos() / 1_000), unix: UnixMicros(nanos(clock_gettime(ClockId::Realtime)) / 1_000) }
+    Now {
+        monotonic: Micros(boot_nanos() / 1_000),
+        unix: UnixMicros(nanos(clock_gettime(ClockId::Realtime)) / 1_000),
+    }
 }
 
 fn nanos(time: Timespec) -> u64 {

@@ -197,7 +197,9 @@ impl Config {
         );
         let mut aggregators = Vec::new();
         for (index, text) in raw.uplink.aggregators.iter().enumerate() {
-            let address = text.parse::<SocketAddr>().map_err(|_err| format!("{text:?} is no address, expected \"127.0.0.1:4433\""));
+            let address = text
+                .parse::<SocketAddr>()
+                .map_err(|_err| format!("{text:?} is no address, expected \"127.0.0.1:4433\""));
             aggregators.extend(problems.check(&format!("uplink.aggregators[{index}]"), address));
         }
         let (least, most) = RING_BYTES;
@@ -230,7 +232,9 @@ impl Config {
             false => Err(format!("{listen} is not on loopback, and what is served is not encrypted")),
         });
         let listen = problems.check("telemetry.listen", listen);
-        let (Some(node), Some(cluster), Some(tenant), Some(telemetry_listen)) = (node, cluster, tenant, listen) else {
+        let (Some(node), Some(cluster), Some(tenant), Some(telemetry_listen)) =
+            (node, cluster, tenant, listen)
+        else {
             return Err(problems);
         };
         problems.into_result(Self {

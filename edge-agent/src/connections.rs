@@ -162,10 +162,20 @@ impl Connections {
     }
 
     /// Somebody reads or writes on the socket: its owner, and which way it went, where no record told it.
-    pub(crate) fn used(&mut self, sock_key: u64, tuple: &SockTuple, owner: Owner, direction: Direction, now: u64) {
+    pub(crate) fn used(
+        &mut self,
+        sock_key: u64,
+        tuple: &SockTuple,
+        owner: Owner,
+        direction: Direction,
+        now: u64,
+    ) {
         if let Some(socket) = self.sockets.get_mut(&sock_key) {
             socket.owner = owner;
             socket.last_nanos = now;
+            if socket.direction == Direction::Unknown {
+                socket.direction = direction;
+            }
             return;
         }
         self.insert(sock_key, *tuple, owner, direction, None, now);
@@ -192,7 +202,8 @@ impl Connections {
         if let Some(known) = known.filter(|_| tuple.local_port == 0) {
             tuple.local_port = known.tuple.local_port;
         }
-        let owner = if owner.is_known() { *owner } else { known.map_or_else(Owner::default, |known| known.owner) };
+        let owner =
+            if owner.is_known() { *owner } else { known.map_or_else(Owner::default, |known| known.owner) };
         Meaning {
             intent,
             severity: Severity::Info,

@@ -231,7 +231,8 @@ impl Event {
                 .float(metric::value, measured.value);
         }
         if let Some(verdict) = &self.verdict {
-            row.text(correlation::pattern, &verdict.pattern).text(correlation::root_cause, &verdict.root_cause);
+            row.text(correlation::pattern, &verdict.pattern)
+                .text(correlation::root_cause, &verdict.root_cause);
         }
         row.commit()
     }

@@ -204,7 +204,8 @@ fn hash(event: &Event, state: &mut DefaultHasher) {
     event.container.as_ref().map(|container| Arc::as_ptr(container).addr()).hash(state);
     event.peer.as_ref().map(|peer| Arc::as_ptr(peer).addr()).hash(state);
     if let Some(process) = &event.process {
-        (process.syscall, process.errno, process.signal, process.exit_code, process.path.as_deref()).hash(state);
+        (process.syscall, process.errno, process.signal, process.exit_code, process.path.as_deref())
+            .hash(state);
         // Of what a container's processes do to the network, the container is the one who does it.
         if event.network.is_none() || event.container.is_none() {
             (process.cgroup_id, process.comm).hash(state);
@@ -217,7 +218,9 @@ fn hash(event: &Event, state: &mut DefaultHasher) {
         let NetworkPart { direction, method, route, status, protocol, .. } = network;
         (direction, method, route, status, protocol).hash(state);
         match direction {
-            crate::event::Direction::In => (network.tuple.local_port, network.tuple.local_address).hash(state),
+            crate::event::Direction::In => {
+                (network.tuple.local_port, network.tuple.local_address).hash(state)
+            }
             _ => (network.tuple.remote_port, network.tuple.remote_address).hash(state),
         }
     }

@@ -40,7 +40,11 @@ impl Metrics {
             events: registry.counter("events", "Events shipped, after folding"),
             frames: registry.counter("frames", "Frames made"),
             lost: registry.counter("lost_records", "Records that the agent's own stages lost"),
-            clock_steps: registry.register("clock_steps", "How often the node's clock was set", Gauge::default()),
+            clock_steps: registry.register(
+                "clock_steps",
+                "How often the node's clock was set",
+                Gauge::default(),
+            ),
             tables: registry.register("table_entries", "Entries of the agent's tables", Family::default()),
             shortfalls: registry.register(
                 "shortfalls",

@@ -78,7 +78,13 @@ impl Outgoing {
     }
 
     /// Writes an event; `false` when it has to be written again after a flush.
-    pub(crate) fn write(&mut self, event: &Event, clock: ClockOffset, now_nanos: u64, tally: &mut Tally) -> bool {
+    pub(crate) fn write(
+        &mut self,
+        event: &Event,
+        clock: ClockOffset,
+        now_nanos: u64,
+        tally: &mut Tally,
+    ) -> bool {
         match event.write(&mut self.batch, clock) {
             Ok(_row) => {}
             Err(refusal) if refusal.is_full() && self.batch.rows() > 0 => return false,
@@ -102,7 +108,9 @@ impl Outgoing {
 
     /// Whether the batch should become a frame now.
     pub(crate) fn is_due(&self, now_nanos: u64) -> bool {
-        let waited = |since: Option<u64>, most: u64| since.is_some_and(|since| now_nanos.saturating_sub(since) >= most);
+        let waited = |since: Option<u64>, most: u64| {
+            since.is_some_and(|since| now_nanos.saturating_sub(since) >= most)
+        };
         waited(self.urgent_since, URGENT_WAIT_NANOS)
             || waited(self.rows_since, BULK_WAIT_NANOS)
             || self.batch.rows() >= BULK_ROWS

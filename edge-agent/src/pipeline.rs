@@ -230,7 +230,11 @@ impl<H: Host> Pipeline<H> {
                     limit_bytes: sample.limit_bytes,
                     ..ProcessPart::default()
                 }),
-                metric: Some(MetricPart { name: "memory.usage", unit: "By", value: float(sample.used_bytes) }),
+                metric: Some(MetricPart {
+                    name: "memory.usage",
+                    unit: "By",
+                    value: float(sample.used_bytes),
+                }),
                 ..Event::new(sample.time_nanos, intent::MEMORY_SAMPLE, EventKind::Metric, MEMORY_SOURCE)
             };
             self.push(event);
@@ -261,7 +265,8 @@ impl<H: Host> Pipeline<H> {
         for counter in counters {
             let name = counter.probe.name();
             let missed = counter.run.map_or(0, |run| run.recursion_misses);
-            let (before, missed_before) = self.kernel.insert(counter.probe, (counter.stats, missed)).unwrap_or_default();
+            let (before, missed_before) =
+                self.kernel.insert(counter.probe, (counter.stats, missed)).unwrap_or_default();
             let now = counter.stats;
             let mut add = |fate, reason, now: u64, before: u64| {
                 self.tally.add_at(Stage::Kernel, fate, name, reason, now.saturating_sub(before));

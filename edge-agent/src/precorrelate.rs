@@ -53,7 +53,11 @@ impl Precorrelate {
             faults_max: 16,
             ..Limits::default()
         };
-        Some(Self { node: node.to_owned(), engine: Engine::new(Arc::new(rules), limits), told: HashSet::new() })
+        Some(Self {
+            node: node.to_owned(),
+            engine: Engine::new(Arc::new(rules), limits),
+            told: HashSet::new(),
+        })
     }
 
     /// Takes a batch in; returns what is new, if `is_urgent` says that something may be.

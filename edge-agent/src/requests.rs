@@ -19,8 +19,8 @@ use tapio_schemas::intent::LinkKind;
 
 use crate::event::{Direction, ProcessPart, TraceLink};
 use routes::Routes;
-use threads::Threads;
 pub(crate) use threads::Candidates;
+use threads::Threads;
 
 /// Sockets with a conversation that are kept.
 const SOCKETS_MAX: usize = 16_384;
@@ -142,7 +142,7 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// A message began on a socket. `group` bounds the routes of one origin.
+    /// A message began on a socket.
     pub(crate) fn payload(&mut self, record: &PayloadHead, bytes: &[u8], out: &mut Vec<Exchange>) {
         let Some(head) = http1::parse(bytes) else {
             self.counts.not_http += 1;
@@ -203,7 +203,14 @@ impl Requests {
         socket.open = Some(open);
     }
 
-    fn link(&self, seen: Option<TraceParent>, is_read: bool, tgid: u32, start: u64, tid: u32) -> Option<TraceLink> {
+    fn link(
+        &self,
+        seen: Option<TraceParent>,
+        is_read: bool,
+        tgid: u32,
+        start: u64,
+        tid: u32,
+    ) -> Option<TraceLink> {
         match (seen, is_read) {
             (Some(parent), true) => Some(TraceLink::served(parent)),
             (Some(parent), false) => Some(TraceLink::called(parent)),
@@ -245,14 +252,21 @@ impl Requests {
 
     /// The kernel uses a socket's memory again: what the key meant before is over.
     fn settle_reuse(&mut self, record: &PayloadHead, out: &mut Vec<Exchange>) {
-        let is_other = self.sockets.get(&record.sock_key).is_some_and(|known| !is_same(&known.tuple, &record.tuple));
+        let is_other =
+            self.sockets.get(&record.sock_key).is_some_and(|known| !is_same(&known.tuple, &record.tuple));
         if is_other {
             self.forget(record.sock_key, record.header.time_nanos, out);
         }
     }
 
     /// The socket is over: closed, or reset by its peer. Says whether a call on it waits for its answer.
-    pub(crate) fn socket_ended(&mut self, sock_key: u64, tuple: &SockTuple, is_reset: bool, now_nanos: u64) -> bool {
+    pub(crate) fn socket_ended(
+        &mut self,
+        sock_key: u64,
+        tuple: &SockTuple,
+        is_reset: bool,
+        now_nanos: u64,
+    ) -> bool {
         let Some(socket) = self.sockets.get_mut(&sock_key) else {
             // Remembered for the record of a write that is still to come.
             if is_reset && self.sockets.len() < SOCKETS_MAX {
@@ -288,6 +302,12 @@ impl Requests {
         (open.exchange.direction == Direction::Out).then_some(open.exchange.trace)?
     }
 
+    /// Which way a connection went, as far as the request that is open on it tells.
+    pub(crate) fn direction(&self, sock_key: u64) -> Direction {
+        let open = self.sockets.get(&sock_key).and_then(|socket| socket.open.as_ref());
+        open.map_or(Direction::Unknown, |open| open.exchange.direction)
+    }
+
     /// Which requests a thread may be working on.
     pub(crate) fn candidates(&self, tgid: u32, start_nanos: u64, tid: u32) -> Candidates {
         self.threads.candidates(tgid, start_nanos, tid)
@@ -297,8 +317,9 @@ impl Requests {
     pub(crate) fn process_ended(&mut self, tgid: u32, start_nanos: u64) {
         self.threads.process_ended(tgid, start_nanos);
         for socket in self.sockets.values_mut() {
-            let is_its =
-                |open: &mut Open| open.exchange.direction == Direction::In && open.exchange.process.pid == tgid;
+            let is_its = |open: &mut Open| {
+                open.exchange.direction == Direction::In && open.exchange.process.pid == tgid
+            };
             if let Some(open) = socket.open.take_if(is_its) {
                 self.counts.unfinished += u64::from(open.exchange.records);
             }

@@ -147,14 +147,18 @@ impl Sampler {
         let directory = self.hierarchy.directory(&container.group);
         let used = match usage(&directory, self.hierarchy.version()) {
             Ok(used) => used,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound) || error.raw_os_error() == Some(libc::ENODEV) => {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound)
+                    || error.raw_os_error() == Some(libc::ENODEV) =>
+            {
                 self.tell(Reading::Gone(Arc::clone(container)));
                 return;
             }
             Err(_) => return,
         };
         let time_nanos = clock::boot_nanos();
-        let entry = known.entry(container.group.clone()).or_insert(Known { used_bytes: 0, inactive_bytes: 0 });
+        let entry =
+            known.entry(container.group.clone()).or_insert(Known { used_bytes: 0, inactive_bytes: 0 });
         if entry.used_bytes.abs_diff(used) >= REREAD_BYTES {
             entry.inactive_bytes = inactive(&directory, self.hierarchy.version());
             entry.used_bytes = used;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use tapio_schemas::ids::{Incarnation, Sequence};
 use tapio_spool::{Item, Ordinal, QuotaPolicy, Reader, Spool, SpoolConfig, SpoolError, SyncPolicy};
 use tapio_wire::{Position, frame::FrameHeader};
 use tokio::sync::Notify;
@@ -33,6 +34,8 @@ pub(crate) struct Shelf {
 struct Inner {
     spool: Spool,
     index: VecDeque<(Position, Ordinal)>,
+    /// The last frame that was appended in this life.
+    last: Option<Position>,
 }
 
 /// What an append did.
@@ -65,7 +68,7 @@ impl Shelf {
                 }
             }
         }
-        Ok(Self { inner: Mutex::new(Inner { spool, index }), appended: Notify::new() })
+        Ok(Self { inner: Mutex::new(Inner { spool, index, last: None }), appended: Notify::new() })
     }
 
     /// Appends a frame.
@@ -73,6 +76,7 @@ impl Shelf {
         let mut inner = self.lock();
         let appended = inner.spool.append(&[frame])?;
         inner.index.push_back((position, appended.ordinals.start));
+        inner.last = Some(position);
         let first = inner.spool.first();
         while inner.index.front().is_some_and(|(_, ordinal)| *ordinal < first) {
             inner.index.pop_front();
@@ -88,9 +92,20 @@ impl Shelf {
         self.lock().spool.sync_if_due()
     }
 
-    /// The oldest frame that is kept.
-    pub(crate) fn oldest(&self) -> Option<Position> {
-        self.lock().index.front().map(|(position, _)| *position)
+    /// The oldest frame that is kept; without one, the next that life `incarnation` will make.
+    pub(crate) fn oldest_or_next(&self, incarnation: Incarnation) -> Position {
+        let inner = self.lock();
+        if let Some((oldest, _)) = inner.index.front() {
+            return *oldest;
+        }
+        let made =
+            inner.last.filter(|last| last.incarnation == incarnation).map_or(0, |last| last.sequence.0);
+        Position { incarnation, sequence: Sequence(made.saturating_add(1)) }
+    }
+
+    /// The newest frame that is kept.
+    pub(crate) fn newest(&self) -> Option<Position> {
+        self.lock().index.back().map(|(position, _)| *position)
     }
 
     /// How many frames are kept.
@@ -142,7 +157,12 @@ impl Frames {
             match self.reader.next_item()? {
                 None => return Ok(None),
                 Some(Item::Gap(gap)) => {
-                    tracing::warn!(reason = gap.reason.label(), from = gap.from.0, until = gap.until.0, "spool has a gap");
+                    tracing::warn!(
+                        reason = gap.reason.label(),
+                        from = gap.from.0,
+                        until = gap.until.0,
+                        "spool has a gap"
+                    );
                 }
                 Some(Item::Record { payload, .. }) => {
                     if let Ok(header) = FrameHeader::parse(payload) {
@@ -151,5 +171,61 @@ impl Frames {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_schemas::ids::{FrameId, SourceId};
+    use tapio_wire::frame::{FrameEncoder, FrameLimits, FrameMeta};
+
+    use super::*;
+
+    fn frame(position: Position) -> Vec<u8> {
+        let id = FrameId {
+            source: SourceId([1; 16]),
+            incarnation: position.incarnation,
+            sequence: position.sequence,
+        };
+        let mut batch = tapio_schemas::batch::AlignedVec::new();
+        tapio_schemas::batch::BatchBuilder::default().finish(&mut batch).unwrap();
+        let mut bytes = Vec::new();
+        FrameEncoder::new(FrameLimits::default())
+            .unwrap()
+            .encode(FrameMeta::new(id, 0), &batch, &mut bytes)
+            .unwrap();
+        bytes
+    }
+
+    fn positions(mut frames: Frames) -> Vec<Position> {
+        std::iter::from_fn(|| frames.next().unwrap()).map(|(position, _)| position).collect()
+    }
+
+    /// Scenario: frames of two lives are shelved, some are stored, the agent is restarted.
+    /// Guarantees: reading goes on behind any position, over lives; what is stored is gone; what is not survives; an
+    /// empty shelf names the next frame.
+    #[test]
+    fn frames_stay_until_they_are_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = [(7, 1), (7, 2), (9, 1), (9, 2)].map(|(life, number)| Position::new(life, number));
+        let shelf = Shelf::open(folder.path(), 0).unwrap();
+        assert_eq!(shelf.oldest_or_next(Incarnation(7)), all[0]);
+        for position in all {
+            assert_eq!(shelf.append(position, &frame(position)).unwrap().evicted, 0);
+        }
+        assert_eq!(positions(shelf.read_after(Position::START)), all);
+        assert_eq!(positions(shelf.read_after(all[1])), all[2..]);
+        shelf.stored(all[0]).unwrap();
+        drop(shelf);
+        let shelf = Shelf::open(folder.path(), 0).unwrap();
+        assert_eq!((shelf.frames(), shelf.oldest_or_next(Incarnation(11))), (3, all[1]));
+        assert_eq!(positions(shelf.read_after(Position::START)), all[1..]);
+        shelf.stored(all[3]).unwrap();
+        assert_eq!((shelf.newest(), positions(shelf.read_after(all[0]))), (None, vec![]));
+        let next = Position::new(11, 1);
+        shelf.append(next, &frame(next)).unwrap();
+        shelf.stored(next).unwrap();
+        assert_eq!(shelf.oldest_or_next(Incarnation(11)), Position::new(11, 2));
+        shelf.sync().unwrap();
     }
 }

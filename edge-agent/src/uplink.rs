@@ -109,7 +109,9 @@ impl Uplink {
         let mut attempt = 0_usize;
         let mut backoff = BACKOFF_MIN;
         while !self.finished.is_cancelled() {
-            let Some(address) = self.aggregators.get(attempt % self.aggregators.len().max(1)).copied() else { break };
+            let Some(address) = self.aggregators.get(attempt % self.aggregators.len().max(1)).copied() else {
+                break;
+            };
             attempt = attempt.wrapping_add(1);
             let ended = self.connected(&mut session, address, &mut backoff).await;
             session.disconnect();
@@ -138,8 +140,11 @@ impl Uplink {
         address: SocketAddr,
         backoff: &mut Duration,
     ) -> Result<(), Ended> {
-        let bind: SocketAddr =
-            if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+        let bind: SocketAddr = if address.is_ipv4() {
+            (Ipv4Addr::UNSPECIFIED, 0).into()
+        } else {
+            (Ipv6Addr::UNSPECIFIED, 0).into()
+        };
         let endpoint = quic::client_endpoint(UdpSocket::bind(bind)?)?;
         let expected = Expected::beside(self.credentials.name(), &[NameKind::Aggregator]);
         let connecting = quic::connect(&endpoint, &self.credentials, address, &expected);
@@ -150,9 +155,7 @@ impl Uplink {
             () = self.finished.cancelled() => return Ok(()),
         };
         let (send, receive) = connection.open_bi().await?;
-        let oldest = self.shelf.oldest();
-        // Nothing is kept: the next frame will be the first of this life, or one after it.
-        session.connect(oldest.unwrap_or(Position::new(self.incarnation.0, 1)), clock::now())?;
+        session.connect(self.shelf.oldest_or_next(self.incarnation), clock::now())?;
         let mut road = Road { session, frames: None, waiting: None, send };
         let result = self.converse(&mut road, receive, backoff).await;
         close(&endpoint, &connection, &mut road.send).await;
@@ -216,10 +219,9 @@ impl Uplink {
         EdgeStatus { rule_set, generation, ..EdgeStatus::default() }
     }
 
-    fn is_all_received(&self, road: &mut Road<'_>) -> bool {
-        let is_read = road.waiting.is_none()
-            && road.frames.as_mut().is_some_and(|frames| matches!(frames.next(), Ok(None)));
-        is_read && road.session.offer_after().is_some_and(|offered| road.session.received() >= offered)
+    /// Whether every frame of the spool is at the other end. Nothing is appended any more.
+    fn is_all_received(&self, road: &Road<'_>) -> bool {
+        self.shelf.newest().is_none_or(|newest| road.session.received() >= newest)
     }
 
     fn events(&self, road: &mut Road<'_>, backoff: &mut Duration) -> Result<(), Ended> {
@@ -252,7 +254,9 @@ impl Uplink {
                 road.session.rule_set_applied(pushed.version)?;
             }
             // The one in force stays; the aggregator sees from the heartbeats that this one does not run.
-            Err(reason) => tracing::error!(version = %pushed.version, reason, "the pushed rule set is not used"),
+            Err(reason) => {
+                tracing::error!(version = %pushed.version, reason, "the pushed rule set is not used")
+            }
         }
         Ok(())
     }

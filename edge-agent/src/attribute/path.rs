@@ -78,10 +78,16 @@ mod tests {
         for path in [
             format!("/kubepods/burstable/pod{UID}/{ID}"),
             format!("/kubepods/pod{UID}/{ID}"),
-            format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscored}.slice/cri-containerd-{ID}.scope"),
+            format!(
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscored}.slice/cri-containerd-{ID}.scope"
+            ),
             format!("/kubepods.slice/kubepods-pod{underscored}.slice/crio-{ID}.scope"),
-            format!("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{underscored}.slice/docker-{ID}.scope"),
-            format!("/system.slice/containerd.service/kubepods-besteffort-pod{underscored}.slice:cri-containerd:{ID}"),
+            format!(
+                "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{underscored}.slice/docker-{ID}.scope"
+            ),
+            format!(
+                "/system.slice/containerd.service/kubepods-besteffort-pod{underscored}.slice:cri-containerd:{ID}"
+            ),
         ] {
             let named = Named::parse(&path).unwrap_or_else(|| panic!("{path}"));
             assert_eq!(named.container_id, ID, "{path}");
@@ -94,9 +100,14 @@ mod tests {
     /// Guarantees: none is invented, and the inner one belongs to its container.
     #[test]
     fn the_host_is_not_a_container() {
-        for path in
-            ["/", "", "/init.scope", "/system.slice/ssh.service", "/kubepods", &format!("/kubepods/burstable/pod{UID}")]
-        {
+        for path in [
+            "/",
+            "",
+            "/init.scope",
+            "/system.slice/ssh.service",
+            "/kubepods",
+            &format!("/kubepods/burstable/pod{UID}"),
+        ] {
             assert_eq!(Named::parse(path), None, "{path}");
         }
         let group = format!("/kubepods/pod{UID}/{ID}");

@@ -94,7 +94,10 @@ mod tests {
         processes.began(10, Process { start_nanos: 5, parent_pid: 1, cgroup_id: 7 });
         assert_eq!(processes.saw(10, 5, 8), 1);
         assert_eq!(processes.saw(10, 6, 8), 0);
-        processes.adopt(&[Running { pid: 10, parent_pid: 3, cgroup_id: 1 }, Running { pid: 11, parent_pid: 1, cgroup_id: 1 }]);
+        processes.adopt(&[
+            Running { pid: 10, parent_pid: 3, cgroup_id: 1 },
+            Running { pid: 11, parent_pid: 1, cgroup_id: 1 },
+        ]);
         assert_eq!(processes.get(10).unwrap().start_nanos, 6);
         assert_eq!(processes.saw(12, 9, 1), 0);
         assert_eq!((processes.get(12), processes.refused()), (None, 1));

@@ -50,7 +50,8 @@ impl Endpoints {
         let listeners = self.listeners.entry(tuple.local_port).or_default();
         // The address has a new user: who had it before is no longer missed there.
         listeners.retain(|other| {
-            other.sock_key != sock_key && (other.ended_nanos.is_none() || other.address != tuple.local_address)
+            other.sock_key != sock_key
+                && (other.ended_nanos.is_none() || other.address != tuple.local_address)
         });
         if listeners.len() >= LISTENERS_PER_PORT_MAX {
             self.refused += 1;
@@ -64,7 +65,8 @@ impl Endpoints {
     pub(crate) fn listening_ended(&mut self, sock_key: u64, tuple: &SockTuple, now_nanos: u64) {
         // A closed socket may have given its port back before it told so.
         if tuple.local_port != 0 {
-            let listeners = self.listeners.get_mut(&tuple.local_port).map(Vec::as_mut_slice).unwrap_or_default();
+            let listeners =
+                self.listeners.get_mut(&tuple.local_port).map(Vec::as_mut_slice).unwrap_or_default();
             end(listeners, sock_key, now_nanos);
         } else {
             self.listeners.values_mut().for_each(|listeners| end(listeners, sock_key, now_nanos));

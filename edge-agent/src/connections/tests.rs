@@ -91,9 +91,15 @@ fn attempts_fail_by_name() {
 #[test]
 fn an_end_is_told_once() {
     let mut connections = Connections::default();
-    assert_eq!(connections.state(&state(SYN_SENT, ESTABLISHED, 0, 40_000)).unwrap().intent, intent::CONNECTION_OPENED);
+    assert_eq!(
+        connections.state(&state(SYN_SENT, ESTABLISHED, 0, 40_000)).unwrap().intent,
+        intent::CONNECTION_OPENED
+    );
     let meaning = connections.reset(&reset(RESET_RECEIVED, ESTABLISHED)).unwrap();
-    assert_eq!((meaning.intent, meaning.owner, meaning.opened_nanos), (intent::CONNECTION_RESET, OWNER, Some(1)));
+    assert_eq!(
+        (meaning.intent, meaning.owner, meaning.opened_nanos),
+        (intent::CONNECTION_RESET, OWNER, Some(1))
+    );
     assert_eq!(connections.state(&state(ESTABLISHED, CLOSE, 104, 0)), None);
 
     connections.state(&state(SYN_SENT, ESTABLISHED, 0, 40_001));
@@ -102,7 +108,10 @@ fn an_end_is_told_once() {
     assert_eq!((meaning.intent, meaning.tuple.local_port), (intent::CONNECTION_CLOSED, 40_001));
 
     connections.state(&state(SYN_SENT, ESTABLISHED, 0, 40_002));
-    assert_eq!(connections.state(&state(ESTABLISHED, CLOSE, 104, 0)).unwrap().intent, intent::CONNECTION_RESET);
+    assert_eq!(
+        connections.state(&state(ESTABLISHED, CLOSE, 104, 0)).unwrap().intent,
+        intent::CONNECTION_RESET
+    );
     // A reset that only answers what came after the close is no news.
     assert_eq!(connections.reset(&reset(RESET_RECEIVED, 9)), None);
     assert_eq!(connections.reset(&TcpReset { sock_key: 0, ..reset(RESET_SENT, 0) }), None);

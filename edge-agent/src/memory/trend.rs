@@ -83,12 +83,16 @@ fn judge(samples: &[Sample], least: usize) -> Option<Growth> {
 /// Where the rise that ends at the last reading began: behind the last drop, or where it was flat before.
 fn onset(samples: &[Sample], limit: f64) -> usize {
     let mut start = samples.len().saturating_sub(1);
-    while let (Some(earlier), Some(here)) = (start.checked_sub(1).and_then(|at| samples.get(at)), samples.get(start)) {
+    while let (Some(earlier), Some(here)) =
+        (start.checked_sub(1).and_then(|at| samples.get(at)), samples.get(start))
+    {
         if float(earlier.used_bytes) - float(here.used_bytes) > limit * DROP_OF_LIMIT {
             break;
         }
         let flat_start = start.checked_sub(FLAT_STEPS).and_then(|at| samples.get(at));
-        if flat_start.is_some_and(|flat| float(here.used_bytes) - float(flat.used_bytes) < limit * FLAT_OF_LIMIT) {
+        if flat_start
+            .is_some_and(|flat| float(here.used_bytes) - float(flat.used_bytes) < limit * FLAT_OF_LIMIT)
+        {
             break;
         }
         start -= 1;
@@ -98,7 +102,8 @@ fn onset(samples: &[Sample], limit: f64) -> usize {
 
 fn is_rising(rise: &[Sample]) -> bool {
     let steps = rise.len().saturating_sub(1);
-    let rising = rise.windows(2).filter(|pair| matches!(pair, [a, b] if b.used_bytes >= a.used_bytes)).count();
+    let rising =
+        rise.windows(2).filter(|pair| matches!(pair, [a, b] if b.used_bytes >= a.used_bytes)).count();
     ratio(rising, steps) >= RISING_MIN
 }
 

@@ -73,8 +73,11 @@ impl<H: Host> Pipeline<H> {
 
     pub(super) fn tcp_reset(&mut self, record: &TcpReset) {
         let now = record.header.time_nanos;
-        let probe =
-            if record.direction == RESET_RECEIVED { ProbeId::TcpResetReceived } else { ProbeId::TcpResetSent };
+        let probe = if record.direction == RESET_RECEIVED {
+            ProbeId::TcpResetReceived
+        } else {
+            ProbeId::TcpResetSent
+        };
         let call = self.requests.trace_of_call(record.sock_key);
         let is_open = matches!(record.state, ESTABLISHED | CLOSE_WAIT);
         if record.sock_key != 0 && record.direction == RESET_RECEIVED && is_open {
@@ -170,7 +173,8 @@ impl<H: Host> Pipeline<H> {
         let parsed = self.exchanges.len();
         self.endpoints.connected(head.sock_key, &head.tuple, place.container().cloned());
         self.requests.payload(head, bytes, &mut self.exchanges);
-        self.connections.used(head.sock_key, &head.tuple, owner, Direction::Unknown, now);
+        let direction = self.requests.direction(head.sock_key);
+        self.connections.used(head.sock_key, &head.tuple, owner, direction, now);
         if self.exchanges.len() > parsed {
             self.tell_exchanges(now);
         }
@@ -196,7 +200,9 @@ impl<H: Host> Pipeline<H> {
             Answer::Status(status) if status >= 500 && is_served => {
                 (intent::REQUEST_SERVED_ERROR, Severity::Error, status)
             }
-            Answer::Status(status) if status >= 500 => (intent::REQUEST_CALLED_ERROR, Severity::Warning, status),
+            Answer::Status(status) if status >= 500 => {
+                (intent::REQUEST_CALLED_ERROR, Severity::Warning, status)
+            }
             Answer::Status(status) if is_served => (intent::REQUEST_SERVED, Severity::Info, status),
             Answer::Status(status) => (intent::REQUEST_CALLED, Severity::Info, status),
         };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use tapio_kernel_abi::{
-    Exec, Exit, FLAG_ADDRESS, FLAG_PATH, FailedSyscall, FatalSignal, Fork, OOM_LAYOUT_TASK, OomVictim, ProbeId,
-    SockTuple,
+    Exec, Exit, FLAG_ADDRESS, FLAG_PATH, FailedSyscall, FatalSignal, Fork, OOM_LAYOUT_TASK, OomVictim,
+    ProbeId, SockTuple,
 };
 use tapio_schemas::{
     intent::{self, EventKind, Severity},
@@ -66,7 +66,12 @@ impl<H: Host> Pipeline<H> {
                 path: Some(text(exec.path())),
                 ..ProcessPart::of_header(header)
             }),
-            ..Event::new(header.time_nanos, intent::PROCESS_EXECUTED, EventKind::Process, ProbeId::Exec.name())
+            ..Event::new(
+                header.time_nanos,
+                intent::PROCESS_EXECUTED,
+                EventKind::Process,
+                ProbeId::Exec.name(),
+            )
         });
     }
 
@@ -137,7 +142,8 @@ impl<H: Host> Pipeline<H> {
 
     pub(super) fn signalled(&mut self, signal: &FatalSignal) {
         let time = signal.header.time_nanos;
-        let parent_pid = self.processes.saw(signal.target_tgid, signal.target_start_nanos, signal.target_cgroup_id);
+        let parent_pid =
+            self.processes.saw(signal.target_tgid, signal.target_start_nanos, signal.target_cgroup_id);
         let place = self.place(signal.target_cgroup_id, signal.target_tgid, time);
         let severity = if signal.signal == SIGTERM { Severity::Notice } else { Severity::Warning };
         self.push(Event {

@@ -34,7 +34,8 @@ fn record(key: u64, direction: u8, tid: u32, time_nanos: u64) -> PayloadHead {
 }
 
 fn request_with(trace: u8) -> Vec<u8> {
-    format!("GET /orders/17 HTTP/1.1\r\nhost: a\r\ntraceparent: 00-{:032x}-{:016x}-01\r\n\r\n", trace, 9).into_bytes()
+    format!("GET /orders/17 HTTP/1.1\r\nhost: a\r\ntraceparent: 00-{:032x}-{:016x}-01\r\n\r\n", trace, 9)
+        .into_bytes()
 }
 
 const PLAIN: &[u8] = b"GET /stock HTTP/1.1\r\nhost: a\r\n\r\n";

@@ -46,7 +46,14 @@ pub(super) struct Threads {
 
 impl Threads {
     /// A thread read a request.
-    pub(super) fn opened(&mut self, sock_key: u64, tgid: u32, start: u64, tid: u32, trace: Option<TraceParent>) {
+    pub(super) fn opened(
+        &mut self,
+        sock_key: u64,
+        tgid: u32,
+        start: u64,
+        tid: u32,
+        trace: Option<TraceParent>,
+    ) {
         let process = (tgid, start);
         if self.held.len() >= THREADS_MAX && !self.held.contains_key(&tid) {
             // Without room to follow it, nothing may be claimed for the process.
