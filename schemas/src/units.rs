@@ -115,6 +115,21 @@ impl TimeInterval {
     }
 }
 
+/// `value` rounded to the nearest of 32 steps per octave: wrong by at most 1/64, and exact below 64.
+///
+/// Durations and sizes that no rule compares exactly cost a byte less on the wire this way, each.
+#[must_use]
+pub const fn coarse(value: u64) -> u64 {
+    const BITS: u32 = 6;
+    let dropped = (u64::BITS - value.leading_zeros()).saturating_sub(BITS);
+    if dropped == 0 {
+        return value;
+    }
+    let half = 1 << (dropped - 1);
+    // Near the top of the range there is no room to round up.
+    (value.saturating_add(half) >> dropped) << dropped
+}
+
 impl fmt::Display for ByteCount {
     #[expect(clippy::cast_precision_loss, reason = "three significant digits are shown")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,6 +162,22 @@ mod tests {
         assert!(!a.certainly_before(&b) && a.possibly_before(&b) && b.possibly_before(&a));
         assert!(a.certainly_before(&c) && !c.possibly_before(&a));
         assert_eq!(a.middle(), UnixMicros(1_000));
+    }
+
+    /// Scenario: values of all sizes are made coarse.
+    /// Guarantees: small ones stay, none is wrong by more than 1/64, and doing it twice changes nothing.
+    #[test]
+    fn coarse_values_are_near() {
+        for shift in 0..64 {
+            for low in [0, 1, 5, 77, 1_000_003] {
+                let value = (1_u64 << shift) | low;
+                let rounded = coarse(value);
+                assert!(rounded.abs_diff(value) <= value / 64, "{value} {rounded}");
+                assert_eq!(coarse(rounded), rounded);
+            }
+        }
+        assert!((0..64).all(|value| coarse(value) == value));
+        assert_eq!((coarse(65), coarse(67), coarse(1_000)), (66, 68, 1_008));
     }
 
     /// Scenario: sizes as a person reads them.

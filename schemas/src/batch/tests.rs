@@ -89,6 +89,9 @@ fn read_all(view: &BatchView<'_>) -> u64 {
 }
 
 proptest! {
+    // Each case reads every field of every row in every way: fewer cases than usual find as much.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// Scenario: any events are put into a batch and read back.
     /// Guarantees: every field of every event comes back, by the owned form and by every accessor alike.
     #[test]

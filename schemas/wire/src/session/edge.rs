@@ -153,6 +153,8 @@ pub struct EdgeSession {
     window_bytes: usize,
     /// How many of the window were sent on this connection.
     sent: usize,
+    /// The last frame that was sent on any connection.
+    sent_up_to: Position,
     /// The last frame that was put into the window, or that the aggregator already had.
     offered: Position,
     received: Position,
@@ -180,6 +182,7 @@ impl EdgeSession {
             window: VecDeque::new(),
             window_bytes: 0,
             sent: 0,
+            sent_up_to: Position::START,
             offered: Position::START,
             received: Position::START,
             stored: Position::START,
@@ -337,7 +340,7 @@ impl EdgeSession {
 
     fn send_frame(&mut self) {
         let Some(held) = self.window.get(self.sent) else { return };
-        let bytes = held.frame.len() as u64;
+        let (position, bytes) = (held.position, held.frame.len() as u64);
         if self.credit_frames == 0 || self.credit_bytes < bytes {
             return;
         }
@@ -346,6 +349,7 @@ impl EdgeSession {
             self.credit_frames -= 1;
             self.credit_bytes -= bytes;
             self.sent += 1;
+            self.sent_up_to = self.sent_up_to.max(position);
         }
     }
 
@@ -508,13 +512,13 @@ impl EdgeSession {
             sequence: Sequence(ack.received_sequence),
         }
         .max(stored);
-        let sent = self.sent.checked_sub(1).and_then(|last| self.window.get(last));
-        let sent = sent.map_or(self.received, |held| held.position);
-        if received > sent {
-            return Err(SessionFault::NotSent { acknowledged: received, sent });
+        // What an earlier life sent, or an earlier connection of this one, may become durable only now.
+        if received.incarnation >= self.config.incarnation && received > self.sent_up_to {
+            return Err(SessionFault::NotSent { acknowledged: received, sent: self.sent_up_to });
         }
         if received > self.received {
             self.received = received;
+            self.offered = self.offered.max(received);
             self.forget_received();
             self.events.push_back(EdgeEvent::Received(received));
         }
