@@ -1,6 +1,16 @@
 //! What batches cost the allocator: nothing to open and read, nothing per event to write.
 //!
 //! This file is a program of its own because a global allocator counts for the whole process.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking, and prints what it measured"
+)]
 #![expect(unsafe_code, reason = "a counting allocator must implement an unsafe trait")]
 
 use std::{

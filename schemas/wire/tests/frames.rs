@@ -1,4 +1,14 @@
 //! Frames end to end: what is encoded is decoded, what is faulty is refused by name, old frames stay readable.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking, and prints what it measured"
+)]
 
 use std::{fs, path::PathBuf};
 

@@ -1,6 +1,16 @@
 //! Both ends of a session in one process, over a road that breaks, delays and cuts, driven by a seed.
 //!
 //! `TAPIO_SEED` runs one seed and prints what happens; a failure prints its seed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking, and prints what it measured"
+)]
 
 #[path = "pair/world.rs"]
 mod world;

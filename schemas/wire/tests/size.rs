@@ -1,4 +1,14 @@
 //! What an event costs on the wire, measured on a mix that looks like a node's.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking, and prints what it measured"
+)]
 
 use std::time::Instant;
 
