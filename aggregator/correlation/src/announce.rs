@@ -35,11 +35,7 @@ pub struct AnnounceLimits {
 
 impl Default for AnnounceLimits {
     fn default() -> Self {
-        Self {
-            findings_max: 4_096,
-            revise_every: Micros::from_secs(2),
-            resolve_after: Micros::from_secs(30),
-        }
+        Self { findings_max: 4_096, revise_every: Micros::from_secs(2), resolve_after: Micros::from_secs(30) }
     }
 }
 
@@ -99,7 +95,8 @@ impl Announcer {
         let mut seen: Vec<String> = Vec::new();
         for verdict in verdicts {
             let Some(rule) = rules.rule(&verdict.rule) else { continue };
-            let known = self.known.iter().find(|(_id, known)| known.is_of(verdict)).map(|(id, _known)| id.clone());
+            let known =
+                self.known.iter().find(|(_id, known)| known.is_of(verdict)).map(|(id, _known)| id.clone());
             if let Some(id) = known {
                 seen.push(id.clone());
                 let told = self.known.get_mut(&id).and_then(|known| {
@@ -172,10 +169,9 @@ impl Announcer {
 }
 
 fn last_symptom(verdict: &Verdict) -> UnixMicros {
-    let symptoms = verdict
-        .evidence
-        .iter()
-        .filter(|line| line.stance == Stance::Supporting && matches!(line.role, Role::Symptom | Role::Effect));
+    let symptoms = verdict.evidence.iter().filter(|line| {
+        line.stance == Stance::Supporting && matches!(line.role, Role::Symptom | Role::Effect)
+    });
     symptoms.map(|line| line.last.latest).max().unwrap_or_else(|| last_of(verdict))
 }
 
@@ -184,8 +180,10 @@ fn last_of(verdict: &Verdict) -> UnixMicros {
 }
 
 fn shares_symptom(a: &Verdict, b: &Verdict) -> bool {
-    let symptom = |verdict: &Verdict| -> Option<EntityKey> { Some(verdict.first(Role::Symptom)?.subject.clone()) };
-    let first = |verdict: &Verdict| verdict.evidence.iter().map(|line| line.first.earliest).min().unwrap_or_default();
+    let symptom =
+        |verdict: &Verdict| -> Option<EntityKey> { Some(verdict.first(Role::Symptom)?.subject.clone()) };
+    let first =
+        |verdict: &Verdict| verdict.evidence.iter().map(|line| line.first.earliest).min().unwrap_or_default();
     symptom(a).is_some() && symptom(a) == symptom(b) && first(a) <= last_of(b) && first(b) <= last_of(a)
 }
 
@@ -225,7 +223,8 @@ fn revise(known: &mut Known, verdict: &Verdict, rule: &Rule, names: &dyn Names, 
     // What is no longer supported keeps its title: the lines and the outcome say what became of it.
     finding.title = told.title.unwrap_or_else(|| finding.title.clone());
     finding.lines = told.lines;
-    finding.recommended_action = told.recommended_action.unwrap_or_else(|| finding.recommended_action.clone());
+    finding.recommended_action =
+        told.recommended_action.unwrap_or_else(|| finding.recommended_action.clone());
     finding.names = told.names;
     finding.verdict = verdict.clone();
     finding.clone()

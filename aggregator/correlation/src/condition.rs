@@ -315,9 +315,7 @@ fn run_one<'a>(
             let alternatives = stack.split_off(stack.len().saturating_sub(usize::from(*count)));
             let needle = stack.pop().unwrap_or(Operand::Undefined);
             Operand::Bool(
-                alternatives
-                    .iter()
-                    .any(|one| compare(needle, *one).is_some_and(std::cmp::Ordering::is_eq)),
+                alternatives.iter().any(|one| compare(needle, *one).is_some_and(std::cmp::Ordering::is_eq)),
             )
         }
         _ => {
@@ -372,7 +370,9 @@ fn binary<'a>(operation: &Operation, left: Operand<'a>, right: Operand<'a>) -> O
         (Operation::And, Operand::Bool(false), _) | (Operation::And, _, Operand::Bool(false)) => {
             Operand::Bool(false)
         }
-        (Operation::Or, Operand::Bool(true), _) | (Operation::Or, _, Operand::Bool(true)) => Operand::Bool(true),
+        (Operation::Or, Operand::Bool(true), _) | (Operation::Or, _, Operand::Bool(true)) => {
+            Operand::Bool(true)
+        }
         (Operation::And, Operand::Bool(true), Operand::Bool(true)) => Operand::Bool(true),
         (Operation::Or, Operand::Bool(false), Operand::Bool(false)) => Operand::Bool(false),
         (Operation::Equal, ..) => by_order(std::cmp::Ordering::is_eq),

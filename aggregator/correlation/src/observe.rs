@@ -119,9 +119,10 @@ pub fn observe_batch(
 
 fn sort_of(name: &str, rules: &RuleSet) -> Sort {
     let says = match name {
-        intent::LISTENING | intent::LISTENING_ENDED | intent::REQUEST_SERVED | intent::REQUEST_SERVED_ERROR => {
-            Says::Listens
-        }
+        intent::LISTENING
+        | intent::LISTENING_ENDED
+        | intent::REQUEST_SERVED
+        | intent::REQUEST_SERVED_ERROR => Says::Listens,
         intent::CONNECTION_OPENED
         | intent::CONNECTION_REFUSED
         | intent::CONNECTION_TIMED_OUT
@@ -199,8 +200,12 @@ fn relation(
         }
     };
     let (kind, from, to) = match *what {
-        Told::Listens(who, address, port) => (RelationKind::Listens, entity(who), endpoint(source.node, address, port)),
-        Told::Calls(who, address, port) => (RelationKind::Calls, entity(who), endpoint(source.node, address, port)),
+        Told::Listens(who, address, port) => {
+            (RelationKind::Listens, entity(who), endpoint(source.node, address, port))
+        }
+        Told::Calls(who, address, port) => {
+            (RelationKind::Calls, entity(who), endpoint(source.node, address, port))
+        }
         Told::RunsIn(container, pod) => (
             RelationKind::RunsIn,
             EntityKey::new(EntityKind::Container, view.symbol(container)),
@@ -246,7 +251,8 @@ fn observation(
     let at = UnixMicros(row.unsigned(column::core::time_micros));
     let error = row.unsigned(column::core::time_error_micros).saturating_add(source.clock_error.0);
     let pid = row.unsigned(column::kernel::pid);
-    let process = (pid != 0).then(|| process(source.node, pid, row.unsigned(column::kernel::start_boot_nanos)));
+    let process =
+        (pid != 0).then(|| process(source.node, pid, row.unsigned(column::kernel::start_boot_nanos)));
     let container = row.text(column::entity::container_id);
     let subject = match &process {
         _ if !container.is_empty() => EntityKey::new(EntityKind::Container, container),
@@ -269,7 +275,11 @@ fn observation(
         process,
         peer: peer(row, source.node),
         trace,
-        trace_link: if trace.is_some() { LinkKind::from_code(code(column::trace::link)) } else { LinkKind::None },
+        trace_link: if trace.is_some() {
+            LinkKind::from_code(code(column::trace::link))
+        } else {
+            LinkKind::None
+        },
         attributes: rules.columns().iter().filter_map(|field| attribute(row, field)).collect(),
     }
 }

@@ -9,11 +9,7 @@ mod set;
 pub use archive::{RULE_FORMAT, RuleSetError};
 use rkyv::{Archive, Deserialize, Serialize};
 pub use set::{FieldColumn, RuleSet};
-use tapio_schemas::{
-    intent::Severity,
-    units::Micros,
-    verdict::Role,
-};
+use tapio_schemas::{intent::Severity, units::Micros, verdict::Role};
 
 use crate::{condition::Condition, template::Template};
 

@@ -35,7 +35,8 @@ pub(crate) fn translate(text: &str) -> Result<Condition, Vec<Wrong>> {
         };
         errors.errors.iter().map(wrong).collect::<Vec<_>>()
     })?;
-    let mut translator = Translator { source: program.source_info(), operations: Vec::new(), wrong: Vec::new() };
+    let mut translator =
+        Translator { source: program.source_info(), operations: Vec::new(), wrong: Vec::new() };
     let root = program.expression();
     let of = translator.expression(root);
     if of.is_some_and(|of| of != FieldType::Bool) {
@@ -95,7 +96,9 @@ impl Translator<'_> {
                 None
             }
             LiteralValue::Double(value) => self.push(Operation::Float(*value.inner()), FieldType::Float),
-            LiteralValue::String(text) => self.push(Operation::Text(text.inner().to_owned()), FieldType::Text),
+            LiteralValue::String(text) => {
+                self.push(Operation::Text(text.inner().to_owned()), FieldType::Text)
+            }
             LiteralValue::Bytes(_) | LiteralValue::Null => {
                 self.refuse(at, "bytes and null are not supported in conditions".to_owned());
                 None
@@ -160,8 +163,12 @@ impl Translator<'_> {
         let types: Vec<FieldType> = types.into_iter().collect::<Option<_>>()?;
         let result = result_of(&operation, &types);
         if result.is_none() {
-            self.refuse(at, "the operands do not fit this operator: compare numbers with numbers and texts with \
-                             texts, calculate with numbers of one type".to_owned());
+            self.refuse(
+                at,
+                "the operands do not fit this operator: compare numbers with numbers and texts with \
+                             texts, calculate with numbers of one type"
+                    .to_owned(),
+            );
         }
         result
     }

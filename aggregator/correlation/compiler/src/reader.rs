@@ -25,7 +25,8 @@ impl<'a> Reader<'a> {
 
     /// The place of a character within a scalar: a quoted one begins after its quote.
     pub(crate) fn place_within(&self, node: &Node, offset: u64) -> Fault {
-        let line = usize::try_from(node.line).ok().and_then(|line| self.text.lines().nth(line.checked_sub(1)?));
+        let line =
+            usize::try_from(node.line).ok().and_then(|line| self.text.lines().nth(line.checked_sub(1)?));
         let column = usize::try_from(node.column).ok().and_then(|column| column.checked_sub(1));
         let first = line.zip(column).and_then(|(line, column)| line.chars().nth(column));
         let quote = u64::from(matches!(first, Some('"' | '\'')));

@@ -25,13 +25,27 @@ const STEPS_MAX: usize = 32;
 /// The longest time that a step may look away from another.
 const WITHIN_MICROS_MAX: u64 = 86_400_000_000;
 
-const RULE_KEYS: &[&str] = &[
-    "version", "id", "title", "severity", "scope", "announce", "recommended-action", "steps",
-];
+const RULE_KEYS: &[&str] =
+    &["version", "id", "title", "severity", "scope", "announce", "recommended-action", "steps"];
 
 const STEP_KEYS: &[&str] = &[
-    "id", "role", "observe", "words", "where", "presence", "before", "after", "same-container-as",
-    "same-process-as", "caller-of", "transitively-calls", "same-trace-as", "probes", "otherwise", "line", "basis",
+    "id",
+    "role",
+    "observe",
+    "words",
+    "where",
+    "presence",
+    "before",
+    "after",
+    "same-container-as",
+    "same-process-as",
+    "caller-of",
+    "transitively-calls",
+    "same-trace-as",
+    "probes",
+    "otherwise",
+    "line",
+    "basis",
     "told-with",
 ];
 
@@ -68,11 +82,13 @@ fn read_rule(reader: &mut Reader<'_>, root: &Node) -> Option<Rule> {
         .require(&fields, "severity", "the rule")
         .and_then(|node| reader.choice(node, "the severity", &severities));
     let scopes = [("process", Scope::Process), ("node", Scope::Node), ("cluster", Scope::Cluster)];
-    let scope = reader.require(&fields, "scope", "the rule").and_then(|node| reader.choice(node, "the scope", &scopes));
+    let scope = reader
+        .require(&fields, "scope", "the rule")
+        .and_then(|node| reader.choice(node, "the scope", &scopes));
     let announces = [("finding", Announce::Finding), ("hypothesis", Announce::Hypothesis)];
-    let announce = fields.get("announce").map_or(Some(Announce::Finding), |node| {
-        reader.choice(node, "`announce`", &announces)
-    });
+    let announce = fields
+        .get("announce")
+        .map_or(Some(Announce::Finding), |node| reader.choice(node, "`announce`", &announces));
     let step_nodes = match reader.require(&fields, "steps", "the rule").map(|node| (node, &node.value)) {
         Some((_node, Yaml::List(nodes))) if (1..=STEPS_MAX).contains(&nodes.len()) => nodes.as_slice(),
         Some((node, _value)) => {
@@ -156,7 +172,8 @@ fn read_step(
     names: &[&str],
 ) -> Option<Step> {
     let roles: Vec<(&str, Role)> = Role::ALL.iter().map(|role| (role.as_str(), *role)).collect();
-    let role = reader.require(fields, "role", "the step").and_then(|node| reader.choice(node, "the role", &roles));
+    let role =
+        reader.require(fields, "role", "the step").and_then(|node| reader.choice(node, "the role", &roles));
     let presences = [
         ("required", Presence::Required),
         ("expected", Presence::Expected),
@@ -191,9 +208,8 @@ fn read_step(
     if otherwise.is_some() && !calls_chain {
         reader.refuse(node, "`otherwise` belongs to a step that `transitively-calls` another");
     }
-    let mut sentence = |key: &str| {
-        fields.get(key).map(|node| read_sentence(reader, node, key, names)).unwrap_or_default()
-    };
+    let mut sentence =
+        |key: &str| fields.get(key).map(|node| read_sentence(reader, node, key, names)).unwrap_or_default();
     let (line, basis) = (sentence("line"), sentence("basis"));
     Some(Step {
         id: (!name.is_empty()).then(|| name.to_owned())?,
@@ -275,7 +291,10 @@ fn read_bound(
 ) -> Option<TimeBound> {
     let parts: Vec<&str> = text.split_whitespace().collect();
     let [step, "within", length] = parts.as_slice() else {
-        reader.refuse(node, format!("`{key}` is written as `{key}: <step> within <time>`, for example `kill within 60s`"));
+        reader.refuse(
+            node,
+            format!("`{key}` is written as `{key}: <step> within <time>`, for example `kill within 60s`"),
+        );
         return None;
     };
     let within = micros(length);
@@ -306,8 +325,12 @@ fn find_anchor(reader: &mut Reader<'_>, root: &Node, steps: &[Step]) -> Option<u
             && step.bounds.is_empty()
             && step.links.is_empty()
     };
-    let anchors: Vec<usize> =
-        steps.iter().enumerate().filter(|(_place, step)| is_anchor(step)).map(|(place, _step)| place).collect();
+    let anchors: Vec<usize> = steps
+        .iter()
+        .enumerate()
+        .filter(|(_place, step)| is_anchor(step))
+        .map(|(place, _step)| place)
+        .collect();
     if let [anchor] = anchors.as_slice() {
         return u32::try_from(*anchor).ok();
     }
@@ -328,7 +351,10 @@ fn find_order(reader: &mut Reader<'_>, root: &Node, steps: &[Step], anchor: u32)
     let places: Vec<(u32, &Step)> = (0..).zip(steps).collect();
     for (place, step) in &places {
         if *place != anchor && step.bounds.is_empty() {
-            reader.refuse(root, format!("the step `{}` needs a time: `before` or `after` another step", step.id));
+            reader.refuse(
+                root,
+                format!("the step `{}` needs a time: `before` or `after` another step", step.id),
+            );
         }
     }
     while order.len() + 1 < steps.len() {
@@ -338,7 +364,9 @@ fn find_order(reader: &mut Reader<'_>, root: &Node, steps: &[Step], anchor: u32)
         };
         let ready = places
             .iter()
-            .filter(|(place, step)| !known.contains(place) && needs(step).iter().all(|need| known.contains(need)))
+            .filter(|(place, step)| {
+                !known.contains(place) && needs(step).iter().all(|need| known.contains(need))
+            })
             .min_by_key(|(place, step)| (step.role(), *place));
         let Some((place, _step)) = ready else {
             let left: Vec<&str> = places

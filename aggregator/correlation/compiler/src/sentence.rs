@@ -74,9 +74,9 @@ fn parse_place(text: &str, steps: &[&str]) -> Result<Place, String> {
     };
     let (step, what) = path.split_once('.').ok_or_else(|| format!("`{{{text}}}` must be `{{step.what}}`"))?;
     let place = steps.iter().position(|name| *name == step);
-    let place = place.and_then(|place| u32::try_from(place).ok()).ok_or_else(|| {
-        format!("the rule has no step `{step}`{}", suggestion(step, steps.iter().copied()))
-    })?;
+    let place = place
+        .and_then(|place| u32::try_from(place).ok())
+        .ok_or_else(|| format!("the rule has no step `{step}`{}", suggestion(step, steps.iter().copied())))?;
     let what = match what {
         "name" => What::Name,
         "peer" => What::Peer,

@@ -1,4 +1,12 @@
 //! Rule files as people write them: what compiles, what is refused, and how it is said.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "tests stop at the first surprise"
+)]
 
 use std::collections::BTreeMap;
 
@@ -47,7 +55,10 @@ fn observation(fields: &[(&str, Value)]) -> Observation {
         peer: None,
         trace: None,
         trace_link: LinkKind::None,
-        attributes: fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect::<BTreeMap<_, _>>(),
+        attributes: fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect::<BTreeMap<_, _>>(),
     }
 }
 
@@ -68,7 +79,11 @@ fn the_builtin_rules_compile_to_equal_bytes() {
     let ids: Vec<_> = node.rules().iter().map(|rule| (rule.id.as_str(), rule.scope)).collect();
     assert_eq!(ids, [("container-oom-node", Scope::Node)]);
     assert_ne!(node.version(), rules.version());
-    assert!(rules.needs("connection-refused") && !node.needs("connection-refused") && !rules.needs("syscall-failed"));
+    assert!(
+        rules.needs("connection-refused")
+            && !node.needs("connection-refused")
+            && !rules.needs("syscall-failed")
+    );
 }
 
 /// Scenario: the bytes of a rule set are cut, changed, of another format, or something else.
@@ -120,7 +135,9 @@ fn conditions_evaluate() {
     ] {
         assert!(holds(condition, &it), "{condition}");
     }
-    for condition in ["1 / kernel.errno == 1", "kernel.signal + 9223372036854775807 > 0", "network.route != ''"] {
+    for condition in
+        ["1 / kernel.errno == 1", "kernel.signal + 9223372036854775807 > 0", "network.route != ''"]
+    {
         assert!(!holds(condition, &it), "{condition}");
     }
 }
@@ -131,7 +148,10 @@ fn conditions_evaluate() {
 fn unsupported_conditions_are_refused_with_their_place() {
     for (condition, expected) in [
         ("kernel.signal == 'nine'", "small.yaml:11:27: `where`: the operands do not fit"),
-        ("kernel.sginal == 9", "small.yaml:11:19: `where`: events have no field `kernel.sginal` that conditions can read; did you mean `kernel.signal`?"),
+        (
+            "kernel.sginal == 9",
+            "small.yaml:11:19: `where`: events have no field `kernel.sginal` that conditions can read; did you mean `kernel.signal`?",
+        ),
         ("count + 1", "small.yaml:11:19: `where`: a condition must be true or false"),
         ("size(kernel.command) > 3", "`where`: `size` is not supported in conditions"),
         ("[1, 2].exists(x, x == count)", "`where`: macros over lists are not supported in conditions"),
@@ -195,9 +215,12 @@ steps:
 fn rules_that_cannot_be_evaluated_are_refused() {
     let head = "version: 1\nid: small\ntitle: t\nseverity: error\nscope: node\nsteps:\n";
     let kill = "  - {id: kill, role: fault, presence: required, observe: [oom-kill]}\n";
-    let compile = |steps: &str| compile_texts([("r.yaml", format!("{head}{steps}").as_str())]).unwrap_err().to_string();
+    let compile =
+        |steps: &str| compile_texts([("r.yaml", format!("{head}{steps}").as_str())]).unwrap_err().to_string();
     let step = |id: &str, other: &str| {
-        format!("  - {{id: {id}, role: effect, presence: expected, observe: [oom-kill], after: {other} within 1s}}\n")
+        format!(
+            "  - {{id: {id}, role: effect, presence: expected, observe: [oom-kill], after: {other} within 1s}}\n"
+        )
     };
     assert!(compile(&format!("{kill}{}{}", step("a", "b"), step("b", "a"))).contains("in a circle: a, b"));
     assert!(compile(&step("a", "a")).contains("exactly one required step of role `fault`"));

@@ -31,7 +31,10 @@ impl Known {
     /// Whether a verdict is about the same fault: same rule, same cause, and the fault's times meet.
     pub(super) fn is_of(&self, verdict: &Verdict) -> bool {
         let mine = &self.finding.verdict;
-        if mine.rule != verdict.rule || mine.cause != verdict.cause || self.finding.state == FindingState::Superseded {
+        if mine.rule != verdict.rule
+            || mine.cause != verdict.cause
+            || self.finding.state == FindingState::Superseded
+        {
             return false;
         }
         let (Some(a), Some(b)) = (mine.first(Role::Fault), verdict.first(Role::Fault)) else { return false };
@@ -51,17 +54,8 @@ impl Known {
     }
 }
 
-type Claim<'a> = (
-    u8,
-    &'a str,
-    u32,
-    u32,
-    Vec<(&'a str, u8, u8, &'a str, Vec<&'a str>)>,
-    Vec<&'a str>,
-    usize,
-    usize,
-    bool,
-);
+type Claim<'a> =
+    (u8, &'a str, u32, u32, Vec<(&'a str, u8, u8, &'a str, Vec<&'a str>)>, Vec<&'a str>, usize, usize, bool);
 
 /// What a verdict claims, without counts, times and wording.
 fn claim(verdict: &Verdict) -> Claim<'_> {

@@ -42,7 +42,9 @@ pub(super) fn plain_name(entity: &EntityKey) -> String {
                 _ => entity.to_string(),
             }
         }
-        EntityKind::Endpoint => entity.id.rsplit_once('|').map_or(entity.id.as_str(), |(_node, id)| id).to_owned(),
+        EntityKind::Endpoint => {
+            entity.id.rsplit_once('|').map_or(entity.id.as_str(), |(_node, id)| id).to_owned()
+        }
         _ => entity.id.clone(),
     }
 }

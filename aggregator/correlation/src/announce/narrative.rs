@@ -50,7 +50,12 @@ pub(super) fn tell(verdict: &Verdict, rule: &Rule, names: &dyn Names) -> Told {
             if line.stance == Stance::Contradicting {
                 text = format!("against it: {} {}", teller.name(&line.subject), teller.words(line, step));
             }
-            EvidenceLine { step: line.step.clone(), at: line.first.middle(), text, basis: teller.basis(line, step) }
+            EvidenceLine {
+                step: line.step.clone(),
+                at: line.first.middle(),
+                text,
+                basis: teller.basis(line, step),
+            }
         })
         .collect();
     Told { title, lines, recommended_action, names: named }
@@ -124,7 +129,8 @@ impl<'a> Teller<'a> {
             Some(if count > 1 { format!("{word} ×{}", grouped(count)) } else { word.to_owned() })
         };
         let all = || step.observe.iter().zip(&step.words);
-        let mut words: Vec<String> = all().filter(|(_intent, word)| !word.is_empty()).filter_map(counted).collect();
+        let mut words: Vec<String> =
+            all().filter(|(_intent, word)| !word.is_empty()).filter_map(counted).collect();
         if words.is_empty() {
             words = all().filter_map(counted).collect();
         }
@@ -136,7 +142,8 @@ impl<'a> Teller<'a> {
         let place = self.rule.steps.iter().position(|other| other.id == step.id);
         let mut bases = vec![self.own_basis(line, step)];
         for other in &self.rule.steps {
-            let is_told_here = other.told_with.and_then(|at| usize::try_from(at).ok()) == place && place.is_some();
+            let is_told_here =
+                other.told_with.and_then(|at| usize::try_from(at).ok()) == place && place.is_some();
             let is_of = |one: &&Evidence| one.step == other.id && one.stance == Stance::Supporting;
             if is_told_here && let Some(its) = self.verdict.evidence.iter().find(is_of) {
                 bases.push(Teller { line: Some(its), ..*self }.own_basis(its, other));

@@ -35,7 +35,8 @@ pub(super) struct AnchorGroup {
 
 impl AnchorGroup {
     pub(super) fn same_as(&self, other: &Self) -> bool {
-        self.items.len() == other.items.len() && self.items.iter().zip(&other.items).all(|(a, b)| a.id == b.id)
+        self.items.len() == other.items.len()
+            && self.items.iter().zip(&other.items).all(|(a, b)| a.id == b.id)
     }
 }
 

@@ -215,7 +215,11 @@ impl Window {
     fn before_fault(&self, draft: &Draft, rule: &Rule) -> Self {
         let from = draft.first.earliest.minus(rule.reach_after());
         let all = (UnixMicros(0), UnixMicros(u64::MAX));
-        Self { start: all, end: (from, self.end.0.max(draft.first.earliest)), certainly_before: Some(draft.first) }
+        Self {
+            start: all,
+            end: (from, self.end.0.max(draft.first.earliest)),
+            certainly_before: Some(draft.first),
+        }
     }
 
     fn holds(&self, observation: &Observation) -> bool {
@@ -240,12 +244,15 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
     let traces: Vec<Option<BTreeMap<TraceId, LinkKind>>> = step
         .links
         .iter()
-        .map(|link| (link.to == LinkTo::SameTrace).then(|| bound_at(draft, link.step).map(Bound::traces)).flatten())
+        .map(|link| {
+            (link.to == LinkTo::SameTrace).then(|| bound_at(draft, link.step).map(Bound::traces)).flatten()
+        })
         .collect();
     let mut groups: BTreeMap<&EntityKey, Group> = BTreeMap::new();
     for intent in &step.observe {
         for item in view.set.range(intent, from, to) {
-            let fits = window.holds(item) && step.condition.as_ref().is_none_or(|condition| condition.holds(item));
+            let fits =
+                window.holds(item) && step.condition.as_ref().is_none_or(|condition| condition.holds(item));
             if !fits {
                 continue;
             }
@@ -291,7 +298,8 @@ fn link_of(
         }
         LinkTo::SameProcess => {
             let process = item.process.as_ref()?;
-            let same = |one: &Arc<Observation>| one.process.as_ref().is_some_and(|its| same_process(its, process));
+            let same =
+                |one: &Arc<Observation>| one.process.as_ref().is_some_and(|its| same_process(its, process));
             other.items().any(same).then_some(LinkKind::Observed)
         }
         LinkTo::CallerOf => {
@@ -317,7 +325,8 @@ fn same_process(a: &EntityKey, b: &EntityKey) -> bool {
     if a == b {
         return true;
     }
-    let split = |key: &EntityKey| key.id.rsplit_once('/').map(|(left, right)| (left.to_owned(), right.to_owned()));
+    let split =
+        |key: &EntityKey| key.id.rsplit_once('/').map(|(left, right)| (left.to_owned(), right.to_owned()));
     let (Some((left, start)), Some((other_left, other_start))) = (split(a), split(b)) else { return false };
     a.kind == b.kind && left == other_left && (start == "0" || other_start == "0")
 }

@@ -11,13 +11,7 @@ use tapio_schemas::{
 };
 
 use super::{
-    Limits,
-    bind::Draft,
-    evidence,
-    set::ObservationSet,
-    sources::Sources,
-    symptom,
-    topology::Topology,
+    Limits, bind::Draft, evidence, set::ObservationSet, sources::Sources, symptom, topology::Topology,
 };
 use crate::rule::{Announce, Presence, Rule, RuleSet, Step};
 
@@ -50,7 +44,9 @@ pub(super) fn conclude<'a>(context: &Context<'_>, rule: &Rule, draft: &'a Draft)
     let losses = context.sources.summary(&implicated, window.0, window.1);
     let known = || implicated.iter().filter_map(|id| context.sources.get(*id));
     let broken: BTreeMap<&str, &str> = known()
-        .flat_map(|source| source.missing_probes.iter().map(|probe| (probe_name(probe), source.node.as_str())))
+        .flat_map(|source| {
+            source.missing_probes.iter().map(|probe| (probe_name(probe), source.node.as_str()))
+        })
         .collect();
     let missing: Vec<MissingEvidence> = rule
         .steps
@@ -116,7 +112,12 @@ fn implicated(context: &Context<'_>, draft: &Draft) -> BTreeSet<SourceId> {
 }
 
 /// The window of a verdict: from its first evidence to its last, as far as everything was heard.
-fn window_of(context: &Context<'_>, rule: &Rule, draft: &Draft, lines: &[Evidence]) -> (UnixMicros, UnixMicros) {
+fn window_of(
+    context: &Context<'_>,
+    rule: &Rule,
+    draft: &Draft,
+    lines: &[Evidence],
+) -> (UnixMicros, UnixMicros) {
     let from = lines.iter().map(|line| line.first.earliest).min().unwrap_or(draft.first.earliest);
     let until = lines.iter().map(|line| line.last.latest).max().unwrap_or(draft.last.latest);
     let until = if draft.onset.is_some() { until } else { draft.last.latest.plus(rule.reach_after()) };
@@ -237,7 +238,8 @@ fn cap(
     window: (UnixMicros, UnixMicros),
 ) -> Option<String> {
     let onset = draft.onset.as_ref();
-    let look_back = onset.map_or(window.0, |_onset| draft.first.earliest.minus(rule.reach_after()).min(window.0));
+    let look_back =
+        onset.map_or(window.0, |_onset| draft.first.earliest.minus(rule.reach_after()).min(window.0));
     if context.set.evicted_until().is_some_and(|until| until >= look_back) {
         return Some("observations of its window were evicted over budget".to_owned());
     }
@@ -278,7 +280,8 @@ fn cap(
 /// The changes of a draft that are none of what an agent sees when it starts.
 fn changes(context: &Context<'_>, draft: &Draft) -> Vec<Change> {
     let is_warm = |change: &&Change| {
-        let began = context.sources.get(change.event.frame.source).map(|source| source.began).unwrap_or_default();
+        let began =
+            context.sources.get(change.event.frame.source).map(|source| source.began).unwrap_or_default();
         change.at > began.plus(context.limits.warm_up)
     };
     let mut changes: Vec<Change> = draft.changes.iter().filter(is_warm).cloned().collect();

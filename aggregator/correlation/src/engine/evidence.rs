@@ -39,16 +39,16 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
     let moments = || group.items.iter().map(|item| time(item));
     let first: TimeInterval = moments().min()?;
     let last: TimeInterval = moments().max()?;
-    let mut intents: BTreeMap<String, u64> = BTreeMap::new();
-    let mut probes: Vec<String> = Vec::new();
+    let mut intents: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut probes: Vec<&str> = Vec::new();
     let mut traces = Vec::new();
     let mut count: u64 = 0;
     for item in &group.items {
-        let told = intents.entry(item.intent.clone()).or_default();
+        let told = intents.entry(&item.intent).or_default();
         *told = told.saturating_add(item.count);
         count = count.saturating_add(item.count);
-        if !probes.contains(&item.probe) {
-            probes.push(item.probe.clone());
+        if !probes.contains(&item.probe.as_str()) {
+            probes.push(&item.probe);
         }
         if let Some(trace) = item.trace
             && traces.len() < TRACES_MAX
@@ -63,13 +63,13 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
         role: step.role(),
         stance,
         link: if stance == Stance::Contradicting { LinkKind::Observed } else { group.link },
-        intents,
+        intents: intents.into_iter().map(|(intent, count)| (intent.to_owned(), count)).collect(),
         subject: group.subject.clone(),
         peer: first_item.peer.clone(),
         first,
         last,
         count,
-        probes,
+        probes: probes.into_iter().map(str::to_owned).collect(),
         traces,
         events: group.items.iter().take(EVENTS_MAX).map(|item| item.id).collect(),
         event_count: u64::try_from(group.items.len()).unwrap_or(u64::MAX),
@@ -86,10 +86,8 @@ pub(super) fn lines_of(rule: &Rule, bound: &[Bound]) -> Vec<Evidence> {
             Presence::Required | Presence::Expected => Stance::Supporting,
         };
         let supporting = bound.groups.iter().filter_map(|group| of_group(step, group, stance));
-        let contradicting = bound
-            .began_before
-            .iter()
-            .filter_map(|group| of_group(step, group, Stance::Contradicting));
+        let contradicting =
+            bound.began_before.iter().filter_map(|group| of_group(step, group, Stance::Contradicting));
         let mut of_step: Vec<Evidence> = supporting.chain(contradicting).collect();
         of_step.sort_by(|a, b| (a.stance, b.count, &a.subject).cmp(&(b.stance, a.count, &b.subject)));
         of_step.truncate(LINES_PER_STEP_MAX);
@@ -104,7 +102,12 @@ pub(super) fn lines_of(rule: &Rule, bound: &[Bound]) -> Vec<Evidence> {
 /// New programs and containers on the evidence's entities before the fault, ordered by time.
 ///
 /// The same again is no second change: health checks run the same program over and over.
-pub(super) fn changes(set: &ObservationSet, first: TimeInterval, lines: &[Evidence], window: Micros) -> Vec<Change> {
+pub(super) fn changes(
+    set: &ObservationSet,
+    first: TimeInterval,
+    lines: &[Evidence],
+    window: Micros,
+) -> Vec<Change> {
     let subjects: BTreeSet<&EntityKey> = lines.iter().map(|line| &line.subject).collect();
     let mut changes: BTreeMap<(&EntityKey, String), Change> = BTreeMap::new();
     for name in CHANGES {

@@ -19,14 +19,17 @@ pub(super) fn decide(concluded: &mut [Concluded<'_>]) {
             .filter(|(other_place, other)| *other_place != place && are_rivals(one, other))
             .map(|(_place, other)| (strength(other).cmp(&strength(one)), other))
             .collect();
-        rivals.sort_by(|(a, a_one), (b, b_one)| b.cmp(a).then_with(|| a_one.draft.first.cmp(&b_one.draft.first)));
+        rivals.sort_by(|(a, a_one), (b, b_one)| {
+            b.cmp(a).then_with(|| a_one.draft.first.cmp(&b_one.draft.first))
+        });
         rivals.truncate(RIVALS_MAX);
         let strongest = rivals.first().map(|(order, _other)| *order);
         let reason = match strongest {
             Some(Ordering::Greater) => Some("another fault explains the same symptom better".to_owned()),
-            Some(Ordering::Equal) => {
-                Some("another fault explains the same symptom equally well: the evidence does not decide".to_owned())
-            }
+            Some(Ordering::Equal) => Some(
+                "another fault explains the same symptom equally well: the evidence does not decide"
+                    .to_owned(),
+            ),
             _ => None,
         };
         let outcome = if reason.is_some() {

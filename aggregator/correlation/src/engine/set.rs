@@ -14,7 +14,10 @@ use tapio_schemas::{
 /// When an observation ended: its start moved by its duration; of a folded one, by the mean duration.
 pub(super) fn end_of(observation: &Observation) -> TimeInterval {
     let length = Micros(observation.duration.0 / observation.count.max(1));
-    TimeInterval { earliest: observation.time.earliest.plus(length), latest: observation.time.latest.plus(length) }
+    TimeInterval {
+        earliest: observation.time.earliest.plus(length),
+        latest: observation.time.latest.plus(length),
+    }
 }
 
 /// The set.
@@ -95,11 +98,14 @@ impl ObservationSet {
         to: UnixMicros,
     ) -> impl Iterator<Item = &Arc<Observation>> {
         let line = self.by_intent.get(intent).filter(|_line| from <= to);
-        let last = EventId { frame: tapio_schemas::ids::FrameId {
-            source: tapio_schemas::ids::SourceId([u8::MAX; 16]),
-            incarnation: tapio_schemas::ids::Incarnation(u64::MAX),
-            sequence: tapio_schemas::ids::Sequence(u64::MAX),
-        }, row: u32::MAX };
+        let last = EventId {
+            frame: tapio_schemas::ids::FrameId {
+                source: tapio_schemas::ids::SourceId([u8::MAX; 16]),
+                incarnation: tapio_schemas::ids::Incarnation(u64::MAX),
+                sequence: tapio_schemas::ids::Sequence(u64::MAX),
+            },
+            row: u32::MAX,
+        };
         line.into_iter().flat_map(move |line| {
             line.range((from, EventId::default())..=(to, last)).map(|(_key, observation)| observation)
         })

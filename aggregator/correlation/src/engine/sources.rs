@@ -89,8 +89,11 @@ impl Sources {
     }
 
     fn evict_to(&mut self, count: usize) {
-        let mut ends: Vec<UnixMicros> =
-            self.sources.values().flat_map(|source| source.frames.keys().map(|(until, _id)| *until)).collect();
+        let mut ends: Vec<UnixMicros> = self
+            .sources
+            .values()
+            .flat_map(|source| source.frames.keys().map(|(until, _id)| *until))
+            .collect();
         ends.sort_unstable();
         let Some(cut) = ends.get(self.frames.saturating_sub(count)).copied() else { return };
         let before = self.frames;
@@ -154,7 +157,9 @@ impl Sources {
 
     /// The losses of one source in `[from, to]`, as far as the watermark allows to say.
     pub(super) fn losses(&self, id: SourceId, from: UnixMicros, to: UnixMicros) -> Losses {
-        let Some(source) = self.sources.get(&id) else { return Losses { unknown: true, ..Losses::default() } };
+        let Some(source) = self.sources.get(&id) else {
+            return Losses { unknown: true, ..Losses::default() };
+        };
         let mut losses = Losses::default();
         let start = (from, EventId::default());
         let mut previous = source
@@ -169,7 +174,8 @@ impl Sources {
                 None if id.frame.sequence > Sequence(1) && !source.forgotten => Some(UnixMicros(0)),
                 None => None,
             };
-            losses.unknown |= hole_from.is_some_and(|hole| hole < frame.since && frame.since >= from && hole <= to);
+            losses.unknown |=
+                hole_from.is_some_and(|hole| hole < frame.since && frame.since >= from && hole <= to);
             if frame.since > to {
                 return losses;
             }
@@ -194,11 +200,18 @@ impl Sources {
                 *count = count.saturating_add(entry.count);
             }
             if losses.unknown {
-                let name = self.sources.get(id).map(|source| source.node.as_str()).filter(|name| !name.is_empty());
+                let name =
+                    self.sources.get(id).map(|source| source.node.as_str()).filter(|name| !name.is_empty());
                 summary.unknown_sources.push(name.map_or_else(|| id.to_string(), str::to_owned));
             }
         }
-        let entry = |((stage, subject, reason), count)| LedgerEntry { stage, fate: Fate::Lost, subject, reason, count };
+        let entry = |((stage, subject, reason), count)| LedgerEntry {
+            stage,
+            fate: Fate::Lost,
+            subject,
+            reason,
+            count,
+        };
         summary.by_reason = by_reason.into_iter().map(entry).collect();
         summary.by_reason.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.cmp(b)));
         summary.by_reason.truncate(REASONS_MAX);

@@ -61,7 +61,8 @@ fn rate(count: u64, micros: u64) -> u128 {
 
 /// The highest rate since the fault over any beginning of the items. A maximum, so that fewer items never raise it.
 fn rate_since(items: &[Arc<Observation>], fault: TimeInterval) -> u128 {
-    let mut ends: Vec<(UnixMicros, u64)> = items.iter().map(|item| (end_of(item).earliest, item.count)).collect();
+    let mut ends: Vec<(UnixMicros, u64)> =
+        items.iter().map(|item| (end_of(item).earliest, item.count)).collect();
     ends.sort_unstable();
     let mut sum: u64 = 0;
     let mut highest = 0;
@@ -165,7 +166,8 @@ pub(super) fn outermost(
             item.trace_link == LinkKind::Observed
                 && item.trace.is_some_and(|trace| traces.get(&trace) == Some(&LinkKind::Observed))
         };
-        let traced: Vec<Arc<Observation>> = group.items.iter().filter(|item| is_traced(item)).cloned().collect();
+        let traced: Vec<Arc<Observation>> =
+            group.items.iter().filter(|item| is_traced(item)).cloned().collect();
         let earlier = before.iter().find(|other| other.subject == group.subject);
         if let Some(earlier) = earlier
             && began_before(earlier, &group, draft.first)

@@ -99,7 +99,12 @@ fn join(edges: &mut Edges, from: &EntityKey, to: &EntityKey, span: Span) -> (boo
     }
     let contested = line.len() > 1;
     let after = line.get(to).copied().unwrap_or(before);
-    (false, after.since != before.since || after.link != before.link || (contested && after.until != before.until))
+    (
+        false,
+        after.since != before.since
+            || after.link != before.link
+            || (contested && after.until != before.until),
+    )
 }
 
 impl Topology {
@@ -220,7 +225,8 @@ impl Topology {
     /// Where `entity` ran at `at`: of several, the one that was seen latest before.
     pub(super) fn runs_in(&self, entity: &EntityKey, at: UnixMicros) -> Option<&EntityKey> {
         let line = self.homes.get(entity)?;
-        let earlier = line.iter().filter(|(_home, span)| span.since <= at).max_by_key(|(_home, span)| span.since);
+        let earlier =
+            line.iter().filter(|(_home, span)| span.since <= at).max_by_key(|(_home, span)| span.since);
         earlier.or_else(|| line.iter().min_by_key(|(_home, span)| span.since)).map(|(home, _span)| home)
     }
 
@@ -235,10 +241,13 @@ impl Topology {
             link: span.link,
             learned_from: span.learned_from,
         };
-        let each = |edges: &Edges, make: &dyn Fn(&EntityKey, &EntityKey, &Span) -> Relation| -> Vec<Relation> {
+        let each = |edges: &Edges,
+                    make: &dyn Fn(&EntityKey, &EntityKey, &Span) -> Relation|
+         -> Vec<Relation> {
             edges.iter().flat_map(|(a, line)| line.iter().map(move |(b, span)| make(a, b, span))).collect()
         };
-        let mut all = each(&self.listeners, &|to, from, span| relation(RelationKind::Listens, from, to, span));
+        let mut all =
+            each(&self.listeners, &|to, from, span| relation(RelationKind::Listens, from, to, span));
         all.extend(each(&self.callers, &|to, from, span| relation(RelationKind::Calls, from, to, span)));
         all.extend(each(&self.homes, &|from, to, span| relation(RelationKind::RunsIn, from, to, span)));
         all.sort();

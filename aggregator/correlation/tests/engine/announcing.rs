@@ -54,7 +54,9 @@ fn a_finding_keeps_its_id_and_ends() {
         told.extend(desk.fold(&story, now));
     }
     assert_eq!(told.len(), 5, "ten seconds, every two seconds");
-    assert!(told.iter().all(|finding| finding.id == first[0].id && finding.incident_id == first[0].incident_id));
+    assert!(
+        told.iter().all(|finding| finding.id == first[0].id && finding.incident_id == first[0].incident_id)
+    );
     story = story.heard(10_500, 60_000);
     let mut ended = desk.fold(&story, 60_000);
     ended.retain(|finding| finding.state == FindingState::Resolved);
@@ -100,5 +102,9 @@ fn later_evidence_revises() {
     let revised = desk.fold(&late, 3_100);
     assert_eq!((revised[0].id.clone(), revised[0].revision), (first[0].id.clone(), 2));
     assert_eq!(revised[0].verdict.outcome, Outcome::Hypothesis);
-    assert!(revised[0].lines.iter().any(|line| line.text.starts_with("against it: shop")), "{:#?}", revised[0].lines);
+    assert!(
+        revised[0].lines.iter().any(|line| line.text.starts_with("against it: shop")),
+        "{:#?}",
+        revised[0].lines
+    );
 }

@@ -43,11 +43,16 @@ fn failures_that_began_before_are_not_explained() {
     for second in 1..20 {
         story = story.fails(-1_000 * second, "shop", 10, None);
     }
-    let story = story.killed(0, "payment").fails(100, "shop", 10, None).fails(900, "shop", 10, None).heard(-30_000, 3_000);
+    let story = story
+        .killed(0, "payment")
+        .fails(100, "shop", 10, None)
+        .fails(900, "shop", 10, None)
+        .heard(-30_000, 3_000);
     let verdict = story.verdict(3_000);
     assert_eq!(verdict.outcome, Outcome::Hypothesis);
     assert_eq!(verdict.reason, "symptom began before the fault, which therefore does not explain it");
-    let against: Vec<_> = verdict.evidence.iter().filter(|line| line.stance == Stance::Contradicting).collect();
+    let against: Vec<_> =
+        verdict.evidence.iter().filter(|line| line.stance == Stance::Contradicting).collect();
     assert_eq!((against.len(), against[0].subject.clone(), against[0].count), (1, container("shop"), 190));
 }
 
@@ -118,7 +123,12 @@ fn equal_candidates_are_undetermined() {
 /// Guarantees: stock is the finding; payment stays undetermined and ranks second.
 #[test]
 fn a_request_seen_on_both_sides_decides() {
-    let story = two_backends().unanswered(3, "shop", 83, trace(5), LinkKind::Observed).fails(4, "shop", 1, Some(trace(5)));
+    let story = two_backends().unanswered(3, "shop", 83, trace(5), LinkKind::Observed).fails(
+        4,
+        "shop",
+        1,
+        Some(trace(5)),
+    );
     let verdicts = story.verdicts(3_000);
     let of = |name| verdicts.iter().find(|verdict| verdict.cause == container(name)).unwrap();
     assert_eq!(of("stock").outcome, Outcome::Finding);
@@ -135,7 +145,10 @@ fn lost_samples_are_said() {
     let story = story.heard_with(500, 700, "memory", 3);
     let story = story.fails(600, "shop", 1, Some(trace(0x4b)));
     let verdict = story.verdict(700);
-    assert_eq!((verdict.outcome, verdict.evidence_present, verdict.evidence_expected), (Outcome::Finding, 5, 6));
+    assert_eq!(
+        (verdict.outcome, verdict.evidence_present, verdict.evidence_expected),
+        (Outcome::Finding, 5, 6)
+    );
     assert_eq!(verdict.missing[0].why, "it may be among the records that were lost: 3 of memory (ring-full)");
     assert_eq!((verdict.losses.lost, verdict.losses.records), (3, 203));
 }
@@ -213,7 +226,10 @@ fn expected_evidence_is_waited_for_but_not_for_long() {
             .heard(-10, until)
     };
     let early = story(1_000).verdict(1_000);
-    assert_eq!((early.outcome, early.reason.as_str()), (Outcome::Hypothesis, "expected evidence may still come: same-trace"));
+    assert_eq!(
+        (early.outcome, early.reason.as_str()),
+        (Outcome::Hypothesis, "expected evidence may still come: same-trace")
+    );
     assert_eq!(story(1_600).verdict(1_600).outcome, Outcome::Finding);
 }
 

@@ -78,7 +78,7 @@ fn supported_by(verdicts: &[Verdict], event: EventId) -> impl Iterator<Item = &V
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Scenario: the inputs of a drawn story arrive in any order, some of them several times.
     /// Guarantees: at the same watermark the verdicts are the same.

@@ -1,4 +1,12 @@
 //! The engine over small stories: what happened on which node, and what may be concluded from it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "tests stop at the first surprise"
+)]
 
 mod announcing;
 mod counter_examples;

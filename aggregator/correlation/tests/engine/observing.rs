@@ -24,7 +24,9 @@ fn rows_become_inputs() {
     let loopback = Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets();
     for number in 0..100_u64 {
         let mut row = builder.begin_row().unwrap();
-        row.unsigned(core::time_micros, 1_000 + number).text(core::intent, "syscall-failed").unsigned(core::count, 1);
+        row.unsigned(core::time_micros, 1_000 + number)
+            .text(core::intent, "syscall-failed")
+            .unsigned(core::count, 1);
         row.commit().unwrap();
     }
     for number in 0..2_u64 {
@@ -81,11 +83,14 @@ fn rows_become_inputs() {
     assert_eq!(failed.attributes.get("network.status"), Some(&Value::Integer(500)));
     assert_eq!((failed.trace.unwrap().0, failed.trace_link), ([5; 16], LinkKind::Observed));
     let told: Vec<_> = relations.iter().map(|it| (it.kind, it.from.id.as_str(), it.to.id.as_str())).collect();
-    assert_eq!(told, [
-        (RelationKind::Listens, "bb", "10.0.0.9:80"),
-        (RelationKind::Calls, "aa", "node-a|127.0.0.1:81"),
-        (RelationKind::RunsIn, "aa", "pod-a"),
-    ]);
+    assert_eq!(
+        told,
+        [
+            (RelationKind::Listens, "bb", "10.0.0.9:80"),
+            (RelationKind::Calls, "aa", "node-a|127.0.0.1:81"),
+            (RelationKind::RunsIn, "aa", "pod-a"),
+        ]
+    );
     assert_eq!((relations[1].since, relations[1].until), (UnixMicros(2_000), UnixMicros(2_001)));
     assert_eq!((progress.len(), progress[0].ledger.until), (1, UnixMicros(4_000)));
 }

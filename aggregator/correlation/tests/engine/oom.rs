@@ -30,7 +30,10 @@ fn the_classic_is_found_and_told() {
     assert_eq!((verdict.evidence_present, verdict.evidence_expected), (6, 6));
     assert_eq!(verdict.cause, container("payment"));
     let symptom = verdict.first(Role::Symptom).unwrap();
-    assert_eq!((symptom.subject.clone(), symptom.count, symptom.link), (container("shop"), 398, LinkKind::Observed));
+    assert_eq!(
+        (symptom.subject.clone(), symptom.count, symptom.link),
+        (container("shop"), 398, LinkKind::Observed)
+    );
     assert_eq!((verdict.losses.lost, verdict.losses.unknown_sources.len()), (0, 0));
     let engine = story.engine(500);
     let pods = pods();
@@ -40,13 +43,17 @@ fn the_classic_is_found_and_told() {
     let findings = Announcer::default().fold(&[verdict], &names, at(600), owner, &rules());
     let [finding] = findings.as_slice() else { panic!("one finding: {findings:#?}") };
     assert_eq!(finding.title, "shop is failing because payment was killed for memory");
-    let told: Vec<String> = finding.lines.iter().map(|line| format!("{} | {}", line.text, line.basis)).collect();
-    assert_eq!(told, [
-        "payment grows 3.1 MiB/s, limit 64 MiB | observed  cgroup memory",
-        "kernel OOM-killed payment[4127] at 63.9 MiB | observed  oom:mark_victim, exit SIGKILL",
-        "shop→payment reset, then refused ×412 | observed  payload, tcp reset recv, tcp state",
-        "shop answers HTTP 500 ×398, trace 4b4b… | observed  http, same request",
-    ]);
+    let told: Vec<String> =
+        finding.lines.iter().map(|line| format!("{} | {}", line.text, line.basis)).collect();
+    assert_eq!(
+        told,
+        [
+            "payment grows 3.1 MiB/s, limit 64 MiB | observed  cgroup memory",
+            "kernel OOM-killed payment[4127] at 63.9 MiB | observed  oom:mark_victim, exit SIGKILL",
+            "shop→payment reset, then refused ×412 | observed  payload, tcp reset recv, tcp state",
+            "shop answers HTTP 500 ×398, trace 4b4b… | observed  http, same request",
+        ]
+    );
     assert_eq!(
         finding.recommended_action,
         "Find what made payment grow (it grew 3.1 MiB/s before), or raise its memory limit above 64 MiB."

@@ -45,7 +45,14 @@ pub(crate) fn source(node: &str) -> SourceId {
 
 impl Story {
     pub(crate) fn new() -> Self {
-        Self { inputs: Vec::new(), node: "node-a", row: 0, error_micros: 40, missing_probes: Vec::new(), frames: 0 }
+        Self {
+            inputs: Vec::new(),
+            node: "node-a",
+            row: 0,
+            error_micros: 40,
+            missing_probes: Vec::new(),
+            frames: 0,
+        }
     }
 
     /// What follows is seen by this node.
@@ -60,7 +67,14 @@ impl Story {
         frame.row(self.row)
     }
 
-    fn observe(&mut self, intent: &str, probe: &str, millis: i64, who: &str, edit: impl FnOnce(&mut Observation)) {
+    fn observe(
+        &mut self,
+        intent: &str,
+        probe: &str,
+        millis: i64,
+        who: &str,
+        edit: impl FnOnce(&mut Observation),
+    ) {
         let id = self.id();
         let mut observation = Observation {
             id,
@@ -143,7 +157,9 @@ impl Story {
     }
 
     pub(crate) fn reset(mut self, millis: i64, who: &str, port: u16) -> Self {
-        self.observe("connection-reset", "tcp_reset_recv", millis, who, |it| it.peer = Some(Self::endpoint(port)));
+        self.observe("connection-reset", "tcp_reset_recv", millis, who, |it| {
+            it.peer = Some(Self::endpoint(port))
+        });
         self.relate(RelationKind::Calls, container(who), Self::endpoint(port), millis);
         self
     }
@@ -157,7 +173,14 @@ impl Story {
         self
     }
 
-    pub(crate) fn unanswered(mut self, millis: i64, who: &str, port: u16, of: TraceId, link: LinkKind) -> Self {
+    pub(crate) fn unanswered(
+        mut self,
+        millis: i64,
+        who: &str,
+        port: u16,
+        of: TraceId,
+        link: LinkKind,
+    ) -> Self {
         self.observe("request-unanswered", "payload", millis, who, |it| {
             it.peer = Some(Self::endpoint(port));
             it.trace = Some(of);
