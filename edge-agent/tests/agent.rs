@@ -6,7 +6,6 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant, SystemTime},
@@ -20,7 +19,7 @@ use tapio_schemas::{
     ledger::{Fate, Stage},
 };
 use tapio_spool::{Item, Spool, SpoolConfig};
-use tapio_wire::frame::{FrameDecoder, FrameLimits};
+use tapio_wire::frame::{FrameDecoder, FrameLimits, MAGIC};
 
 const SERVED: usize = 200;
 const FAILED: usize = 20;
@@ -234,8 +233,9 @@ fn what_was_done_is_in_the_spool() {
     let mut agent = Process(agent.unwrap());
     // The first frame says that the probes are attached.
     wait_for("the agent's first frame", || {
-        let frames = fs::read_dir(folder.path().join("state/spool")).ok()?.flatten();
-        frames.filter_map(|file| file.metadata().ok()).any(|file| file.size() > 200).then_some(())
+        let mut files = fs::read_dir(folder.path().join("state/spool")).ok()?.flatten();
+        let has_frame = |bytes: Vec<u8>| bytes.windows(MAGIC.len()).any(|window| window == MAGIC);
+        files.any(|file| fs::read(file.path()).is_ok_and(has_frame)).then_some(())
     });
 
     let (server_group, client_group) = (Container::new(1), Container::new(2));

@@ -21,7 +21,9 @@ const DROP_OF_LIMIT: f64 = 0.01;
 const FLAT_STEPS: usize = 8;
 /// See [`FLAT_STEPS`].
 const FLAT_OF_LIMIT: f64 = 0.004;
-/// The slope of the last third must be at least this part of the whole: growth that runs out is no leak.
+/// A first step below this part of the mean step is still idling.
+const IDLING_OF_MEAN: f64 = 0.25;
+/// The slope of the last third must be at least this part of the whole's: growth that runs out is no leak.
 const LATE_SLOPE_MIN: f64 = 0.5;
 /// The limit must be reached within this.
 const HORIZON_SECONDS: f64 = 600.0;
@@ -68,7 +70,10 @@ fn judge(samples: &[Sample], least: usize) -> Option<Growth> {
     }
     let slope = slope(rise)?;
     let late = rise.get(rise.len() - (rise.len() / 3).max(2)..)?;
-    if slope <= 0.0 || self::slope(late)? < slope * LATE_SLOPE_MIN {
+    let seconds = float(last.time_nanos.saturating_sub(first.time_nanos)) / 1e9;
+    let mean = (float(last.used_bytes) - float(first.used_bytes)) / seconds;
+    // A warm-up takes most of its memory at its beginning, which the median passes over and the mean does not.
+    if slope <= 0.0 || self::slope(late)? < slope.max(mean) * LATE_SLOPE_MIN {
         return None;
     }
     Some(Growth {
@@ -96,6 +101,21 @@ fn onset(samples: &[Sample], limit: f64) -> usize {
             break;
         }
         start -= 1;
+    }
+    behind_idling(samples, start)
+}
+
+/// Leaves out a short idling at the beginning: steps far below the mean of those that follow.
+fn behind_idling(samples: &[Sample], mut start: usize) -> usize {
+    let Some(last) = samples.last() else { return start };
+    while let (Some(first), Some(second)) = (samples.get(start), samples.get(start + 1)) {
+        let seconds = |sample: &Sample| float(sample.time_nanos.saturating_sub(first.time_nanos)) / 1e9;
+        let gain = |sample: &Sample| float(sample.used_bytes) - float(first.used_bytes);
+        let expected = gain(last) / seconds(last) * seconds(second);
+        if gain(second) >= expected * IDLING_OF_MEAN || seconds(last) <= 0.0 {
+            break;
+        }
+        start += 1;
     }
     start
 }
