@@ -1,0 +1,313 @@
+//! The engine's thread: inputs in, verdicts out, findings announced. It waits for no disk but its own findings'.
+//!
+//! At the start it takes in again what the spool still holds of the longest rule window, so that a restart forgets no
+//! open incident; nothing is announced until that is done. Then it takes batches of inputs as the intake hands them
+//! over, and ticks. Must never decide anything itself: what a verdict is stands in [`tapio_correlation`].
+
+pub(crate) mod outbox;
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use tapio_correlation::{
+    Announcer, Engine, EngineStats, Limits, Names, RuleSet, SourceContext,
+    announce::{AnnounceLimits, Owner},
+    observe_batch,
+};
+use tapio_daemon::Progress;
+use tapio_schemas::{
+    entity::{EntityKey, EntityKind, PodIdentity},
+    finding::Finding,
+    ids::{ClusterId, TenantId},
+    ledger::Stage,
+    observation::Input,
+    units::{Micros, UnixMicros},
+};
+use tapio_spool::{Item, Ordinal, Reader, SpoolError};
+use tapio_wire::frame::{FrameDecoder, FrameFault, FrameLimits};
+use thiserror::Error;
+use tokio::{
+    runtime::Handle,
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use self::outbox::{Announced, StoredUntil};
+use crate::{
+    context::{Context, Pods, entities::Seen},
+    losses::Losses,
+    metrics::EngineMetrics,
+    pipeline::record::{Kind, Record},
+    recent::Recent,
+    run::now,
+    source::Announcement,
+};
+
+/// What the intake hands over at once: the inputs of one frame.
+pub(crate) type Batch = Vec<Input>;
+
+/// Batches that may wait for the engine; when there are more, sessions wait.
+pub(crate) const QUEUE_BATCHES_MAX: usize = 64;
+/// How often the engine is told the time.
+const TICK: Duration = Duration::from_millis(50);
+/// How often old findings are let go.
+const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Marks of when findings were announced, for letting them go.
+const KEPT_MAX: usize = 65_536;
+
+/// Why the engine's thread cannot go on.
+#[derive(Debug, Error)]
+pub enum EngineThreadError {
+    /// A spool failed.
+    #[error("findings cannot be kept, or frames not be seen again")]
+    Spool(#[from] SpoolError),
+    /// There is no memory for a decompressor.
+    #[error("frames cannot be opened")]
+    Frame(#[from] FrameFault),
+}
+
+/// What the thread is made of.
+pub(crate) struct Parts {
+    pub(crate) rules: Arc<RuleSet>,
+    pub(crate) tenant: TenantId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) context: Context,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) recent: Recent,
+    pub(crate) announced: Announced,
+    /// What was announced within the replay window.
+    pub(crate) earlier: Vec<Finding>,
+    pub(crate) findings_stored: StoredUntil,
+    /// Woken when there is a finding to store.
+    pub(crate) outbox: thread::Thread,
+    pub(crate) replay: Reader,
+    pub(crate) replay_until: Ordinal,
+    pub(crate) queue: mpsc::Receiver<Batch>,
+    pub(crate) runtime: Handle,
+    pub(crate) losses: Arc<Losses>,
+    pub(crate) metrics: EngineMetrics,
+    pub(crate) progress: Progress,
+    pub(crate) replay_window: Duration,
+}
+
+/// The thread.
+pub(crate) struct EngineThread {
+    engine: Engine,
+    announcer: Announcer,
+    parts: Parts,
+    told: EngineStats,
+}
+
+/// Names, joined from what the identities say and what events told.
+struct JoinedNames<'a> {
+    engine: &'a Engine,
+    pods: &'a Pods,
+}
+
+impl Names for JoinedNames<'_> {
+    fn pod(&self, entity: &EntityKey, at: UnixMicros) -> Option<PodIdentity> {
+        let pod = self.engine.pod_of(entity, at)?;
+        self.pods.get(&pod.id).cloned()
+    }
+}
+
+impl EngineThread {
+    pub(crate) fn new(mut parts: Parts) -> Self {
+        let engine = Engine::new(Arc::clone(&parts.rules), Limits::default());
+        let mut announcer = Announcer::new(AnnounceLimits::default());
+        let mut latest: BTreeMap<String, Finding> = BTreeMap::new();
+        for finding in std::mem::take(&mut parts.earlier) {
+            latest.insert(finding.id.clone(), finding);
+        }
+        for finding in latest.values() {
+            parts.recent.put(Arc::new(finding.clone()));
+        }
+        announcer.adopt(latest.into_values());
+        parts.announced.wake(parts.outbox.clone());
+        Self { engine, announcer, parts, told: EngineStats::default() }
+    }
+
+    /// Works until nobody can hand anything over any more.
+    ///
+    /// # Errors
+    /// When the disk under the state directory fails.
+    pub(crate) fn run(mut self) -> Result<(), EngineThreadError> {
+        self.replay()?;
+        let runtime = self.parts.runtime.clone();
+        let mut next_tick = Instant::now();
+        let mut kept: VecDeque<(Instant, u64)> = VecDeque::new();
+        let mut next_trim = Instant::now() + TRIM_INTERVAL;
+        if self.parts.announced.next() > 0 {
+            kept.push_back((Instant::now(), self.parts.announced.next()));
+        }
+        loop {
+            // Cancel-safe: a batch that is not taken now is taken at the next turn.
+            match runtime.block_on(timeout_at(next_tick, self.parts.queue.recv())) {
+                Ok(Some(batch)) => {
+                    self.parts.progress.busy();
+                    self.take(batch);
+                    while let Ok(batch) = self.parts.queue.try_recv() {
+                        self.take(batch);
+                        if Instant::now() >= next_tick {
+                            break;
+                        }
+                    }
+                }
+                Ok(None) => break,
+                Err(_elapsed) => {}
+            }
+            if Instant::now() >= next_tick {
+                let announced = self.tick()?;
+                if announced {
+                    kept.push_back((Instant::now(), self.parts.announced.next()));
+                }
+                next_tick = Instant::now() + TICK;
+                self.parts.progress.tick();
+            }
+            if Instant::now() >= next_trim {
+                self.trim(&mut kept)?;
+                next_trim = Instant::now() + TRIM_INTERVAL;
+            }
+        }
+        self.tick()?;
+        self.parts.announced.close()?;
+        self.parts.progress.finish();
+        Ok(())
+    }
+
+    fn take(&mut self, batch: Batch) {
+        self.parts.metrics.inputs.inc_by(batch.len() as u64);
+        for input in batch {
+            self.note(&input);
+            self.engine.insert(input);
+        }
+    }
+
+    /// Notes entities and relations for the store.
+    fn note(&self, input: &Input) {
+        match input {
+            Input::Relation(relation) => self.parts.seen.relation(relation),
+            Input::Observation(observation) => {
+                self.parts.seen.entity(&observation.subject, observation.time.middle());
+            }
+            Input::Progress(progress) => {
+                let node = EntityKey::new(EntityKind::Node, progress.node.as_str());
+                self.parts.seen.entity(&node, progress.ledger.until);
+            }
+        }
+    }
+
+    /// Tells the engine the time and announces what follows; returns whether there was anything.
+    fn tick(&mut self) -> Result<bool, EngineThreadError> {
+        let now = now();
+        self.engine.tick(now);
+        let verdicts = self.engine.verdicts();
+        self.parts.metrics.verdicts.set(i64::try_from(verdicts.len()).unwrap_or(i64::MAX));
+        let pods = self.parts.context.pods();
+        let names = JoinedNames { engine: &self.engine, pods: &pods };
+        let owner = Owner { tenant: &self.parts.tenant, cluster: &self.parts.cluster };
+        let findings = self.announcer.fold(&verdicts, &names, now, owner, &self.parts.rules);
+        for finding in &findings {
+            tracing::info!(id = finding.id, revision = finding.revision, state = finding.state.as_str(), title = finding.title, "a finding");
+            let evicted = self.parts.announced.append(finding)?;
+            if evicted > 0 {
+                // Whether those were stored is not known here; the outbox counts those that were not.
+                tracing::warn!(evicted, "findings were let go before the replay window was over");
+            }
+            self.parts.metrics.findings.inc();
+            self.parts.recent.put(Arc::new(finding.clone()));
+        }
+        self.count_losses();
+        let waiting = self.parts.announced.next().saturating_sub(self.parts.findings_stored.get());
+        self.parts.metrics.findings_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        Ok(!findings.is_empty())
+    }
+
+    /// Counts what the engine gave up since the last time.
+    fn count_losses(&mut self) {
+        let stats = self.engine.stats();
+        let (was, is) = (self.told, stats);
+        for (subject, reason, lost) in [
+            ("observations", "observations-full", is.evicted_observations - was.evicted_observations),
+            ("relations", "relations-full", is.evicted_relations - was.evicted_relations),
+            ("frames", "frames-full", is.evicted_frames - was.evicted_frames),
+        ] {
+            if lost > 0 {
+                self.parts.metrics.drops.add(reason, lost);
+                self.parts.losses.lost(Stage::Engine, subject, reason, lost);
+            }
+        }
+        self.told = stats;
+    }
+
+    /// Lets go of findings that are stored and older than the replay window.
+    fn trim(&mut self, kept: &mut VecDeque<(Instant, u64)>) -> Result<(), EngineThreadError> {
+        let stored = self.parts.findings_stored.get();
+        let mut until = None;
+        while let Some((at, next)) = kept.front() {
+            if at.elapsed() < self.parts.replay_window || *next > stored {
+                break;
+            }
+            until = Some(*next);
+            kept.pop_front();
+        }
+        // Their number is bounded by the spool's: beyond it, the newest mark stands for those before.
+        while kept.len() > KEPT_MAX {
+            kept.pop_front();
+        }
+        if let Some(until) = until {
+            self.parts.announced.trim(until)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in again what the spool still holds, up to where it was at the start.
+    fn replay(&mut self) -> Result<(), EngineThreadError> {
+        let mut decoder = FrameDecoder::new(FrameLimits::default())?;
+        let mut missing: HashMap<String, Vec<String>> = HashMap::new();
+        let (mut frames, mut inputs) = (0_u64, Vec::new());
+        let until = self.parts.replay_until;
+        while self.parts.replay.position() < until {
+            let payload = match self.parts.replay.next_item()? {
+                None => break,
+                Some(Item::Gap(_)) => continue,
+                Some(Item::Record { payload, .. }) => payload,
+            };
+            let Ok(record) = Record::read(payload) else { continue };
+            match record.kind {
+                Kind::Frame => {
+                    // What cannot be opened the feeder counts.
+                    let Ok((header, view)) = decoder.decode(record.body, None) else { continue };
+                    let context = SourceContext {
+                        node: record.name,
+                        clock_error: Micros(header.meta.clock.error_micros),
+                        missing_probes: missing.get(record.name).map_or(&[], Vec::as_slice),
+                    };
+                    let rules = Arc::clone(&self.parts.rules);
+                    observe_batch(&view, header.meta.id, &context, &rules, &mut |input| inputs.push(input));
+                    frames += 1;
+                }
+                Kind::Source => {
+                    if let Ok(announcement) = serde_json::from_slice::<Announcement>(record.body) {
+                        missing.insert(record.name.to_owned(), announcement.missing_probes());
+                    }
+                }
+                Kind::OwnLedger | Kind::GivenUp => {}
+            }
+            for input in inputs.drain(..) {
+                self.note(&input);
+                self.engine.insert(input);
+            }
+            self.parts.progress.tick();
+        }
+        if frames > 0 {
+            tracing::info!(frames, "the engine has seen again what the spool holds");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+//! The aggregator's own ledger: what its stages carried and lost since it was last written down.
+//!
+//! Counted by every stage; taken at intervals and spooled like a frame, so that it is stored exactly once too. Lines
+//! are few: stages and reasons are closed sets.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tapio_schemas::{
+    ledger::{Fate, Ledger, Stage},
+    units::UnixMicros,
+};
+
+/// What was counted since the last [`Losses::take`].
+#[derive(Debug, Default)]
+pub(crate) struct Losses {
+    ledger: Mutex<Ledger>,
+}
+
+impl Losses {
+    /// Counts from `now` on.
+    pub(crate) fn new(now: UnixMicros) -> Self {
+        Self { ledger: Mutex::new(Ledger { since: now, until: now, entries: Vec::new() }) }
+    }
+
+    /// Counts what was handed on.
+    pub(crate) fn carried(&self, stage: Stage, subject: &'static str, count: u64) {
+        self.lock().add(stage, Fate::Carried, subject, "", count);
+    }
+
+    /// Counts what was lost, and why.
+    pub(crate) fn lost(&self, stage: Stage, subject: &'static str, reason: &'static str, count: u64) {
+        self.lock().add(stage, Fate::Lost, subject, reason, count);
+    }
+
+    /// Counts what came twice and was handed on once.
+    pub(crate) fn folded(&self, stage: Stage, subject: &'static str, reason: &'static str, count: u64) {
+        self.lock().add(stage, Fate::Folded, subject, reason, count);
+    }
+
+    /// The ledger up to `now`, if it has any line; counting goes on with an empty one.
+    pub(crate) fn take(&self, now: UnixMicros) -> Option<Ledger> {
+        let mut ledger = self.lock();
+        if ledger.entries.is_empty() {
+            return None;
+        }
+        ledger.until = now;
+        Some(std::mem::replace(&mut *ledger, Ledger { since: now, until: now, entries: Vec::new() }))
+    }
+
+    /// Puts a ledger back that could not be written down.
+    pub(crate) fn put_back(&self, taken: Ledger) {
+        let mut ledger = self.lock();
+        ledger.since = taken.since.min(ledger.since);
+        for entry in taken.entries {
+            ledger.add(entry.stage, entry.fate, &entry.subject, &entry.reason, entry.count);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,122 @@
+//! The aggregator's metrics: every name, in one place.
+//!
+//! Label sets are closed. Called at the start; the stages hold their part.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+};
+use tapio_daemon::{Registry, metrics::Drops};
+
+/// What became of a frame at the intake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Outcome {
+    /// `accepted`, `duplicate` or `refused`.
+    pub(crate) outcome: &'static str,
+}
+
+/// Which table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Table {
+    /// Its name.
+    pub(crate) table: &'static str,
+}
+
+/// Of the intake.
+#[derive(Clone, Debug)]
+pub(crate) struct IntakeMetrics {
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Drops,
+    pub(crate) frames: Family<Outcome, Counter>,
+    pub(crate) refusals: Drops,
+    pub(crate) events: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) sequences_skipped: Counter,
+}
+
+/// Of the spool.
+#[derive(Clone, Debug)]
+pub(crate) struct SpoolMetrics {
+    pub(crate) records: Counter,
+    pub(crate) full: Counter,
+    pub(crate) used_bytes: Gauge,
+    pub(crate) sync_seconds: Histogram,
+}
+
+/// Of the way into the store.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreMetrics {
+    pub(crate) blocks: Counter,
+    pub(crate) rows: Family<Table, Counter>,
+    pub(crate) retries: Counter,
+    pub(crate) waiting_records: Gauge,
+    pub(crate) insert_seconds: Histogram,
+    pub(crate) drops: Drops,
+}
+
+/// Of the engine.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineMetrics {
+    pub(crate) inputs: Counter,
+    pub(crate) findings: Counter,
+    pub(crate) findings_waiting: Gauge,
+    pub(crate) verdicts: Gauge,
+    pub(crate) drops: Drops,
+}
+
+/// All of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    pub(crate) intake: IntakeMetrics,
+    pub(crate) spool: SpoolMetrics,
+    pub(crate) store: StoreMetrics,
+    pub(crate) engine: EngineMetrics,
+}
+
+/// Upper bounds of durations, seconds: from a quick sync to a struggling disk.
+const SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+impl Metrics {
+    pub(crate) fn register(registry: &Registry) -> Self {
+        let intake = registry.subsystem("intake");
+        let spool = registry.subsystem("spool");
+        let store = registry.subsystem("store");
+        let engine = registry.subsystem("engine");
+        Self {
+            intake: IntakeMetrics {
+                connections: intake.gauge("connections", "Connections of nodes that are open"),
+                connections_refused: intake
+                    .drops("connections_refused", "Connections that were closed at once, by reason"),
+                frames: intake.register("frames", "Frames that arrived, by outcome", Family::default()),
+                refusals: intake.drops("frames_refused", "Frames that were refused, by fault"),
+                events: intake.counter("events", "Events that were accepted"),
+                bytes: intake.counter("bytes", "Bytes of accepted frames, as they arrived"),
+                sequences_skipped: intake
+                    .counter("sequences_skipped", "Frames that their sources gave up before sending"),
+            },
+            spool: SpoolMetrics {
+                records: spool.counter("records", "Records that were written and synced"),
+                full: spool.counter("full", "Times that the spool or its disk was full and was waited for"),
+                used_bytes: spool.gauge("used_bytes", "Bytes that the spool uses"),
+                sync_seconds: spool.histogram("sync_seconds", "Time to write and sync a group", SECONDS),
+            },
+            store: StoreMetrics {
+                blocks: store.counter("blocks", "Blocks that are stored in every table"),
+                rows: store.register("rows", "Rows that are stored, by table", Family::default()),
+                retries: store.counter("retries", "Inserts that failed and were tried again"),
+                waiting_records: store
+                    .gauge("waiting_records", "Records in the spool that are not stored yet"),
+                insert_seconds: store.histogram("insert_seconds", "Time to store a block", SECONDS),
+                drops: store.drops("dropped", "Records of the spool that could not be stored, by reason"),
+            },
+            engine: EngineMetrics {
+                inputs: engine.counter("inputs", "Inputs that the engine took"),
+                findings: engine.counter("findings", "Revisions of findings that were announced"),
+                findings_waiting: engine
+                    .gauge("findings_waiting", "Revisions of findings that are not stored yet"),
+                verdicts: engine.gauge("verdicts", "Verdicts at the last tick"),
+                drops: engine.drops("dropped", "What the engine gave up, by reason"),
+            },
+        }
+    }
+}

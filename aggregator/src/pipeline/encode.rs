@@ -1,0 +1,323 @@
+//! From records of the spool to the blocks of all tables.
+//!
+//! The same records give the same rows: that is what makes a cut repeatable. (Names of pods may have changed in
+//! between; the token decides, so a block is stored with the names of its first try or its second, never both.) Keeps
+//! its buffers from block to block. Called by [`super::store`] only.
+
+mod events;
+
+use std::collections::BTreeMap;
+
+use tapio_schemas::{
+    batch::BatchView,
+    ids::{FrameId, Incarnation, Sequence, SourceId},
+    ledger::{Fate, Ledger, Stage},
+    units::UnixMicros,
+};
+use tapio_store::native::{BlockBuilder, BlockError, EncodedBlock};
+use tapio_wire::{
+    Position,
+    frame::{FrameDecoder, FrameFault, FrameLimits},
+};
+use thiserror::Error;
+
+use self::events::EventRows;
+use super::record::{Kind, Record};
+use crate::{
+    context::Context,
+    source::{Announcement, GivenUp},
+};
+
+/// The tables of a cut, in the order of the inserts: a frame that has its row in `frames` is complete.
+pub(crate) const TABLES: [&str; 4] = ["events", "ledger", "sources", "frames"];
+
+const LEDGER_COLUMNS: [(&str, &str); 13] = [
+    ("tenant", "LowCardinality(String)"),
+    ("cluster", "LowCardinality(String)"),
+    ("node", "LowCardinality(String)"),
+    ("source_id", "FixedString(16)"),
+    ("incarnation", "UInt64"),
+    ("sequence", "UInt64"),
+    ("since", "DateTime64(6, 'UTC')"),
+    ("until", "DateTime64(6, 'UTC')"),
+    ("stage", "LowCardinality(String)"),
+    ("fate", "LowCardinality(String)"),
+    ("subject", "LowCardinality(String)"),
+    ("reason", "LowCardinality(String)"),
+    ("count", "UInt64"),
+];
+
+const SOURCE_COLUMNS: [(&str, &str); 8] = [
+    ("tenant", "LowCardinality(String)"),
+    ("cluster", "LowCardinality(String)"),
+    ("node", "LowCardinality(String)"),
+    ("source_id", "FixedString(16)"),
+    ("spiffe_id", "String"),
+    ("incarnation", "UInt64"),
+    ("capability", "String"),
+    ("last_seen", "DateTime64(6, 'UTC')"),
+];
+
+const FRAME_COLUMNS: [(&str, &str); 10] = [
+    ("tenant", "LowCardinality(String)"),
+    ("cluster", "LowCardinality(String)"),
+    ("node", "LowCardinality(String)"),
+    ("source_id", "FixedString(16)"),
+    ("incarnation", "UInt64"),
+    ("sequence", "UInt64"),
+    ("events", "UInt32"),
+    ("batch_version", "UInt16"),
+    ("received_at", "DateTime64(6, 'UTC')"),
+    ("cut", "UInt64"),
+];
+
+/// What all rows of a frame share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrameScope<'a> {
+    pub(crate) tenant: &'a str,
+    pub(crate) cluster: &'a str,
+    pub(crate) node: &'a str,
+    pub(crate) id: FrameId,
+}
+
+/// Who the aggregator is, as rows of its own need it.
+#[derive(Clone, Debug)]
+pub(crate) struct Own {
+    pub(crate) tenant: String,
+    pub(crate) cluster: String,
+    /// The SPIFFE URI up to a node's name, which is what a node's record has to add.
+    pub(crate) node_prefix: String,
+    /// Its own source id.
+    pub(crate) source: SourceId,
+}
+
+/// What is known of a source in a block.
+#[derive(Clone, Debug, Default)]
+struct SourceRow {
+    node: String,
+    last_seen: UnixMicros,
+}
+
+/// A block and where it goes.
+#[derive(Debug)]
+pub(crate) struct TableBlock {
+    pub(crate) table: &'static str,
+    pub(crate) block: EncodedBlock,
+}
+
+/// Why there is no encoder. Both are faults of this program or machine, not of data.
+#[derive(Debug, Error)]
+pub enum EncoderError {
+    /// A column's type is not known to the block writer.
+    #[error("the tables' columns cannot be encoded")]
+    Block(#[from] BlockError),
+    /// There is no memory for the decompressor.
+    #[error("frames cannot be opened")]
+    Frame(#[from] FrameFault),
+}
+
+/// The blocks being filled.
+pub(crate) struct Encoder {
+    own: Own,
+    context: Context,
+    decoder: FrameDecoder,
+    events: EventRows,
+    ledger: BlockBuilder,
+    sources_block: BlockBuilder,
+    frames_block: BlockBuilder,
+    sources: BTreeMap<(SourceId, u64), SourceRow>,
+    /// The capability that each source's incarnation announced last; rows of later blocks repeat it.
+    capabilities: BTreeMap<(SourceId, u64), String>,
+    frames: Vec<(SourceId, Position)>,
+    /// The first record of the blocks.
+    cut: u64,
+}
+
+/// Capabilities that are remembered.
+const CAPABILITIES_MAX: usize = 32_768;
+
+impl Encoder {
+    pub(crate) fn new(own: Own, context: Context) -> Result<Self, EncoderError> {
+        Ok(Self {
+            own,
+            context,
+            decoder: FrameDecoder::new(FrameLimits::default())?,
+            events: EventRows::new()?,
+            ledger: BlockBuilder::new(LEDGER_COLUMNS)?,
+            sources_block: BlockBuilder::new(SOURCE_COLUMNS)?,
+            frames_block: BlockBuilder::new(FRAME_COLUMNS)?,
+            sources: BTreeMap::new(),
+            capabilities: BTreeMap::new(),
+            frames: Vec::new(),
+            cut: 0,
+        })
+    }
+
+    /// Starts the next blocks, whose first record is `cut`.
+    pub(crate) fn begin(&mut self, cut: u64) {
+        self.cut = cut;
+        self.events.clear();
+        self.ledger.clear();
+        self.sources_block.clear();
+        self.frames_block.clear();
+        self.sources.clear();
+        self.frames.clear();
+    }
+
+    /// Rows of events so far.
+    pub(crate) fn event_rows(&self) -> usize {
+        self.events.rows()
+    }
+
+    /// The frames in the blocks so far.
+    pub(crate) fn frames(&self) -> &[(SourceId, Position)] {
+        &self.frames
+    }
+
+    /// Adds a record, the `ordinal`-th of the spool.
+    pub(crate) fn push(&mut self, ordinal: u64, record: &Record<'_>) -> Result<(), String> {
+        match record.kind {
+            Kind::Frame => self.push_frame(record),
+            Kind::OwnLedger => {
+                let ledger: Ledger = serde_json::from_slice(record.body).map_err(|error| error.to_string())?;
+                // The ordinal is unique in the life of the spool, as a sequence must be in the life of a source.
+                let id = FrameId {
+                    source: self.own.source,
+                    incarnation: Incarnation(1),
+                    sequence: Sequence(ordinal + 1),
+                };
+                push_ledger(&mut self.ledger, &self.own, record.name, id, &ledger);
+                Ok(())
+            }
+            Kind::Source => {
+                let announcement: Announcement =
+                    serde_json::from_slice(record.body).map_err(|error| error.to_string())?;
+                self.remember(&announcement);
+                let row = self.sources.entry((announcement.source, announcement.incarnation.0)).or_default();
+                record.name.clone_into(&mut row.node);
+                row.last_seen = row.last_seen.max(record.arrival);
+                Ok(())
+            }
+            Kind::GivenUp => {
+                let given_up: GivenUp =
+                    serde_json::from_slice(record.body).map_err(|error| error.to_string())?;
+                let position = Position::new(given_up.incarnation, given_up.sequence);
+                let mut ledger =
+                    Ledger { since: record.arrival, until: record.arrival, entries: Vec::new() };
+                // Of a frame without a sound header not even the number is known; it had at least one event.
+                let events = u64::from(given_up.events.max(1));
+                ledger.add(Stage::Intake, Fate::Lost, "events", &given_up.fault, events);
+                let id = position.of_source(given_up.source);
+                push_ledger(&mut self.ledger, &self.own, record.name, id, &ledger);
+                self.frames.push((given_up.source, position));
+                Ok(())
+            }
+        }
+    }
+
+    /// Remembers what a source can see: every row of the source repeats it.
+    pub(crate) fn remember(&mut self, announcement: &Announcement) {
+        let capability = serde_json::to_string(&announcement.capability).unwrap_or_default();
+        if self.capabilities.len() >= CAPABILITIES_MAX {
+            self.capabilities.pop_first();
+        }
+        self.capabilities.insert((announcement.source, announcement.incarnation.0), capability);
+    }
+
+    fn push_frame(&mut self, record: &Record<'_>) -> Result<(), String> {
+        let Self { own, context, decoder, events, ledger, frames_block, cut, .. } = self;
+        let (header, view) = decoder.decode(record.body, None).map_err(|error| error.to_string())?;
+        let (id, view) = (header.meta.id, &view);
+        let scope = FrameScope { tenant: &own.tenant, cluster: &own.cluster, node: record.name, id };
+        events.push(&scope, view, &context.pods());
+        push_ledger(ledger, own, record.name, id, &view.ledger());
+        push_frame_row(frames_block, &scope, view, record.arrival, *cut);
+        self.frames.push((id.source, id.into()));
+        let row = self.sources.entry((id.source, id.incarnation.0)).or_default();
+        if row.node.is_empty() {
+            record.name.clone_into(&mut row.node);
+        }
+        row.last_seen = row.last_seen.max(record.arrival);
+        Ok(())
+    }
+
+    /// The blocks that have rows, in the order in which they are to be inserted.
+    pub(crate) fn blocks(&mut self) -> Result<Vec<TableBlock>, BlockError> {
+        self.sources_block.clear();
+        for ((source, incarnation), row) in &self.sources {
+            let capability = self.capabilities.get(&(*source, *incarnation)).map_or("[]", String::as_str);
+            for (name, column) in self.sources_block.columns() {
+                match name {
+                    "tenant" => column.push_bytes(self.own.tenant.as_bytes()),
+                    "cluster" => column.push_bytes(self.own.cluster.as_bytes()),
+                    "node" => column.push_bytes(row.node.as_bytes()),
+                    "source_id" => column.push_sixteen(source.0),
+                    "spiffe_id" => {
+                        column.push_bytes(format!("{}{}", self.own.node_prefix, row.node).as_bytes());
+                    }
+                    "incarnation" => column.push_unsigned(*incarnation),
+                    "capability" => column.push_bytes(capability.as_bytes()),
+                    _ => column.push_unsigned(row.last_seen.0),
+                }
+            }
+        }
+        let mut blocks = Vec::with_capacity(TABLES.len());
+        for table in TABLES {
+            let (rows, block) = match table {
+                "events" => (self.events.rows(), self.events.encode()),
+                "ledger" => (self.ledger.rows(), self.ledger.encode()),
+                "sources" => (self.sources_block.rows(), self.sources_block.encode()),
+                _ => (self.frames_block.rows(), self.frames_block.encode()),
+            };
+            if rows > 0 {
+                blocks.push(TableBlock { table, block: block? });
+            }
+        }
+        Ok(blocks)
+    }
+}
+
+fn push_ledger(block: &mut BlockBuilder, own: &Own, node: &str, id: FrameId, ledger: &Ledger) {
+    for entry in &ledger.entries {
+        for (name, column) in block.columns() {
+            match name {
+                "tenant" => column.push_bytes(own.tenant.as_bytes()),
+                "cluster" => column.push_bytes(own.cluster.as_bytes()),
+                "node" => column.push_bytes(node.as_bytes()),
+                "source_id" => column.push_sixteen(id.source.0),
+                "incarnation" => column.push_unsigned(id.incarnation.0),
+                "sequence" => column.push_unsigned(id.sequence.0),
+                "since" => column.push_unsigned(ledger.since.0),
+                "until" => column.push_unsigned(ledger.until.0),
+                "stage" => column.push_bytes(entry.stage.as_str().as_bytes()),
+                "fate" => column.push_bytes(entry.fate.as_str().as_bytes()),
+                "subject" => column.push_bytes(entry.subject.as_bytes()),
+                "reason" => column.push_bytes(entry.reason.as_bytes()),
+                _ => column.push_unsigned(entry.count),
+            }
+        }
+    }
+}
+
+fn push_frame_row(
+    block: &mut BlockBuilder,
+    scope: &FrameScope<'_>,
+    view: &BatchView<'_>,
+    arrival: UnixMicros,
+    cut: u64,
+) {
+    for (name, column) in block.columns() {
+        match name {
+            "tenant" => column.push_bytes(scope.tenant.as_bytes()),
+            "cluster" => column.push_bytes(scope.cluster.as_bytes()),
+            "node" => column.push_bytes(scope.node.as_bytes()),
+            "source_id" => column.push_sixteen(scope.id.source.0),
+            "incarnation" => column.push_unsigned(scope.id.incarnation.0),
+            "sequence" => column.push_unsigned(scope.id.sequence.0),
+            "events" => column.push_unsigned(u64::from(view.rows())),
+            "batch_version" => column.push_unsigned(u64::from(view.version())),
+            "received_at" => column.push_unsigned(arrival.0),
+            _ => column.push_unsigned(cut),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Where ClickHouse is: the embedded engine or a server. Behind this module nobody knows which.
+//!
+//! Starts and stops the embedded engine, brings the schema up (again and again, while a server is away: data waits in
+//! the spool meanwhile), and writes `connection.toml` for central. Called by [`crate::run`].
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tapio_daemon::Progress;
+use tapio_store::{
+    client::{ClientError, Credentials, Endpoint, ReadLimits, Reader},
+    engine::{EmbeddedEngine, EngineConfig, EngineError, EngineState},
+    migrations::{self, MigrationError},
+};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::StoreConfig,
+    state::{self, StateDirectory, StateError},
+};
+
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(200);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// DDL may wait for locks that a read never waits for.
+const MIGRATION_TIME_MAX: Duration = Duration::from_secs(60);
+/// No password is longer.
+const PASSWORD_BYTES_MAX: usize = 4_096;
+/// The file that tells central where to read.
+const CONNECTION: &str = "connection.toml";
+
+/// Why there is no store to write to.
+#[derive(Debug, Error)]
+pub enum StoreLinkError {
+    /// The embedded engine does not start.
+    #[error("the embedded ClickHouse does not start")]
+    Engine(#[from] EngineError),
+    /// The server's address cannot be used.
+    #[error("the ClickHouse server cannot be used")]
+    Client(#[from] ClientError),
+    /// The password cannot be read.
+    #[error("store.password_file: {} cannot be used: {reason}", path.display())]
+    Password {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The schema is of another release.
+    #[error("the schema in ClickHouse cannot be used")]
+    Schema(#[from] MigrationError),
+    /// `connection.toml` cannot be written.
+    #[error("the connection's file cannot be written")]
+    State(#[from] StateError),
+}
+
+/// What central needs to read.
+#[derive(Serialize)]
+struct Connection<'a> {
+    url: &'a str,
+    reader_user: &'a str,
+    reader_password: &'a str,
+}
+
+/// The store's address and, where it is embedded, its process.
+#[derive(Debug)]
+pub(crate) struct StoreLink {
+    engine: Option<EmbeddedEngine>,
+    writer: Endpoint,
+}
+
+impl StoreLink {
+    /// Starts the embedded engine, or takes the server's address as it is: whether it answers is seen later.
+    pub(crate) async fn open(config: &StoreConfig, state: &StateDirectory) -> Result<Self, StoreLinkError> {
+        let (engine, writer, reader) = match config {
+            StoreConfig::Embedded { library } => {
+                let engine = match library {
+                    Some(library) => EngineConfig::with_library(state.engine(), library),
+                    None => EngineConfig::new(state.engine())?,
+                };
+                let engine = EmbeddedEngine::start(engine).await?;
+                let (writer, reader) = (engine.writer_endpoint()?, engine.reader_endpoint()?);
+                (Some(engine), writer, reader)
+            }
+            StoreConfig::Server { url, user, password_file } => {
+                let password = password_file.as_deref().map_or(Ok(String::new()), read_password)?;
+                let endpoint = Endpoint::new(url, Credentials { user: user.clone(), password })?;
+                // A server's reading account is the operator's to make; until one is named, central reads as we do.
+                (None, endpoint.clone(), endpoint)
+            }
+        };
+        let Credentials { user, password } = reader.credentials();
+        let connection = Connection { url: reader.url(), reader_user: user, reader_password: password };
+        let text = toml::to_string(&connection).map_err(|error| StateError::Damaged {
+            path: connection_file(state),
+            reason: error.to_string(),
+            advice: "choose another password",
+        })?;
+        state::replace(&connection_file(state), text.as_bytes())?;
+        Ok(Self { engine, writer })
+    }
+
+    /// Where and as whom to write.
+    pub(crate) const fn writer(&self) -> &Endpoint {
+        &self.writer
+    }
+
+    /// The embedded engine's process, while it runs.
+    pub(crate) fn engine_pid(&self) -> Option<u32> {
+        match self.engine.as_ref()?.status().state {
+            EngineState::Ready { pid } => Some(pid),
+            _ => None,
+        }
+    }
+
+    /// Ends the embedded engine.
+    pub(crate) async fn close(self) -> Result<(), EngineError> {
+        match self.engine {
+            Some(engine) => engine.stop().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// The file that tells central where to read.
+pub(crate) fn connection_file(state: &StateDirectory) -> PathBuf {
+    state.root().join(CONNECTION)
+}
+
+/// Brings the schema up, however long the server is away; false when stopped before.
+///
+/// # Errors
+/// When the schema is of a newer release or was changed: no waiting helps then.
+pub(crate) async fn bring_schema_up(
+    writer: Endpoint,
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> Result<bool, StoreLinkError> {
+    let reader = Reader::new(&writer, ReadLimits { time_max: MIGRATION_TIME_MAX, ..ReadLimits::default() });
+    let mut pause = RETRY_PAUSE_MIN;
+    loop {
+        let migrated = tokio::select! {
+            () = stop.cancelled() => return Ok(false),
+            migrated = migrations::migrate(&reader) => migrated,
+        };
+        match migrated {
+            Ok(applied) => {
+                tracing::info!(steps = applied.len(), "the schema is up to date");
+                progress.clear();
+                return Ok(true);
+            }
+            Err(error @ (MigrationError::Statement { .. } | MigrationError::Bookkeeping(_))) => {
+                tracing::warn!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string), "the schema cannot be brought up yet, data waits in the spool");
+                progress.fault(format!("the schema cannot be brought up: {error}"));
+                progress.tick();
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(false),
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn read_password(path: &Path) -> Result<String, StoreLinkError> {
+    let refuse = |reason: String| StoreLinkError::Password { path: path.to_owned(), reason };
+    let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.len() > PASSWORD_BYTES_MAX || password.contains('\n') {
+        return Err(refuse("it must hold the password alone, on one line".to_owned()));
+    }
+    Ok(password.to_owned())
+}

@@ -1,0 +1,144 @@
+//! What the intake refuses, and how it says so.
+
+use tapio_identity::Name;
+use tapio_schemas::{
+    event::{Core, UnifiedEvent},
+    ids::SourceId,
+    intent::EventKind,
+};
+use tapio_wire::{
+    Position,
+    frame::{FrameEncoder, FrameLimits, FrameMeta},
+    message::refusal,
+};
+
+use super::support::{Frame, Node, World, frame, now};
+
+fn event() -> UnifiedEvent {
+    UnifiedEvent {
+        core: Core {
+            time_micros: now().0,
+            kind: EventKind::Process,
+            count: 1,
+            intent: "process-started".to_owned(),
+            ..Core::default()
+        },
+        ..UnifiedEvent::default()
+    }
+}
+
+fn first() -> Position {
+    Position::new(1, 1)
+}
+
+/// Changes bytes in the middle of the payload; the header stays sound.
+fn corrupt(source: SourceId) -> Frame {
+    let Frame { position, bytes } = frame(source, first(), &[event(), event()]);
+    let mut bytes = bytes.to_vec();
+    let middle = 96 + (bytes.len() - 96) / 2;
+    bytes[middle] ^= 0x55;
+    Frame { position, bytes: bytes.into() }
+}
+
+/// Scenario: one node sends frames that are corrupt, cut short, of another source, of an unknown version, or of
+/// another century, each on a connection of its own; a second node sends sound frames all the while.
+/// Guarantees: each is refused by its name and with the code that says what to do; the other session is not disturbed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faulty_frames_are_refused_by_name() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let mut sound = world.node(&running, "sound", 1).await;
+    let source = Name::node("tapio.test", "default", "demo", "faulty").unwrap().source_id();
+
+    let short = {
+        let Frame { position, bytes } = frame(source, first(), &[event()]);
+        Frame { position, bytes: bytes.slice(..50) }
+    };
+    let unknown = {
+        let meta = FrameMeta { batch_version: 9, ..FrameMeta::new(first().of_source(source), 0) };
+        let mut bytes = Vec::new();
+        FrameEncoder::new(FrameLimits::default()).unwrap().encode(meta, &[0; 64], &mut bytes).unwrap();
+        Frame { position: first(), bytes: bytes.into() }
+    };
+    let mut old = event();
+    old.core.time_micros = 1_000_000;
+    let cases = [
+        ("corrupt-payload", refusal::PROTOCOL, corrupt(source)),
+        ("truncated", refusal::PROTOCOL, short),
+        ("wrong-source", refusal::PROTOCOL, frame(SourceId([9; 16]), first(), &[event()])),
+        ("unknown-batch-version", refusal::VERSION, unknown),
+        ("time-out-of-range", refusal::PROTOCOL, frame(source, Position::new(1, 2), &[old])),
+    ];
+    for (turn, (fault, code, bad)) in (1..).zip(cases) {
+        let mut faulty = world.node(&running, "faulty", 1).await;
+        faulty.offer(&bad).await;
+        let (said, text) = faulty.until_refused().await;
+        assert!(text.contains(fault), "{fault}: {text}");
+        assert_eq!(said, code, "{fault}");
+        sound.offer(&frame(sound.source, Position::new(1, turn), &[event()])).await;
+        sound.until_received(turn).await;
+        let metrics = running.registry.encode().unwrap();
+        assert!(metrics.contains(&format!("tapio_intake_frames_refused_total{{reason=\"{fault}\"}} 1")), "{metrics}");
+    }
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a frame that is corrupt on the node's disk is sent, refused, and sent again; sound ones stand behind it.
+/// Guarantees: the second time it is given up and counted, is acknowledged, and what stands behind it passes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_stays_corrupt_does_not_block_its_source() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    let bad = corrupt(node.source);
+    node.offer(&bad).await;
+    node.until_refused().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    node.offer(&bad).await;
+    node.until_received(1).await;
+    node.offer(&frame(node.source, Position::new(1, 2), &[event()])).await;
+    node.until_received(2).await;
+    running.stop().await.unwrap();
+}
+
+/// Scenario: peers whose certificate is of another cluster, of an aggregator, or whose hello names another node.
+/// Guarantees: none of them gets a session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_nodes_of_this_cluster_are_served() {
+    let world = World::new();
+    let running = world.without_store().await;
+    for name in [
+        Name::node("tapio.test", "default", "other", "n1").unwrap(),
+        Name::node("tapio.test", "strangers", "demo", "n1").unwrap(),
+        Name::aggregator("tapio.test", "default", "demo", "a2").unwrap(),
+    ] {
+        // The names differ, so the peer must look for an aggregator of this cluster anyhow.
+        let connection = world.connect_as(&running, &name).await;
+        let reason = connection.closed().await.to_string();
+        assert!(reason.contains("is expected"), "{name}: {reason}");
+    }
+    let name = Name::node("tapio.test", "default", "demo", "n1").unwrap();
+    let mut liar = Node::connect(&world, &running, &name, "n2", 1).await;
+    let (code, text) = liar.until_refused().await;
+    assert_eq!(code, refusal::PROTOCOL);
+    assert!(text.contains("n2"), "{text}");
+    running.stop().await.unwrap();
+}
+
+/// Scenario: an agent restarts and connects before its old connection timed out; then the old life comes back.
+/// Guarantees: the newer life is served and the older session told that it is superseded; the older life is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_life_supersedes() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let mut old = world.node(&running, "n1", 1).await;
+    let mut new = world.node(&running, "n1", 2).await;
+    assert_eq!(old.until_refused().await.0, refusal::SUPERSEDED);
+    drop(old);
+    let name = Name::node("tapio.test", "default", "demo", "n1").unwrap();
+    let mut again = Node::connect(&world, &running, &name, "n1", 1).await;
+    assert_eq!(again.until_refused().await.0, refusal::SUPERSEDED);
+    new.offer(&frame(new.source, Position::new(2, 1), &[event()])).await;
+    new.until_received(1).await;
+    running.stop().await.unwrap();
+}

@@ -1,0 +1,322 @@
+//! A road for tests: an authority, an aggregator with real parts, and nodes that speak the wire over real QUIC.
+
+use std::{
+    fs,
+    net::UdpSocket,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream};
+use serde::Deserialize;
+use tapio_aggregator::{Config, Running};
+use tapio_identity::{Credentials, Expected, Name, NameKind, issuer::Authority, quic};
+use tapio_schemas::{
+    batch::{AlignedVec, BatchBuilder},
+    event::UnifiedEvent,
+    ids::{FrameId, Incarnation, Sequence, SourceId},
+    ledger::{Fate, Stage},
+    units::{ClockOffset, Micros, UnixMicros},
+};
+use tapio_store::client::{Credentials as Account, Endpoint, ReadLimits, Reader};
+use tapio_wire::{
+    Position,
+    frame::{FrameEncoder, FrameLimits, FrameMeta},
+    session::{EdgeConfig, EdgeEvent, EdgeSession, Now},
+};
+
+/// Nothing here takes longer on a machine that is busy with other builds.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+const LIFE: Duration = Duration::from_secs(3_600);
+const DOMAIN: &str = "tapio.test";
+
+pub fn now() -> UnixMicros {
+    UnixMicros(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap())
+}
+
+/// Everything that outlives an aggregator: its directory and the authority.
+pub struct World {
+    directory: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl World {
+    pub fn new() -> Self {
+        // The embedded engine runs as another user, who must be able to pass through.
+        let directory = tempfile::tempdir().unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(directory.path(), open).unwrap();
+        let authority = Authority::new("test", SystemTime::now(), LIFE).unwrap();
+        Self { directory, authority }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn files(&self, name: &Name, stem: &str) -> (PathBuf, PathBuf, PathBuf) {
+        let issued = self.authority.issue(name, SystemTime::now(), LIFE).unwrap();
+        let folder = self.path().join("certificates");
+        fs::create_dir_all(&folder).unwrap();
+        issued.write(&folder, stem).unwrap();
+        (folder.join(format!("{stem}.pem")), folder.join(format!("{stem}.key")), folder.join(format!("{stem}.ca.pem")))
+    }
+
+    pub fn credentials(&self, name: &Name, stem: &str) -> Credentials {
+        let (certificate, key, authority) = self.files(name, stem);
+        Credentials::load(&certificate, &key, &authority).unwrap()
+    }
+
+    /// A configuration on free ports; `store` is the `[store]` table.
+    pub fn config(&self, store: &str) -> Config {
+        let name = Name::aggregator(DOMAIN, "default", "demo", "a1").unwrap();
+        let (certificate, key, authority) = self.files(&name, "aggregator");
+        let text = format!(
+            r#"
+            [aggregator]
+            name = "a1"
+            cluster = "demo"
+            trust_domain = "{DOMAIN}"
+            [identity]
+            certificate = {certificate:?}
+            key = {key:?}
+            authority = {authority:?}
+            [intake]
+            listen = "127.0.0.1:0"
+            [state]
+            directory = {:?}
+            [store]
+            {store}
+            [context]
+            identities = {:?}
+            [telemetry]
+            listen = "127.0.0.1:0"
+            "#,
+            self.path().join("state"),
+            self.path().join("identities.json"),
+        );
+        Config::parse(Path::new("test.toml"), &text).unwrap()
+    }
+
+    /// An aggregator with the real embedded engine.
+    pub async fn embedded(&self) -> Running {
+        tapio_aggregator::start(self.config("mode = \"embedded\"")).await.unwrap()
+    }
+
+    /// An aggregator whose store is not there: what arrives waits in the spool.
+    pub async fn without_store(&self) -> Running {
+        let store = "mode = \"server\"\nurl = \"http://127.0.0.1:9\"";
+        tapio_aggregator::start(self.config(store)).await.unwrap()
+    }
+
+    /// A bare connection of a peer with a certificate of this name.
+    pub async fn connect_as(&self, running: &Running, name: &Name) -> Connection {
+        let credentials = self.credentials(name, "peer");
+        let endpoint = quic::client_endpoint(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+        let expected = Expected::beside(name, &[NameKind::Aggregator]).anywhere();
+        quic::connect(&endpoint, &credentials, running.intake_addr, &expected).await.unwrap().0
+    }
+
+    /// A node's connection to the aggregator, its session open.
+    pub async fn node(&self, running: &Running, node: &str, incarnation: u64) -> Node {
+        let name = Name::node(DOMAIN, "default", "demo", node).unwrap();
+        let mut node = Node::connect(self, running, &name, node, incarnation).await;
+        node.until(|event| matches!(event, EdgeEvent::Welcomed { .. })).await;
+        node
+    }
+}
+
+/// Whether the real engine can be run here; if not, and that is allowed, says what is not proven.
+pub fn engine_is_here() -> bool {
+    let Err(error) = tapio_store::engine::find_library() else { return true };
+    let allowed = std::env::var("TAPIO_NOT_PROVEN").unwrap_or_default();
+    assert!(allowed.split(',').any(|name| name == "clickhouse"), "{error}");
+    println!("not proven: clickhouse: frames to rows, exactly once");
+    false
+}
+
+/// A node that speaks the wire.
+pub struct Node {
+    pub source: SourceId,
+    pub session: EdgeSession,
+    pub events: Vec<EdgeEvent>,
+    _endpoint: quinn::Endpoint,
+    pub connection: Connection,
+    send: SendStream,
+    receive: RecvStream,
+    started: Instant,
+    pub closed: bool,
+}
+
+impl Node {
+    pub async fn connect(world: &World, running: &Running, name: &Name, says: &str, incarnation: u64) -> Self {
+        let credentials = world.credentials(name, says);
+        let endpoint = quic::client_endpoint(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+        let expected = Expected::beside(name, &[NameKind::Aggregator]);
+        let (connection, _peer) =
+            quic::connect(&endpoint, &credentials, running.intake_addr, &expected).await.unwrap();
+        let (send, receive) = connection.open_bi().await.unwrap();
+        let mut session = EdgeSession::new(EdgeConfig {
+            capabilities: vec!["oom_victim=working".to_owned(), "payload=failed: refused".to_owned()],
+            ..EdgeConfig::new(Incarnation(incarnation), says)
+        });
+        let started = Instant::now();
+        let this = Now { monotonic: Micros(0), unix: now() };
+        session.connect(Position::new(incarnation, 1), this).unwrap();
+        let source = name.source_id();
+        let (events, closed) = (Vec::new(), false);
+        let mut node =
+            Self { source, session, events, _endpoint: endpoint, connection, send, receive, started, closed };
+        node.flush().await;
+        node
+    }
+
+    fn now(&self) -> Now {
+        let monotonic = u64::try_from(self.started.elapsed().as_micros()).unwrap();
+        Now { monotonic: Micros(monotonic), unix: now() }
+    }
+
+    /// Sends what waits.
+    pub async fn flush(&mut self) {
+        while let Some(piece) = self.session.poll_output() {
+            if self.send.write_chunk(piece).await.is_err() {
+                self.closed = true;
+                return;
+            }
+        }
+    }
+
+    /// Sends bytes as they are, past the session.
+    pub async fn send_raw(&mut self, bytes: &[u8]) {
+        self.send.write_all(bytes).await.unwrap();
+    }
+
+    /// Offers a frame; it goes out as credit allows.
+    pub async fn offer(&mut self, frame: &Frame) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.session.offer(frame.position, frame.bytes.clone()) {
+                Ok(()) => break,
+                Err(tapio_wire::session::OfferRefusal::WindowFull) => self.step().await,
+                Err(refusal) => panic!("{refusal}"),
+            }
+            assert!(Instant::now() < deadline && !self.closed, "no room for a frame");
+        }
+        self.flush().await;
+    }
+
+    /// One turn: what waits is sent, what comes is taken, time passes.
+    pub async fn step(&mut self) {
+        self.flush().await;
+        let now = self.now();
+        let wake = self.session.next_timeout().map_or(1_000_000, |at| at.0.saturating_sub(now.monotonic.0));
+        let wait = Duration::from_micros(wake.min(1_000_000));
+        match tokio::time::timeout(wait, self.receive.read_chunk(65_536, true)).await {
+            Err(_elapsed) => {
+                let now = self.now();
+                let _fault = self.session.handle_timeout(now);
+            }
+            Ok(Ok(Some(chunk))) => {
+                let now = self.now();
+                let _fault = self.session.handle_bytes(&chunk.bytes, now);
+            }
+            Ok(_) => self.closed = true,
+        }
+        while let Some(event) = self.session.poll_event() {
+            self.events.push(event);
+        }
+        self.flush().await;
+    }
+
+    /// Goes on until an event comes for which `wanted` holds, and returns it.
+    pub async fn until(&mut self, mut wanted: impl FnMut(&EdgeEvent) -> bool) -> EdgeEvent {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = 0;
+        loop {
+            while let Some(event) = self.events.get(seen) {
+                if wanted(event) {
+                    return event.clone();
+                }
+                seen += 1;
+            }
+            assert!(Instant::now() < deadline, "the event did not come; these did: {:?}", self.events);
+            assert!(!self.closed, "the connection was closed; these events came: {:?}", self.events);
+            self.step().await;
+        }
+    }
+
+    pub async fn until_received(&mut self, sequence: u64) {
+        self.until(|event| matches!(event, EdgeEvent::Received(at) if at.sequence.0 >= sequence)).await;
+    }
+
+    pub async fn until_stored(&mut self, sequence: u64) {
+        self.until(|event| matches!(event, EdgeEvent::Stored(at) if at.sequence.0 >= sequence)).await;
+    }
+
+    /// Goes on until the aggregator refuses the session, and returns code and text.
+    pub async fn until_refused(&mut self) -> (u16, String) {
+        match self.until(|event| matches!(event, EdgeEvent::Refused { .. })).await {
+            EdgeEvent::Refused { code, text } => (code, text),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A frame and its place.
+#[derive(Clone)]
+pub struct Frame {
+    pub position: Position,
+    pub bytes: Bytes,
+}
+
+/// Makes a frame of events.
+pub fn frame(source: SourceId, position: Position, events: &[UnifiedEvent]) -> Frame {
+    let mut batch = BatchBuilder::default();
+    let ledger = batch.ledger_mut();
+    ledger.since = now().minus(Micros::from_secs(1));
+    ledger.until = now();
+    ledger.add(Stage::Kernel, Fate::Carried, "test", "", events.len() as u64);
+    for event in events {
+        batch.push_event(event).unwrap();
+    }
+    let mut bytes = AlignedVec::new();
+    let summary = batch.finish(&mut bytes).unwrap();
+    let meta = FrameMeta {
+        clock: ClockOffset { boot_to_unix_nanos: 0, error_micros: 40 },
+        ..FrameMeta::new(position.of_source(source), summary.rows)
+    };
+    let mut out = Vec::new();
+    FrameEncoder::new(FrameLimits::default()).unwrap().encode(meta, &bytes, &mut out).unwrap();
+    Frame { position, bytes: out.into() }
+}
+
+/// The id of a frame.
+pub fn id(source: SourceId, sequence: u64) -> FrameId {
+    FrameId { source, incarnation: Incarnation(1), sequence: Sequence(sequence) }
+}
+
+#[derive(Deserialize)]
+struct Connected {
+    url: String,
+    reader_user: String,
+    reader_password: String,
+}
+
+/// A reader of the store, as central opens it.
+pub fn store(running: &Running) -> Reader {
+    let text = fs::read_to_string(&running.connection_file).unwrap();
+    let Connected { url, reader_user, reader_password } = toml::from_str(&text).unwrap();
+    let account = Account { user: reader_user, password: reader_password };
+    Reader::new(&Endpoint::new(&url, account).unwrap(), ReadLimits::default())
+}
+
+/// The first column of the first row of an answer, a number.
+pub async fn number(reader: &Reader, statement: &str) -> u64 {
+    #[derive(Deserialize)]
+    struct Row {
+        n: u64,
+    }
+    let rows: Vec<Row> = reader.rows(statement, &[]).await.unwrap();
+    rows.first().map_or(0, |row| row.n)
+}
