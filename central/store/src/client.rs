@@ -48,7 +48,9 @@ impl Endpoint {
         let fault = |reason| Err(ClientError::Url { url: url.to_owned(), reason });
         let trimmed = url.strip_suffix('/').unwrap_or(url);
         if trimmed.starts_with("https://") {
-            return fault("TLS to ClickHouse is not built in; put a local proxy before the server and use http://");
+            return fault(
+                "TLS to ClickHouse is not built in; put a local proxy before the server and use http://",
+            );
         }
         let Some(authority) = trimmed.strip_prefix("http://") else {
             return fault("it must start with http://");

@@ -86,8 +86,10 @@ impl EngineConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The library is not there.
-    #[error("the ClickHouse engine's library is not at {path}: {reason}; run scripts/lib/fetch-clickhouse, \
-             set TAPIO_CLICKHOUSE_LIB to a libchdb.so, or use a ClickHouse server with --clickhouse-url")]
+    #[error(
+        "the ClickHouse engine's library is not at {path}: {reason}; run scripts/lib/fetch-clickhouse, \
+             set TAPIO_CLICKHOUSE_LIB to a libchdb.so, or use a ClickHouse server with --clickhouse-url"
+    )]
     Library {
         /// Where it was looked for.
         path: PathBuf,

@@ -39,8 +39,10 @@ pub const MIGRATIONS: &[Migration] = migrations![1 "0001_spine"];
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
     /// A newer Tapio wrote this database.
-    #[error("the database has schema {found} ({name}) and this Tapio knows schemas up to {known}; \
-             start a Tapio at least as new as the one that wrote it, or use another database")]
+    #[error(
+        "the database has schema {found} ({name}) and this Tapio knows schemas up to {known}; \
+             start a Tapio at least as new as the one that wrote it, or use another database"
+    )]
     Newer {
         /// The newest step that the server has.
         found: u32,
@@ -50,8 +52,10 @@ pub enum MigrationError {
         known: u32,
     },
     /// The database is behind, and the caller only checks.
-    #[error("the database has schema {found} and this Tapio needs {needed}; \
-             start an aggregator of this version first, it brings the schema up")]
+    #[error(
+        "the database has schema {found} and this Tapio needs {needed}; \
+             start an aggregator of this version first, it brings the schema up"
+    )]
     Older {
         /// The newest step that the server has, 0 for none.
         found: u32,
@@ -59,8 +63,10 @@ pub enum MigrationError {
         needed: u32,
     },
     /// A step was changed after it was applied.
-    #[error("schema step {version} ({name}) was applied with other statements than this Tapio has for it; \
-             steps never change once released, so one of the two builds is not a released one")]
+    #[error(
+        "schema step {version} ({name}) was applied with other statements than this Tapio has for it; \
+             steps never change once released, so one of the two builds is not a released one"
+    )]
     Changed {
         /// The step.
         version: u32,

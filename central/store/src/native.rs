@@ -46,7 +46,9 @@ pub enum BlockError {
         expected: usize,
     },
     /// The block is over [`BLOCK_ROWS_MAX`] or [`BLOCK_BYTES_MAX`]; cut it.
-    #[error("the block has {rows} rows and {bytes} bytes; at most {BLOCK_ROWS_MAX} rows and {BLOCK_BYTES_MAX} bytes may go in one")]
+    #[error(
+        "the block has {rows} rows and {bytes} bytes; at most {BLOCK_ROWS_MAX} rows and {BLOCK_BYTES_MAX} bytes may go in one"
+    )]
     TooLarge {
         /// Its rows.
         rows: usize,
@@ -192,11 +194,8 @@ impl BlockBuilder {
     /// # Errors
     /// [`BlockError`] when the columns do not make up a block.
     pub fn encode(&self) -> Result<EncodedBlock, BlockError> {
-        let columns: Vec<(&str, &dyn NativeColumn)> = self
-            .columns
-            .iter()
-            .map(|(name, column)| (name.as_str(), column as &dyn NativeColumn))
-            .collect();
+        let columns: Vec<(&str, &dyn NativeColumn)> =
+            self.columns.iter().map(|(name, column)| (name.as_str(), column as &dyn NativeColumn)).collect();
         encode(&columns)
     }
 

@@ -7,10 +7,7 @@
 //! The process ends when its standard input closes, and the kernel kills it when the supervisor dies. It must
 //! never outlive the supervisor, regain the privileges that it gave up, or write outside the state directory.
 #![allow(unsafe_code, reason = "loading the engine and giving up privileges are calls into C")]
-#![allow(
-    clippy::print_stderr,
-    reason = "the supervisor reads this program's standard error and reports it"
-)]
+#![allow(clippy::print_stderr, reason = "the supervisor reads this program's standard error and reports it")]
 
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_ulong, c_void};
 use std::os::unix::ffi::OsStringExt;
@@ -71,9 +68,7 @@ impl Arguments {
             if flag == "--" {
                 break;
             }
-            let value = raw
-                .next()
-                .ok_or_else(|| format!("launcher: {} needs a value", flag.display()))?;
+            let value = raw.next().ok_or_else(|| format!("launcher: {} needs a value", flag.display()))?;
             match flag.to_str() {
                 Some("--lib") => library = Some(c_string(value)?),
                 Some("--parent") => parent = Some(number(&value)?),
@@ -96,7 +91,7 @@ impl Arguments {
 }
 
 fn c_string(value: OsString) -> Result<CString, String> {
-    CString::new(value.into_vec()).map_err(|_| "launcher: an argument holds a zero byte".to_owned())
+    CString::new(value.into_vec()).map_err(|_nul| "launcher: an argument holds a zero byte".to_owned())
 }
 
 fn number(value: &OsString) -> Result<u32, String> {
@@ -187,7 +182,8 @@ impl Engine {
 
     fn run(&self, arguments: &[CString]) -> Result<(), String> {
         let mut pointers: Vec<*mut c_char> = arguments.iter().map(|a| a.as_ptr().cast_mut()).collect();
-        let count = c_int::try_from(pointers.len()).map_err(|_| "launcher: too many arguments".to_owned())?;
+        let count =
+            c_int::try_from(pointers.len()).map_err(|_over| "launcher: too many arguments".to_owned())?;
         pointers.push(std::ptr::null_mut());
         // SAFETY: `pointers` is a null-terminated array of C strings which outlive the call; the engine does
         // not write through them.
@@ -210,10 +206,7 @@ fn symbol(library: *mut c_void, name: &CStr) -> Result<*mut c_void, String> {
     // SAFETY: `library` is a live handle and `name` a C string.
     let address = unsafe { dlsym(library, name.as_ptr()) };
     if address.is_null() {
-        return Err(format!(
-            "the library loaded but is not the engine that is expected: {}",
-            loader_error()
-        ));
+        return Err(format!("the library loaded but is not the engine that is expected: {}", loader_error()));
     }
     Ok(address)
 }

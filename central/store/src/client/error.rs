@@ -61,7 +61,9 @@ pub enum ClientError {
         body: String,
     },
     /// The server reports that it read other rows than were sent: the block was misread.
-    #[error("{table}: {sent} rows were sent and ClickHouse read {read}; the block's columns do not match the table")]
+    #[error(
+        "{table}: {sent} rows were sent and ClickHouse read {read}; the block's columns do not match the table"
+    )]
     RowsDiffer {
         /// The table.
         table: String,

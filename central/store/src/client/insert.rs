@@ -22,6 +22,9 @@ use crate::native::EncodedBlock;
 
 /// The longest error body that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// How long an idle connection is kept: less than the embedded engine keeps it (3 s), so that none is used while the
+/// server closes it.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Idle connections kept to the server.
 const IDLE_CONNECTIONS_MAX: usize = 4;
 
@@ -40,11 +43,14 @@ impl DeduplicationToken {
     /// deduplication into a comparison of contents, which is not what any caller means.
     pub fn new(token: impl Into<String>) -> Result<Self, ClientError> {
         let token = token.into();
-        let fits = (1..=Self::BYTES_MAX).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic());
+        let fits =
+            (1..=Self::BYTES_MAX).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_graphic());
         if fits {
             Ok(Self(token))
         } else {
-            Err(ClientError::Request(format!("the deduplication token {token:?} is empty, too long or not plain text")))
+            Err(ClientError::Request(format!(
+                "the deduplication token {token:?} is empty, too long or not plain text"
+            )))
         }
     }
 
@@ -83,7 +89,7 @@ impl BlockWriter {
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
         let client = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .pool_idle_timeout(Duration::from_secs(3))
+            .pool_idle_timeout(IDLE_TIME_MAX)
             .build(connector);
         Self { endpoint, client, timeout }
     }
@@ -151,7 +157,10 @@ impl BlockWriter {
         let network = |reason: String| ClientError::Network { url: self.endpoint.url().to_owned(), reason };
         let response = self.client.request(request).await.map_err(|error| network(chain(&error)))?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| network(error.to_string()))?;
+        let body = Limited::new(body, ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| network(error.to_string()))?;
         let body = body.to_bytes();
         let text = String::from_utf8_lossy(&body);
         if let Some(code) = exception_code(&head.headers).or_else(|| code_in(&text)) {

@@ -80,7 +80,11 @@ pub struct Reader {
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Reader").field("url", &self.url).field("limits", &self.limits).finish_non_exhaustive()
+        formatter
+            .debug_struct("Reader")
+            .field("url", &self.url)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -129,7 +133,11 @@ impl Reader {
     ///
     /// # Errors
     /// As [`Reader::rows`].
-    pub async fn answer(&self, statement: &str, parameters: &[(&str, Parameter)]) -> Result<Vec<u8>, ClientError> {
+    pub async fn answer(
+        &self,
+        statement: &str,
+        parameters: &[(&str, Parameter)],
+    ) -> Result<Vec<u8>, ClientError> {
         let seconds = self.limits.time_max.as_secs().max(1);
         let mut query = self
             .client
@@ -166,7 +174,11 @@ impl Reader {
     ///
     /// # Errors
     /// [`ClientError`]: the server's refusal or the network's.
-    pub async fn execute(&self, statement: &str, parameters: &[(&str, Parameter)]) -> Result<(), ClientError> {
+    pub async fn execute(
+        &self,
+        statement: &str,
+        parameters: &[(&str, Parameter)],
+    ) -> Result<(), ClientError> {
         let mut query = self.client.query_raw(statement).with_setting("wait_end_of_query", "1");
         for (name, value) in parameters {
             query = query.param(name, value);

@@ -119,7 +119,9 @@ fn identity(run_as: RunAs, state: &Path) -> Identity {
             Ok(metadata) if metadata.mode() & 0o001 != 0 => {}
             Ok(_closed) => {
                 let dir = dir.display();
-                return keep(Some(format!("{dir} is closed to other users; `chmod o+x {dir}` lets it run as nobody")));
+                return keep(Some(format!(
+                    "{dir} is closed to other users; `chmod o+x {dir}` lets it run as nobody"
+                )));
             }
             Err(error) => return keep(Some(format!("{} cannot be looked at: {error}", dir.display()))),
         }
@@ -149,7 +151,8 @@ fn give(path: &Path, owner: (u32, u32)) -> Result<(), EngineError> {
         return Ok(());
     }
     // The top of a tree comes last, so that a crash between leaves the old owner there and the next start goes on.
-    std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1)).map_err(fault(path, "giving it to the engine's user"))
+    std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1))
+        .map_err(fault(path, "giving it to the engine's user"))
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -164,15 +167,18 @@ fn passwords(path: &Path) -> Result<Passwords, EngineError> {
     let unusable = |reason: String| EngineError::Passwords { path: path.to_owned(), reason };
     match fs::read(path) {
         Ok(bytes) => {
-            let known: Passwords = serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
-            let plain = |text: &str| text.len() >= 32 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            let known: Passwords =
+                serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+            let plain =
+                |text: &str| text.len() >= 32 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
             if known.version != 1 || !plain(&known.writer) || !plain(&known.reader) {
                 return Err(unusable("unknown version or a password that was not made here".to_owned()));
             }
             Ok(known)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let made = Passwords { version: 1, writer: random_password(path)?, reader: random_password(path)? };
+            let made =
+                Passwords { version: 1, writer: random_password(path)?, reader: random_password(path)? };
             let text = serde_json::to_string_pretty(&made).map_err(|error| unusable(error.to_string()))?;
             write_private(path, &text)?;
             Ok(made)
@@ -227,7 +233,8 @@ fn users_xml(passwords: &Passwords) -> String {
         constraints.push_str(&format!("        <{name}><min>1</min><max>{value}</max></{name}>\n"));
     }
     let user = |name: &str, password: &str, profile: &str, grants: &[String]| {
-        let grants: String = grants.iter().map(|grant| format!("        <query>GRANT {grant}</query>\n")).collect();
+        let grants: String =
+            grants.iter().map(|grant| format!("        <query>GRANT {grant}</query>\n")).collect();
         let hash = hex(&Sha256::digest(password.as_bytes()));
         format!(
             "    <{name}>\n      <password_sha256_hex>{hash}</password_sha256_hex>\n      \
@@ -235,10 +242,7 @@ fn users_xml(passwords: &Passwords) -> String {
              <quota>unlimited</quota>\n      <grants>\n{grants}      </grants>\n    </{name}>\n"
         )
     };
-    let mut writer_grants = vec![
-        format!("ALL ON {DATABASE}.*"),
-        "SELECT ON system.*".to_owned(),
-    ];
+    let mut writer_grants = vec![format!("ALL ON {DATABASE}.*"), "SELECT ON system.*".to_owned()];
     // Engines by name: the right to all engines includes reading and writing files of the host.
     for engine in ["MergeTree", "SummingMergeTree", "AggregatingMergeTree", "ReplacingMergeTree"] {
         writer_grants.push(format!("TABLE ENGINE ON {engine}"));
@@ -283,7 +287,8 @@ fn users_xml(passwords: &Passwords) -> String {
     )
 }
 
-/// The server's settings: bounded memory, caches, pools and logs; no table of the system's own is written.
+/// The server's settings: bounded memory, caches, pools and logs; no table of the system's own is written. A stopping
+/// engine waits for idle connections to time out, so that time is short, but longer than our clients keep them.
 fn config_xml(memory_bytes_max: u64, users: &Path, data: &Path, log: &Path) -> String {
     let (users, data, log) = (xml_text(users), xml_text(data), xml_text(log));
     format!(
@@ -292,7 +297,7 @@ fn config_xml(memory_bytes_max: u64, users: &Path, data: &Path, log: &Path) -> S
   <users_config>{users}</users_config>
   <user_files_path>{data}/user_files/</user_files_path>
   <timezone>UTC</timezone>
-  <shutdown_wait_unfinished>1</shutdown_wait_unfinished>
+  <keep_alive_timeout>3</keep_alive_timeout>
   <max_server_memory_usage>{memory_bytes_max}</max_server_memory_usage>
   <mark_cache_size>67108864</mark_cache_size>
   <index_mark_cache_size>16777216</index_mark_cache_size>

@@ -36,7 +36,11 @@ pub(super) struct Launched {
 }
 
 impl Launched {
-    pub(super) fn start(library: &Path, prepared: &Prepared, addresses: Addresses) -> Result<Self, EngineError> {
+    pub(super) fn start(
+        library: &Path,
+        prepared: &Prepared,
+        addresses: Addresses,
+    ) -> Result<Self, EngineError> {
         let fault = |doing| move |source: io::Error| EngineError::Launcher { doing, source };
         let program = program().map_err(fault("putting it into memory"))?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
@@ -61,7 +65,9 @@ impl Launched {
         let tail = Arc::new(Mutex::new(VecDeque::with_capacity(TAIL_BYTES_MAX)));
         let tail_thread = child.stderr.take().map(|stderr| {
             let tail = Arc::clone(&tail);
-            std::thread::Builder::new().name("tapio-engine-log".to_owned()).spawn(move || keep_tail(stderr, &tail))
+            std::thread::Builder::new()
+                .name("tapio-engine-log".to_owned())
+                .spawn(move || keep_tail(stderr, &tail))
         });
         let opened = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default())
             .ok_or_else(|| io::Error::other("the process has no id"))
@@ -166,7 +172,10 @@ fn program() -> io::Result<OwnedFd> {
     let mut file = File::from(fd);
     file.write_all(PROGRAM)?;
     let fd = OwnedFd::from(file);
-    rustix::fs::fcntl_add_seals(&fd, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    rustix::fs::fcntl_add_seals(
+        &fd,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
     Ok(fd)
 }
 
@@ -212,7 +221,7 @@ pub(super) fn free_addresses() -> Result<Addresses, EngineError> {
         let (http, tcp) = (bind()?, bind()?);
         Ok((http.local_addr()?, tcp.local_addr()?))
     };
-    let (http, tcp) =
-        addresses().map_err(|source| EngineError::Launcher { doing: "finding free ports on loopback", source })?;
+    let (http, tcp) = addresses()
+        .map_err(|source| EngineError::Launcher { doing: "finding free ports on loopback", source })?;
     Ok(Addresses { http, tcp })
 }

@@ -27,7 +27,8 @@ fn lookup(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, EngineE
         .or_else(|| variable("HOME").map(|path| path.join(".cache").join("tapio")))
         .ok_or_else(|| EngineError::Library {
             path: PathBuf::from("libchdb.so"),
-            reason: "none of TAPIO_CLICKHOUSE_LIB, TAPIO_CACHE_DIR, XDG_CACHE_HOME and HOME is set".to_owned(),
+            reason: "none of TAPIO_CLICKHOUSE_LIB, TAPIO_CACHE_DIR, XDG_CACHE_HOME and HOME is set"
+                .to_owned(),
         })?;
     Ok(cache.join("clickhouse").join(VERSION).join("libchdb.so"))
 }

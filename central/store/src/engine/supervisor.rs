@@ -36,8 +36,10 @@ pub(super) struct Control {
 impl Control {
     fn new() -> Result<Self, EngineError> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let fd = rustix::event::eventfd(0, flags)
-            .map_err(|error| EngineError::Launcher { doing: "making its control channel", source: error.into() })?;
+        let fd = rustix::event::eventfd(0, flags).map_err(|error| EngineError::Launcher {
+            doing: "making its control channel",
+            source: error.into(),
+        })?;
         Ok(Self { shared: Arc::new((AtomicU8::new(RUN), fd)) })
     }
 
@@ -221,7 +223,9 @@ impl Supervisor {
     fn wait(&self, running: Option<&Launched>, pause: Option<Duration>) -> Woken {
         let told = PollFd::from_borrowed_fd(self.control.shared.1.as_fd(), PollFlags::IN);
         let ready = match running {
-            Some(launched) => poll(&mut [told, PollFd::from_borrowed_fd(launched.ended(), PollFlags::IN)], pause),
+            Some(launched) => {
+                poll(&mut [told, PollFd::from_borrowed_fd(launched.ended(), PollFlags::IN)], pause)
+            }
             None => poll(&mut [told], pause),
         };
         if self.control.command() != RUN {

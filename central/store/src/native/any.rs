@@ -179,7 +179,9 @@ impl AnyColumn {
     fn push_fixed(&mut self, cell: &[u8], kind: FixedKind) {
         // An integer too large for its column would wrap into a wrong value; the default is at least visible.
         let width = match self {
-            Self::Fixed(Fixed { column, .. }) | Self::NullableFixed(_, Fixed { column, .. }) => column.width(),
+            Self::Fixed(Fixed { column, .. }) | Self::NullableFixed(_, Fixed { column, .. }) => {
+                column.width()
+            }
             _ => cell.len(),
         };
         let surplus = cell.get(width..).unwrap_or_default();
@@ -188,7 +190,9 @@ impl AnyColumn {
         }
         match self {
             Self::Fixed(fixed) if fixed.kind == kind => fixed.column.push(cell),
-            Self::NullableFixed(column, like) if like.kind == kind => column.push_with(|inner| inner.push(cell)),
+            Self::NullableFixed(column, like) if like.kind == kind => {
+                column.push_with(|inner| inner.push(cell))
+            }
             _ => self.push_default(),
         }
     }

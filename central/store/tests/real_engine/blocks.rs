@@ -112,7 +112,10 @@ async fn blocks_that_do_not_fit_are_refused() {
     ] {
         let error = store.blocks.insert(table, &block, &token(what)).await.expect_err(what);
         assert_eq!(error.advice(), Advice::Stop, "{what}: {error}");
-        assert!(matches!(&error, ClientError::Server { message, .. } if message.contains(what)), "{what}: {error}");
+        assert!(
+            matches!(&error, ClientError::Server { message, .. } if message.contains(what)),
+            "{what}: {error}"
+        );
     }
     assert_eq!(store.number("SELECT count() AS n FROM tapio.frames").await, 0);
     store.stop().await;
@@ -257,8 +260,10 @@ fn assert_same(stored: &Stored, row: &Row) {
 async fn every_type_survives_the_engine() {
     let Some(store) = Store::start().await else { return };
     let schema = || std::iter::once(("place", "UInt32")).chain(COLUMNS.iter().copied());
-    let columns: Vec<String> = schema().map(|(name, clickhouse_type)| format!("{name} {clickhouse_type}")).collect();
-    let table = format!("CREATE TABLE tapio.types ({}) ENGINE = MergeTree ORDER BY place", columns.join(", "));
+    let columns: Vec<String> =
+        schema().map(|(name, clickhouse_type)| format!("{name} {clickhouse_type}")).collect();
+    let table =
+        format!("CREATE TABLE tapio.types ({}) ENGINE = MergeTree ORDER BY place", columns.join(", "));
     store.writer.execute(&table, &[]).await.unwrap();
 
     let mut runner = TestRunner::default();

@@ -142,7 +142,11 @@ async fn the_engine_dies_with_its_supervisor() {
     holder.wait().unwrap();
     let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
     let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
-    assert_eq!(rustix::event::poll(&mut ended, Some(&limit)).unwrap(), 1, "the engine outlived its supervisor");
+    assert_eq!(
+        rustix::event::poll(&mut ended, Some(&limit)).unwrap(),
+        1,
+        "the engine outlived its supervisor"
+    );
 }
 
 /// Scenario: the library is missing, is a text file, is a library but not the engine.

@@ -2,6 +2,14 @@
 //!
 //! These need the engine's library (`scripts/lib/fetch-clickhouse`). Without it they fail, unless `TAPIO_NOT_PROVEN`
 //! contains `clickhouse`; then each says what it did not prove.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests, which clippy does not take for tests"
+)]
 
 mod blocks;
 mod lifecycle;

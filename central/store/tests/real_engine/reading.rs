@@ -46,7 +46,12 @@ async fn parameters_are_values() {
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_are_errors() {
     let Some(store) = Store::start().await else { return };
-    let small = ReadLimits { rows_max: 10, answer_bytes_max: 1_000, time_max: Duration::from_secs(1), ..Default::default() };
+    let small = ReadLimits {
+        rows_max: 10,
+        answer_bytes_max: 1_000,
+        time_max: Duration::from_secs(1),
+        ..Default::default()
+    };
     let reader = store.reader.with_limits(small);
     match reader.answer("SELECT number FROM numbers(11)", &[]).await {
         Err(ClientError::Server { code: 396, .. }) => {}
@@ -56,7 +61,8 @@ async fn limits_are_errors() {
         Err(ClientError::AnswerTooLarge { limit_bytes: 1_000 }) => {}
         other => panic!("too many bytes gave {other:?}"),
     }
-    let slow = reader.answer("SELECT sleepEachRow(0.5) FROM numbers(10) SETTINGS max_block_size = 1", &[]).await;
+    let slow =
+        reader.answer("SELECT sleepEachRow(0.5) FROM numbers(10) SETTINGS max_block_size = 1", &[]).await;
     match slow {
         Err(error) => assert_eq!(error.advice(), Advice::Retry, "{error}"),
         Ok(answer) => panic!("too slow a query gave {answer:?}"),

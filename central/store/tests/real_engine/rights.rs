@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tapio_store::client::{BlockWriter, ClientError, Credentials, DeduplicationToken, Endpoint, ReadLimits, Reader};
+use tapio_store::client::{
+    BlockWriter, ClientError, Credentials, DeduplicationToken, Endpoint, ReadLimits, Reader,
+};
 
 use crate::Store;
 
@@ -26,7 +28,8 @@ async fn people_can_only_read() {
     let block = crate::blocks::frames(0, 1);
     store.blocks.insert("frames", &block, &token).await.unwrap();
 
-    let rows: Vec<serde_json::Value> = store.reader.rows("SELECT sequence FROM tapio.frames", &[]).await.unwrap();
+    let rows: Vec<serde_json::Value> =
+        store.reader.rows("SELECT sequence FROM tapio.frames", &[]).await.unwrap();
     assert_eq!(rows.len(), 1);
     let tables: Vec<serde_json::Value> = store.reader.rows("SHOW TABLES FROM tapio", &[]).await.unwrap();
     assert!(!tables.is_empty());

@@ -37,7 +37,8 @@ async fn other_schemas_are_refused() {
     let Some(store) = Store::start().await else { return };
     let newest = MIGRATIONS.last().unwrap().version;
     let with = |step: Migration| [MIGRATIONS, &[step]].concat();
-    let failing = Migration { version: newest + 1, name: "9998_failing", sql: "CREATE TABLE IF NOT EXISTS tapio.x;\n" };
+    let failing =
+        Migration { version: newest + 1, name: "9998_failing", sql: "CREATE TABLE IF NOT EXISTS tapio.x;\n" };
     let failed = migrate_to(&store.writer, &with(failing)).await.unwrap_err();
     assert!(matches!(failed, MigrationError::Statement { statement: 1, .. }), "{failed}");
     check(&store.writer).await.unwrap();
@@ -53,7 +54,10 @@ async fn other_schemas_are_refused() {
     assert!(newer.to_string().contains("start a Tapio at least as new"), "{newer}");
     assert!(check(&store.writer).await.is_err());
 
-    let changed = Migration { sql: "CREATE TABLE IF NOT EXISTS tapio.later (a UInt16) ENGINE = MergeTree ORDER BY a;\n", ..later };
+    let changed = Migration {
+        sql: "CREATE TABLE IF NOT EXISTS tapio.later (a UInt16) ENGINE = MergeTree ORDER BY a;\n",
+        ..later
+    };
     let refused = migrate_to(&store.writer, &with(changed)).await.unwrap_err();
     assert!(matches!(refused, MigrationError::Changed { .. }), "{refused}");
     store.stop().await;
@@ -74,7 +78,10 @@ async fn the_events_table_is_the_field_table() {
     let statement = "SELECT name, type FROM system.columns WHERE database = 'tapio' AND table = 'events' ORDER BY position";
     let found: Vec<Column> = store.reader.rows(statement, &[]).await.unwrap();
     let expected: Vec<Column> = tapio_store::events::columns()
-        .map(|(name, clickhouse_type)| Column { name: name.to_owned(), clickhouse_type: clickhouse_type.to_owned() })
+        .map(|(name, clickhouse_type)| Column {
+            name: name.to_owned(),
+            clickhouse_type: clickhouse_type.to_owned(),
+        })
         .collect();
     assert_eq!(found, expected);
     store.stop().await;
