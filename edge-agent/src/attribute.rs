@@ -128,10 +128,10 @@ impl Attribution {
             self.walked_at_nanos.is_none_or(|at| now_nanos.saturating_sub(at) >= WALK_INTERVAL_NANOS);
         if may_walk {
             self.scan(host, now_nanos);
-            if let Some(entry) = self.groups.get(&cgroup_id) {
-                if entry.place != Place::Unknown {
-                    return entry.place.clone();
-                }
+            if let Some(entry) = self.groups.get(&cgroup_id)
+                && entry.place != Place::Unknown
+            {
+                return entry.place.clone();
             }
             let until_nanos = now_nanos.saturating_add(UNKNOWN_KEPT_NANOS);
             self.insert(cgroup_id, Entry { place: Place::Unknown, until_nanos }, now_nanos);

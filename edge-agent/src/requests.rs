@@ -117,7 +117,7 @@ struct Socket {
 }
 
 /// The conversations that are under way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Requests {
     sockets: HashMap<u64, Socket>,
     /// Sockets that have ended and have an open request or are remembered for a late record.
@@ -126,19 +126,6 @@ pub(crate) struct Requests {
     routes: Routes,
     counts: RequestCounts,
     swept_nanos: u64,
-}
-
-impl Default for Requests {
-    fn default() -> Self {
-        Self {
-            sockets: HashMap::new(),
-            ended: Vec::new(),
-            threads: Threads::default(),
-            routes: Routes::default(),
-            counts: RequestCounts::default(),
-            swept_nanos: 0,
-        }
-    }
 }
 
 impl Requests {
@@ -353,11 +340,11 @@ impl Requests {
         let Self { sockets, threads, counts, .. } = self;
         sockets.retain(|key, socket| {
             let quiet = now_nanos.saturating_sub(socket.last_nanos);
-            if quiet >= OPEN_NANOS_MAX {
-                if let Some(open) = socket.open.take() {
-                    counts.expired += u64::from(open.exchange.records);
-                    threads.closed(*key);
-                }
+            if quiet >= OPEN_NANOS_MAX
+                && let Some(open) = socket.open.take()
+            {
+                counts.expired += u64::from(open.exchange.records);
+                threads.closed(*key);
             }
             quiet < QUIET_NANOS_MAX
         });

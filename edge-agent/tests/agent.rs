@@ -1,5 +1,12 @@
 //! The agent as a process, on this kernel: real services in containers' control groups, and what is in the spool
 //! afterwards, compared with what was really done. There is no aggregator: the frames stay on the disk.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "what fails here fails the test, and says where"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -188,8 +195,11 @@ fn configure(folder: &Path) -> PathBuf {
     path
 }
 
-/// Everything in the spool: events, and the ledger's sums by stage, fate, subject and reason.
-fn read_spool(folder: &Path) -> (Vec<UnifiedEvent>, BTreeMap<(Stage, Fate, String, String), u64>) {
+/// The ledger's sums by stage, fate, subject and reason.
+type Sums = BTreeMap<(Stage, Fate, String, String), u64>;
+
+/// Everything in the spool: events, and the ledgers of all frames.
+fn read_spool(folder: &Path) -> (Vec<UnifiedEvent>, Sums) {
     let (spool, _) = Spool::open(&folder.join("state/spool"), SpoolConfig::default()).unwrap();
     let mut reader = spool.read_from(spool.first());
     let mut decoder = FrameDecoder::new(FrameLimits::default()).unwrap();

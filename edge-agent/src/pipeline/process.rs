@@ -127,10 +127,10 @@ impl<H: Host> Pipeline<H> {
             process.limit_bytes = last.limit_bytes;
         }
         // The cause first, so that whoever reads in order has it when the fault comes.
-        if let Some(container) = &container {
-            if let Some(growth) = self.memory.killed(container, time) {
-                self.grew(container, growth);
-            }
+        if let Some(container) = &container
+            && let Some(growth) = self.memory.killed(container, time)
+        {
+            self.grew(container, growth);
         }
         self.push(Event {
             severity: Severity::Critical,

@@ -26,6 +26,7 @@ impl Host for Fake {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "groups are small numbers here")]
 const fn header(time_nanos: u64, group: u64) -> Header {
     Header {
         kind: 0,
@@ -40,6 +41,7 @@ const fn header(time_nanos: u64, group: u64) -> Header {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "groups are small numbers here")]
 const fn owner(group: u64) -> Owner {
     Owner { tgid: group as u32 * 100, tid: group as u32 * 100, cgroup_id: group, start_nanos: group }
 }

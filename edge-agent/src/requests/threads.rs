@@ -73,10 +73,10 @@ impl Threads {
 
     /// A thread wrote the answer to a request that `reader` read.
     pub(super) fn answered(&mut self, sock_key: u64, reader: u32, writer: u32) {
-        if let Some((_, process)) = self.reader.get(&sock_key).copied() {
-            if reader != writer {
-                self.mark(process);
-            }
+        if let Some((_, process)) = self.reader.get(&sock_key).copied()
+            && reader != writer
+        {
+            self.mark(process);
         }
         self.closed(sock_key);
     }
