@@ -253,7 +253,8 @@ impl AggregatorSession {
     }
 
     fn acknowledge_soon(&mut self, now: Now) {
-        if self.state != State::Open {
+        let told = self.acknowledged == (self.known.received.max(self.known.stored), self.known.stored);
+        if self.state != State::Open || (told && self.owed.frames == 0) {
             return;
         }
         // Half of the credit is much: the source may be waiting for it.
