@@ -147,7 +147,9 @@ impl EngineThread {
         }
         loop {
             // Cancel-safe: a batch that is not taken now is taken at the next turn.
-            match runtime.block_on(timeout_at(next_tick, self.parts.queue.recv())) {
+            // Made inside the future: a timer needs the runtime that it will wait on.
+            let queue = &mut self.parts.queue;
+            match runtime.block_on(async { timeout_at(next_tick, queue.recv()).await }) {
                 Ok(Some(batch)) => {
                     self.parts.progress.busy();
                     self.take(batch);

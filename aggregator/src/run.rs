@@ -336,15 +336,16 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     threads.spawn("engine", move || engine_thread.run().map_err(RunError::from))?;
 
     let mut tasks = JoinSet::new();
-    let schema = health.component("schema", SILENCE_MAX);
-    let (endpoint_of_store, stopped) = (link.writer().clone(), stop.clone());
-    tasks.spawn(async move {
-        if store_link::bring_schema_up(endpoint_of_store, &schema, &stopped).await? {
-            ready_sender.send_replace(true);
-        }
-        schema.finish();
-        Ok(())
-    });
+    let schema = link.bring_up(health.component("schema", SILENCE_MAX), stop.clone());
+    if link.is_embedded() {
+        // Our own child answers already, and who starts central next must find the schema.
+        ready_sender.send_replace(schema.await?);
+    } else {
+        tasks.spawn(async move {
+            ready_sender.send_replace(schema.await?);
+            Ok(())
+        });
+    }
     let token = background.clone();
     let (http_registry, http_health) = (registry.clone(), health.clone());
     tasks.spawn(async move { Ok(http::serve(http_listener, http_registry, http_health, token).await?) });

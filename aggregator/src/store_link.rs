@@ -71,6 +71,8 @@ struct Connection<'a> {
 pub(crate) struct StoreLink {
     engine: Option<EmbeddedEngine>,
     writer: Endpoint,
+    reader: Endpoint,
+    connection_file: PathBuf,
 }
 
 impl StoreLink {
@@ -93,15 +95,35 @@ impl StoreLink {
                 (None, endpoint.clone(), endpoint)
             }
         };
-        let Credentials { user, password } = reader.credentials();
-        let connection = Connection { url: reader.url(), reader_user: user, reader_password: password };
-        let text = toml::to_string(&connection).map_err(|error| StateError::Damaged {
-            path: connection_file(state),
-            reason: error.to_string(),
-            advice: "choose another password",
-        })?;
-        state::replace(&connection_file(state), text.as_bytes())?;
-        Ok(Self { engine, writer })
+        // One of an earlier start names ports that are others' now.
+        state::remove(&connection_file(state))?;
+        Ok(Self { engine, writer, reader, connection_file: connection_file(state) })
+    }
+
+    /// Brings the schema up, however long the store is away, and then tells central where to read; false when stopped
+    /// before.
+    ///
+    /// # Errors
+    /// When the schema is of a newer release or was changed: no waiting helps then.
+    pub(crate) fn bring_up(
+        &self,
+        progress: Progress,
+        stop: CancellationToken,
+    ) -> impl Future<Output = Result<bool, StoreLinkError>> + Send + 'static {
+        let (writer, reader, path) = (self.writer.clone(), self.reader.clone(), self.connection_file.clone());
+        async move {
+            let is_up = bring_schema_up(writer, &progress, &stop).await?;
+            if is_up {
+                write_connection(&path, &reader)?;
+            }
+            progress.finish();
+            Ok(is_up)
+        }
+    }
+
+    /// Whether the store is our own child.
+    pub(crate) const fn is_embedded(&self) -> bool {
+        self.engine.is_some()
     }
 
     /// Where and as whom to write.
@@ -131,11 +153,18 @@ pub(crate) fn connection_file(state: &StateDirectory) -> PathBuf {
     state.root().join(CONNECTION)
 }
 
-/// Brings the schema up, however long the server is away; false when stopped before.
-///
-/// # Errors
-/// When the schema is of a newer release or was changed: no waiting helps then.
-pub(crate) async fn bring_schema_up(
+fn write_connection(path: &Path, reader: &Endpoint) -> Result<(), StateError> {
+    let Credentials { user, password } = reader.credentials();
+    let connection = Connection { url: reader.url(), reader_user: user, reader_password: password };
+    let text = toml::to_string(&connection).map_err(|error| StateError::Damaged {
+        path: path.to_owned(),
+        reason: error.to_string(),
+        advice: "choose another password",
+    })?;
+    state::replace(path, text.as_bytes())
+}
+
+async fn bring_schema_up(
     writer: Endpoint,
     progress: &Progress,
     stop: &CancellationToken,
