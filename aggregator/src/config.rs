@@ -90,6 +90,9 @@ pub enum StoreConfig {
         user: String,
         /// The file that holds the user's password.
         password_file: Option<PathBuf>,
+        /// The account that may only read, which central and people use, and its password's file. Where none is
+        /// named they read as the user above.
+        reader: Option<(String, Option<PathBuf>)>,
     },
 }
 
@@ -188,6 +191,8 @@ struct RawStore {
     url: Option<String>,
     user: Option<String>,
     password_file: Option<PathBuf>,
+    reader_user: Option<String>,
+    reader_password_file: Option<PathBuf>,
     library: Option<PathBuf>,
 }
 
@@ -344,6 +349,8 @@ fn check_store(problems: &mut Problems, raw: RawStore) -> Option<StoreConfig> {
                 ("store.url", raw.url.is_some()),
                 ("store.user", raw.user.is_some()),
                 ("store.password_file", raw.password_file.is_some()),
+                ("store.reader_user", raw.reader_user.is_some()),
+                ("store.reader_password_file", raw.reader_password_file.is_some()),
             ] {
                 problems.require(!given, key, "means nothing with mode = \"embedded\": remove it");
             }
@@ -363,7 +370,13 @@ fn check_store(problems: &mut Problems, raw: RawStore) -> Option<StoreConfig> {
             // Only the URL's shape is looked at here; the password's file is read at the start.
             let shape = Endpoint::new(&url, Credentials { user: user.clone(), password: String::new() });
             problems.check("store.url", shape);
-            Some(StoreConfig::Server { url, user, password_file: raw.password_file })
+            problems.require(
+                raw.reader_user.is_some() || raw.reader_password_file.is_none(),
+                "store.reader_user",
+                "is missing: store.reader_password_file is the password of somebody",
+            );
+            let reader = raw.reader_user.map(|user| (user, raw.reader_password_file));
+            Some(StoreConfig::Server { url, user, password_file: raw.password_file, reader })
         }
         other => {
             problems.add("store.mode", format_args!("{other:?} must be \"embedded\" or \"server\""));

@@ -215,7 +215,13 @@ impl EngineThread {
         let owner = Owner { tenant: &self.parts.tenant, cluster: &self.parts.cluster };
         let findings = self.announcer.fold(&verdicts, &names, now, owner, &self.parts.rules);
         for finding in &findings {
-            tracing::info!(id = finding.id, revision = finding.revision, state = finding.state.as_str(), title = finding.title, "a finding");
+            tracing::info!(
+                id = finding.id,
+                revision = finding.revision,
+                state = finding.state.as_str(),
+                title = finding.title,
+                "a finding"
+            );
             let evicted = self.parts.announced.append(finding)?;
             if evicted > 0 {
                 // Whether those were stored is not known here; the outbox counts those that were not.

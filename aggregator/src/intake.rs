@@ -151,7 +151,8 @@ async fn serve_connection(incoming: Incoming, shared: Arc<Shared>) {
             return;
         }
     };
-    let name = match peer::peer_name(&connection).and_then(|name| shared.expected.check(&name).map(|()| name)) {
+    let name = match peer::peer_name(&connection).and_then(|name| shared.expected.check(&name).map(|()| name))
+    {
         Ok(name) => name,
         Err(error) => {
             shared.metrics.connections_refused.add(error.label(), 1);

@@ -4,51 +4,48 @@
 //! end is the road in reverse: no more connections, sessions drained, the spool synced, what waits stored as far as
 //! the deadline allows, the embedded engine stopped.
 
+mod base;
+mod error;
 mod replay;
 mod threads;
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tapio_daemon::{Failure, Health, Registry, http, shutdown};
-use tapio_identity::{Credentials, CredentialsError, quic};
+use tapio_daemon::{Health, Registry, shutdown};
 use tapio_schemas::{ids::RuleSetVersion, units::UnixMicros};
-use tapio_spool::{Ordinal, QuotaPolicy, Spool, SpoolConfig, SpoolError, SyncPolicy};
+use tapio_spool::{Ordinal, QuotaPolicy, Spool, SpoolConfig, SyncPolicy};
 use tapio_store::client::BlockWriter;
-use thiserror::Error;
 use tokio::{
-    net::TcpListener,
     runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
-use self::threads::Threads;
+pub use self::error::RunError;
+use self::{
+    base::{Base, Listening},
+    threads::Threads,
+};
 use crate::{
     config::Config,
-    context::{Context, entities::Seen},
-    engine::{
-        self, EngineThread,
-        outbox::{self, Announced, Outbox, OutboxError},
-    },
+    engine,
     intake::{self, Intake},
     losses::Losses,
-    metrics::Metrics,
     pipeline::{
         cut::{Marks, Stored},
-        encode::{Encoder, EncoderError, Own},
-        positions::Positions,
+        encode::{Encoder, Own},
         spooler::{self, Command, Shared, Spooler},
-        store::{FeedError, Feeder},
+        store::Feeder,
     },
     recent::Recent,
-    rules::{Rules, RulesError},
-    state::{StateDirectory, StateError},
-    store_link::{self, StoreLink, StoreLinkError},
+    rules::Rules,
+    state::StateDirectory,
+    store_link::{self, StoreLink},
     tasks,
 };
 
@@ -64,89 +61,6 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 const THREAD_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a thread may be silent while it has work.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-
-/// Why the aggregator does not start, or ended.
-#[derive(Debug, Error)]
-pub enum RunError {
-    /// A rule is wrong; all faults are listed.
-    #[error(transparent)]
-    Rules(#[from] RulesError),
-    /// The state directory cannot be used.
-    #[error("the state directory cannot be used")]
-    State(#[from] StateError),
-    /// The machine's certificate or key cannot be used.
-    #[error("the machine's identity cannot be used")]
-    Credentials(#[from] CredentialsError),
-    /// The certificate is another machine's.
-    #[error("the certificate names {found}, and the configuration {expected}: use the certificate that was issued for this aggregator")]
-    OtherName {
-        /// Who the certificate is for.
-        found: String,
-        /// Who the configuration says this is.
-        expected: String,
-    },
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address} ({key})")]
-    Listen {
-        /// The configuration's key.
-        key: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The QUIC endpoint cannot be set up.
-    #[error("the intake cannot be set up")]
-    Endpoint(#[from] quic::EndpointError),
-    /// Metrics and health cannot be served.
-    #[error("metrics and health cannot be served")]
-    Http(#[from] http::HttpError),
-    /// The spool failed.
-    #[error("the spool failed")]
-    Spool(#[from] SpoolError),
-    /// The store cannot be used.
-    #[error("the store cannot be used")]
-    Store(#[from] StoreLinkError),
-    /// The way into the store cannot go on.
-    #[error("the way into the store ended")]
-    Feed(#[from] FeedError),
-    /// Findings cannot be kept.
-    #[error("findings cannot be kept")]
-    Outbox(#[from] OutboxError),
-    /// The encoder cannot be made.
-    #[error("the encoder cannot be made")]
-    Encoder(#[from] EncoderError),
-    /// The engine's thread cannot go on.
-    #[error("the engine ended")]
-    Engine(#[from] engine::EngineThreadError),
-    /// The system refuses a thread, or randomness.
-    #[error("cannot {doing}")]
-    System {
-        /// What was being done.
-        doing: &'static str,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A thread panicked, which is a fault of this program.
-    #[error("the thread {name} ended unexpectedly")]
-    Panicked {
-        /// Which.
-        name: &'static str,
-    },
-}
-
-impl RunError {
-    /// The process's failure: refused rules and another machine's certificate are the configuration's.
-    #[must_use]
-    pub fn into_failure(self) -> Failure {
-        match self {
-            Self::Rules(_) | Self::OtherName { .. } => Failure::config(self),
-            other => Failure::other(other),
-        }
-    }
-}
 
 /// A running aggregator.
 #[derive(Debug)]
@@ -208,135 +122,57 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 pub async fn start(config: Config) -> Result<Running, RunError> {
     let rules = Rules::compile(config.rules.as_deref())?;
     let state = StateDirectory::open(&config.state.directory)?;
-    let identity = &config.identity;
-    let credentials = Credentials::load(&identity.certificate, &identity.key, &identity.authority)?;
-    if *credentials.name() != config.name {
-        let (found, expected) = (credentials.name().to_string(), config.name.to_string());
-        return Err(RunError::OtherName { found, expected });
-    }
-    let listen = |key, address, source| RunError::Listen { key, address, source };
-    let address = config.intake.listen;
-    let socket = UdpSocket::bind(address).map_err(|source| listen("intake.listen", address, source))?;
-    let endpoint = quic::server_endpoint(socket, &credentials)?;
-    let intake_addr =
-        endpoint.local_addr().map_err(|source| listen("intake.listen", address, source))?;
-    let address = config.telemetry.listen;
-    let http_listener =
-        TcpListener::bind(address).await.map_err(|source| listen("telemetry.listen", address, source))?;
-    let http_addr =
-        http_listener.local_addr().map_err(|source| listen("telemetry.listen", address, source))?;
-
-    let (registry, health) = (Registry::new(), Health::new());
-    let metrics = Metrics::register(&registry);
-    let losses = Arc::new(Losses::new(now()));
-    let context = Context::default();
-    let seen = Arc::new(Seen::new(config.tenant.as_str(), config.cluster.as_str()));
-    let recent = Recent::new(config.recent.findings_max);
-
+    let Listening { endpoint, intake_addr, http_listener, http_addr } = Listening::bind(&config).await?;
+    let base = Base::new(&config, rules);
     let (spool, _recovery) = Spool::open(&state.spool(), spool_config(&config))?;
     let marks = Marks::new(&state);
     let (stored, pending) = load_marks(&marks, &spool)?;
-    let positions = Arc::new(Positions::default());
     for (source, position) in stored.positions() {
-        positions.stored(source, position);
+        base.positions.stored(source, position);
     }
-    let announcements = replay::scan(&spool, &positions)?;
-    let (announced, earlier) = Announced::open(&state)?;
-
+    let announcements = replay::scan(&spool, &base.positions)?;
     let link = StoreLink::open(&config.store, &state).await?;
     let writer = BlockWriter::new(link.writer().clone(), INSERT_TIME_MAX);
 
     let mut threads = Threads::new();
-    let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
-    let (background, accept) = (CancellationToken::new(), CancellationToken::new());
     let (ready_sender, ready) = watch::channel(false);
     let shared = Arc::new(Shared::default());
     shared.set_synced(spool.synced());
-    let (commands, queue) = mpsc::channel(spooler::QUEUE_RECORDS_MAX);
+    let (spooler, queue) = mpsc::channel(spooler::QUEUE_RECORDS_MAX);
+    let (engine, engine_queue) = mpsc::channel(engine::QUEUE_BATCHES_MAX);
 
-    // The replay is the engine's first work, so nothing that comes later can overtake it.
-    let replay_until = spool.next();
-    let replay_reader = spool.read_from(spool.first());
-    let (engine_sender, engine_queue) = mpsc::channel(engine::QUEUE_BATCHES_MAX);
-
-    let mut encoder = Encoder::new(own(&config), context.clone())?;
-    for announcement in &announcements {
-        encoder.remember(announcement);
-    }
+    base.start_engine(&mut threads, &state, &spool, engine_queue, &writer, ready.clone())?;
+    let mut encoder = Encoder::new(own(&config), base.context.clone())?;
+    announcements.iter().for_each(|announcement| encoder.remember(announcement));
     let feeder = Feeder {
         reader: spool.read_from(Ordinal(stored.until)),
         shared: Arc::clone(&shared),
-        spooler: commands.clone(),
+        spooler: spooler.clone(),
         marks,
         stored,
         pending,
         encoder,
         writer: writer.clone(),
         runtime: Handle::current(),
-        positions: Arc::clone(&positions),
-        losses: Arc::clone(&losses),
-        metrics: metrics.store.clone(),
-        progress: health.component("store", SILENCE_MAX),
-        drain: drain.clone(),
-        stop: stop.clone(),
-        replay_window: config.state.replay_window.max(rules.horizon()),
+        positions: Arc::clone(&base.positions),
+        losses: Arc::clone(&base.losses),
+        metrics: base.metrics.store.clone(),
+        progress: base.health.component("store", SILENCE_MAX),
+        drain: base.drain.clone(),
+        stop: base.stop.clone(),
+        replay_window: base.replay_window,
         replay_bytes_max: config.state.spool_bytes_max / 2,
     };
-    let wait = threads::until_ready(ready.clone(), stop.clone());
-    let feeder_thread = threads.spawn("store", move || {
-        if wait() { feeder.run().map_err(RunError::from) } else { Ok(()) }
-    })?;
-    let spooler = Spooler {
-        spool,
-        commands: queue,
-        shared: Arc::clone(&shared),
-        progress: health.component("spool", SILENCE_MAX),
-        metrics: metrics.spool.clone(),
-        reader: feeder_thread,
-    };
-    threads.spawn("spool", move || spooler.run().map_err(RunError::from))?;
-
-    let (outbox, findings_stored) = Outbox::new(
-        &state,
-        &announced,
-        outbox::Parts {
-            writer: writer.clone(),
-            runtime: Handle::current(),
-            losses: Arc::clone(&losses),
-            metrics: metrics.engine.clone(),
-            progress: health.component("findings", SILENCE_MAX),
-            drain: drain.clone(),
-            stop: stop.clone(),
-        },
-    )?;
-    let wait = threads::until_ready(ready.clone(), stop.clone());
-    let outbox_thread = threads.spawn("findings", move || {
-        if wait() { outbox.run().map_err(RunError::from) } else { Ok(()) }
-    })?;
-    let engine_thread = EngineThread::new(engine::Parts {
-        rules: Arc::clone(rules.engine()),
-        tenant: config.tenant.clone(),
-        cluster: config.cluster.clone(),
-        context: context.clone(),
-        seen: Arc::clone(&seen),
-        recent: recent.clone(),
-        announced,
-        earlier,
-        findings_stored,
-        outbox: outbox_thread,
-        replay: replay_reader,
-        replay_until,
-        queue: engine_queue,
-        runtime: Handle::current(),
-        losses: Arc::clone(&losses),
-        metrics: metrics.engine.clone(),
-        progress: health.component("engine", SILENCE_MAX),
-        replay_window: config.state.replay_window.max(rules.horizon()),
-    });
-    threads.spawn("engine", move || engine_thread.run().map_err(RunError::from))?;
+    let wait = threads::until_ready(ready.clone(), base.stop.clone());
+    let reader =
+        threads.spawn("store", move || if wait() { feeder.run().map_err(RunError::from) } else { Ok(()) })?;
+    let progress = base.health.component("spool", SILENCE_MAX);
+    let metrics = base.metrics.spool.clone();
+    let thread = Spooler { spool, commands: queue, shared: Arc::clone(&shared), progress, metrics, reader };
+    threads.spawn("spool", move || thread.run().map_err(RunError::from))?;
 
     let mut tasks = JoinSet::new();
-    let schema = link.bring_up(health.component("schema", SILENCE_MAX), stop.clone());
+    let schema = link.bring_up(base.health.component("schema", SILENCE_MAX), base.stop.clone());
     if link.is_embedded() {
         // Our own child answers already, and who starts central next must find the schema.
         ready_sender.send_replace(schema.await?);
@@ -346,68 +182,47 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
             Ok(())
         });
     }
-    let token = background.clone();
-    let (http_registry, http_health) = (registry.clone(), health.clone());
-    tasks.spawn(async move { Ok(http::serve(http_listener, http_registry, http_health, token).await?) });
-    if let Some(path) = config.identities.clone() {
-        let progress = health.component("names", SILENCE_MAX);
-        tasks.spawn(tasks::watch_names(path, context.clone(), Arc::clone(&seen), progress, background.clone()));
-    }
-    tasks.spawn(tasks::store_entities(
-        Arc::clone(&seen),
-        context,
-        writer,
-        metrics.store.clone(),
-        Arc::clone(&losses),
-        background.clone(),
-    ));
-    let own_name = config.name.to_string();
-    tasks.spawn(tasks::spool_losses(
-        Arc::clone(&losses),
-        commands.clone(),
-        own_name.clone(),
-        background.clone(),
-    ));
-
+    base.start_tasks(&mut tasks, &config, http_listener, writer, &spooler);
     let mut sessions = JoinSet::new();
     let intake = Intake::new(intake::Parts {
         endpoint,
         own: config.name.clone(),
         connections_max: config.intake.connections_max,
-        positions,
-        spooler: commands.clone(),
-        engine: engine_sender.clone(),
-        rules: Arc::new(rules.clone()),
-        losses: Arc::clone(&losses),
-        metrics: metrics.intake,
-        health: health.clone(),
-        accept: accept.clone(),
+        positions: base.positions,
+        spooler: spooler.clone(),
+        engine: engine.clone(),
+        rules: Arc::new(base.rules.clone()),
+        losses: Arc::clone(&base.losses),
+        metrics: base.metrics.intake,
+        health: base.health.clone(),
+        accept: base.accept.clone(),
     });
     sessions.spawn(intake.serve());
-    tracing::info!(%intake_addr, %http_addr, store = link.writer().url(), rule_set = %rules.version(), "the aggregator accepts nodes");
+    let (store_url, rule_set) = (link.writer().url().to_owned(), base.rules.version());
+    tracing::info!(%intake_addr, %http_addr, store_url, %rule_set, "the aggregator accepts nodes");
     Ok(Running {
         intake_addr,
         http_addr,
-        store_url: link.writer().url().to_owned(),
+        store_url,
         connection_file: store_link::connection_file(&state),
-        rule_set: rules.version(),
-        recent,
-        health,
-        registry,
+        rule_set,
+        recent: base.recent,
+        health: base.health,
+        registry: base.registry,
         link,
-        accept,
+        accept: base.accept,
         sessions,
         tasks,
-        background,
+        background: base.background,
         threads,
-        spooler: commands,
+        spooler,
         shared,
-        engine: engine_sender,
-        drain,
-        stop,
+        engine,
+        drain: base.drain,
+        stop: base.stop,
         ready,
-        losses,
-        own_name,
+        losses: base.losses,
+        own_name: config.name.to_string(),
     })
 }
 
@@ -503,10 +318,7 @@ fn own(config: &Config) -> Own {
 
 /// The marks of this spool. One that is shorter than its mark is another spool: it gets a number of its own, so that
 /// its blocks are not taken for those of the one before.
-fn load_marks(
-    marks: &Marks,
-    spool: &Spool,
-) -> Result<(Stored, Option<crate::pipeline::cut::Cut>), RunError> {
+fn load_marks(marks: &Marks, spool: &Spool) -> Result<(Stored, Option<crate::pipeline::cut::Cut>), RunError> {
     let (stored, cut) = marks.load()?;
     match stored {
         Some(stored) if stored.until <= spool.next().0 => {

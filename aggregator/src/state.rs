@@ -124,8 +124,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let beside = path.with_extension("new");
     let directory = path.parent().unwrap_or(Path::new("."));
     let write = || {
-        let mut file =
-            File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
+        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;

@@ -88,11 +88,22 @@ impl StoreLink {
                 let (writer, reader) = (engine.writer_endpoint()?, engine.reader_endpoint()?);
                 (Some(engine), writer, reader)
             }
-            StoreConfig::Server { url, user, password_file } => {
-                let password = password_file.as_deref().map_or(Ok(String::new()), read_password)?;
-                let endpoint = Endpoint::new(url, Credentials { user: user.clone(), password })?;
-                // A server's reading account is the operator's to make; until one is named, central reads as we do.
-                (None, endpoint.clone(), endpoint)
+            StoreConfig::Server { url, user, password_file, reader } => {
+                let endpoint = |user: &String, password: &Option<PathBuf>| -> Result<_, StoreLinkError> {
+                    let password = password.as_deref().map_or(Ok(String::new()), read_password)?;
+                    Ok(Endpoint::new(url, Credentials { user: user.clone(), password })?)
+                };
+                let writer = endpoint(user, password_file)?;
+                let reader = match reader {
+                    Some((user, password_file)) => endpoint(user, password_file)?,
+                    None => {
+                        tracing::warn!(
+                            "central reads with the account that writes: name a store.reader_user"
+                        );
+                        writer.clone()
+                    }
+                };
+                (None, writer, reader)
             }
         };
         // One of an earlier start names ports that are others' now.

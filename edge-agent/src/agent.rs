@@ -17,6 +17,7 @@ use std::{
 use tapio_daemon::{Health, Progress, Registry};
 use tapio_identity::{Credentials, CredentialsError};
 use tapio_schemas::{
+    capability::{ProbeCapability, ProbeState},
     ids::Incarnation,
     intent::{self, EventKind, Severity},
     units::BootNanos,
@@ -267,19 +268,17 @@ fn check_name(config: &Config, credentials: &Credentials) -> Result<(), AgentErr
     })
 }
 
-/// `probe=state` of every probe and source, for the hello.
+/// The capability of every probe and source, for the hello.
 fn describe(capabilities: &[Capability]) -> Vec<String> {
     let state = |capability: &Capability| match &capability.state {
-        CapabilityState::Working => "working".to_owned(),
-        CapabilityState::Disabled => "disabled".to_owned(),
-        CapabilityState::Failed { reason } => format!("failed:{reason}"),
+        CapabilityState::Working => ProbeState::Working,
+        CapabilityState::Disabled => ProbeState::Disabled,
+        CapabilityState::Failed { reason } => ProbeState::Failed { reason: reason.clone() },
     };
-    let mut described: Vec<String> = capabilities
-        .iter()
-        .map(|capability| format!("{}={}", capability.name(), state(capability)))
-        .collect();
-    described.push(format!("{MEMORY_SOURCE}=working"));
-    described
+    let probes = capabilities.iter().map(|capability| (capability.name(), state(capability)));
+    let described =
+        |(probe, state): (&str, ProbeState)| ProbeCapability { probe: probe.to_owned(), state }.to_string();
+    probes.chain([(MEMORY_SOURCE, ProbeState::Working)]).map(described).collect()
 }
 
 fn missing(capabilities: &[Capability]) -> Vec<String> {

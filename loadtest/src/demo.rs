@@ -3,10 +3,11 @@
 //! Owns the order of things, the time that is given to each, and the cleaning up. The system is a [`System`]: started
 //! by the caller's function, told the identity file and nothing else, asked over its public API. Must never look at
 //! the truth before the system has spoken. Called by `tapio-loadtest demo`. [`folder`] owns the state directory,
-//! [`report`] what is printed.
+//! [`report`] what is printed, [`tiers`] the real system.
 
 pub mod folder;
 pub mod report;
+pub mod tiers;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ const HEALTHY_WAIT_EXTRA: Duration = Duration::from_secs(10);
 /// After a finding, how long its revisions are awaited: what callers saw goes on arriving.
 const SETTLE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(200);
+/// A machine under load may leave a question to the API unanswered; so many in a row are a fault.
+const UNANSWERED_MAX: u32 = 20;
 
 /// What the demo is asked to do.
 #[derive(Debug, Clone)]
@@ -175,7 +178,10 @@ fn stage<S: System>(
         record,
         interrupt,
     };
-    let mut system = start(stage)?;
+    let mut system = match start(stage) {
+        Err(_) if interrupt.is_raised() => return Ok(Ending::Interrupted),
+        started => started?,
+    };
     printer.addresses(&system.addresses());
     let workload_folder = folder.path().join("workload");
     std::fs::create_dir_all(&workload_folder).context("cannot create the workload's folder")?;
@@ -225,6 +231,7 @@ fn watch<S: System>(
             Kind::Healthy => HEALTHY_WAIT_EXTRA,
         };
     let mut found_at_unix_nanos = None;
+    let mut unanswered = 0;
     loop {
         if interrupt.wait(POLL) {
             return Ok(None);
@@ -237,7 +244,15 @@ fn watch<S: System>(
                 deadline = Instant::now() + FINDING_WAIT_MAX;
             }
         }
-        let findings = system.findings()?;
+        let findings = match system.findings() {
+            Err(error) if unanswered >= UNANSWERED_MAX => return Err(error),
+            Err(_) => {
+                unanswered += 1;
+                continue;
+            }
+            Ok(findings) => findings,
+        };
+        unanswered = 0;
         if !findings.is_empty() && found_at_unix_nanos.is_none() {
             found_at_unix_nanos = Some(unix_nanos());
             deadline = Instant::now() + SETTLE;

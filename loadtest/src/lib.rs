@@ -5,11 +5,13 @@
 //! identity file and what it captures, the truth stays with [`compare`].
 
 pub mod cgroup;
+pub mod command;
 pub mod compare;
 pub mod demo;
 pub mod drive;
 pub mod http1;
 pub mod interrupt;
+pub mod one_process;
 pub mod random;
 pub mod run_record;
 pub mod scenario;

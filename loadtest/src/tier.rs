@@ -18,7 +18,7 @@ use crate::run_record::RunRecord;
 /// How long a tier may take to drain and end.
 pub const STOP_WAIT_MAX: Duration = Duration::from_secs(15);
 /// How much of a log an error shows.
-const LOG_LINES_SHOWN: usize = 20;
+const LOG_LINES_SHOWN: usize = 40;
 
 /// A running tier. Dropping it ends the process.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! What a node can see: the probes and sources that work there, and why others do not.
 
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
 
 /// One probe's state, as the node publishes it.
@@ -24,4 +26,57 @@ pub enum ProbeState {
         /// What the host said, and at which step.
         reason: String,
     },
+}
+
+/// `probe=working`, `probe=disabled` or `probe=failed:reason`: how a session's hello and the store carry it.
+impl fmt::Display for ProbeCapability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { probe, state } = self;
+        match state {
+            ProbeState::Working => write!(f, "{probe}=working"),
+            ProbeState::Disabled => write!(f, "{probe}=disabled"),
+            ProbeState::Failed { reason } => write!(f, "{probe}=failed:{reason}"),
+        }
+    }
+}
+
+impl FromStr for ProbeCapability {
+    type Err = UnknownState;
+
+    fn from_str(text: &str) -> Result<Self, UnknownState> {
+        let (probe, state) = text.split_once('=').ok_or_else(|| UnknownState(text.to_owned()))?;
+        let state = match (state, state.strip_prefix("failed:")) {
+            ("working", _) => ProbeState::Working,
+            ("disabled", _) => ProbeState::Disabled,
+            (_, Some(reason)) => ProbeState::Failed { reason: reason.to_owned() },
+            _ => return Err(UnknownState(text.to_owned())),
+        };
+        Ok(Self { probe: probe.to_owned(), state })
+    }
+}
+
+/// A text that is no capability.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no capability: expected probe=working, probe=disabled or probe=failed:reason")]
+pub struct UnknownState(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: capabilities as text and back.
+    /// Guarantees: nothing is lost, whatever stands in the reason, and other texts are refused.
+    #[test]
+    fn capabilities_round_trip() {
+        for state in [
+            ProbeState::Working,
+            ProbeState::Disabled,
+            ProbeState::Failed { reason: "attach: EPERM = not permitted: ask root".to_owned() },
+        ] {
+            let capability = ProbeCapability { probe: "tcp_state".to_owned(), state };
+            assert_eq!(capability.to_string().parse(), Ok(capability));
+        }
+        assert!("tcp_state=half".parse::<ProbeCapability>().is_err());
+        assert!("tcp_state".parse::<ProbeCapability>().is_err());
+    }
 }

@@ -291,11 +291,7 @@ fn note_entity(inner: &mut Inner, key: &EntityKey, since: UnixMicros, until: Uni
     }
 }
 
-fn pod<'a>(
-    key: &EntityKey,
-    pod_of: &HashMap<String, String>,
-    pods: &'a Pods,
-) -> Option<&'a PodIdentity> {
+fn pod<'a>(key: &EntityKey, pod_of: &HashMap<String, String>, pods: &'a Pods) -> Option<&'a PodIdentity> {
     match key.kind {
         EntityKind::Pod => pods.get(&key.id),
         EntityKind::Container => pods.get(pod_of.get(&key.id)?),

@@ -240,9 +240,11 @@ impl Outbox {
                     self.losses.lost(Stage::Engine, "findings", "finding-not-stored", lost);
                     continue;
                 }
-                Some(Item::Record { ordinal, payload }) => {
-                    Some((ordinal, serde_json::from_slice::<Finding>(payload), String::from_utf8_lossy(payload).into_owned()))
-                }
+                Some(Item::Record { ordinal, payload }) => Some((
+                    ordinal,
+                    serde_json::from_slice::<Finding>(payload),
+                    String::from_utf8_lossy(payload).into_owned(),
+                )),
             };
             let Some((ordinal, finding, document)) = next else {
                 if self.drain.is_cancelled() {

@@ -23,7 +23,9 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Frame(#[from] FrameFault),
     /// Its times would make partitions of their own, one a day: the store would choke on a broken clock.
-    #[error("the frame has events of {at}, its arrival is {arrival} (microseconds since 1970): check the node's clock")]
+    #[error(
+        "the frame has events of {at}, its arrival is {arrival} (microseconds since 1970): check the node's clock"
+    )]
     Time {
         /// The time in the frame.
         at: u64,

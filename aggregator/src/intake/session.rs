@@ -131,10 +131,10 @@ impl Session {
                     return End::Tell;
                 }
                 () = accept.cancelled() => {
-                    let told = self.session.drain("the aggregator ends");
+                    self.acknowledge();
+                    let told = self.session.flush().and_then(|()| self.session.drain("the aggregator ends"));
                     if told.is_ok() && self.send(send).await {
-                        self.acknowledge();
-                        drop(self.session.flush());
+                        // Clears what waits, so it comes after the acknowledgements are out.
                         self.session.refuse(refusal::DRAINING, "the aggregator ends");
                     }
                     return End::Tell;
@@ -239,10 +239,8 @@ impl Session {
         let marks = self.position.marks();
         let known = SourceState { accepted: marks.accepted, received: marks.received, stored: marks.stored };
         let rule_set = self.shared.rules.message();
-        let opened = self
-            .session
-            .welcome(known, self.now())
-            .and_then(|()| self.session.push_rule_set(rule_set));
+        let opened =
+            self.session.welcome(known, self.now()).and_then(|()| self.session.push_rule_set(rule_set));
         if let Err(fault) = opened {
             return Err(self.ended_by(&fault));
         }

@@ -179,7 +179,8 @@ impl Encoder {
         match record.kind {
             Kind::Frame => self.push_frame(record),
             Kind::OwnLedger => {
-                let ledger: Ledger = serde_json::from_slice(record.body).map_err(|error| error.to_string())?;
+                let ledger: Ledger =
+                    serde_json::from_slice(record.body).map_err(|error| error.to_string())?;
                 // The ordinal is unique in the life of the spool, as a sequence must be in the life of a source.
                 let id = FrameId {
                     source: self.own.source,
@@ -202,8 +203,7 @@ impl Encoder {
                 let given_up: GivenUp =
                     serde_json::from_slice(record.body).map_err(|error| error.to_string())?;
                 let position = Position::new(given_up.incarnation, given_up.sequence);
-                let mut ledger =
-                    Ledger { since: record.arrival, until: record.arrival, entries: Vec::new() };
+                let mut ledger = Ledger { since: record.arrival, until: record.arrival, entries: Vec::new() };
                 // Of a frame without a sound header not even the number is known; it had at least one event.
                 let events = u64::from(given_up.events.max(1));
                 ledger.add(Stage::Intake, Fate::Lost, "events", &given_up.fault, events);

@@ -175,7 +175,11 @@ impl Feeder {
 
     /// Reads exactly the records of a cut that was written before a crash.
     fn refill(&mut self, cut: &Cut) -> Result<(), FeedError> {
-        tracing::info!(from = cut.from, until = cut.until, "a block that was cut before is cut again the same");
+        tracing::info!(
+            from = cut.from,
+            until = cut.until,
+            "a block that was cut before is cut again the same"
+        );
         while self.reader.position().0 < cut.until {
             if self.read_one()? == 0 && self.reader.position().0 >= self.shared.synced() {
                 break;
@@ -191,7 +195,12 @@ impl Feeder {
             Some(Item::Gap(gap)) => {
                 let lost = lost_records(&gap);
                 if lost > 0 {
-                    tracing::error!(from = gap.from.0, until = gap.until.0, reason = gap.reason.label(), "records of the spool are lost");
+                    tracing::error!(
+                        from = gap.from.0,
+                        until = gap.until.0,
+                        reason = gap.reason.label(),
+                        "records of the spool are lost"
+                    );
                     self.metrics.drops.add(gap.reason.label(), lost);
                     self.losses.lost(Stage::Store, "frames", gap.reason.label(), lost);
                 }
@@ -257,7 +266,8 @@ impl Feeder {
         self.note_waiting();
         let advice = error.advice();
         let waiting = self.shared.synced().saturating_sub(self.stored.until);
-        self.progress.fault(format!("{table} cannot be stored, {waiting} records wait in the spool: {error}"));
+        self.progress
+            .fault(format!("{table} cannot be stored, {waiting} records wait in the spool: {error}"));
         if *pause >= RETRY_PAUSE_MAX || advice == Advice::Stop {
             tracing::error!(table, %error, waiting, "the store refuses, data waits in the spool");
         } else {

@@ -18,7 +18,14 @@ const PAYMENT: char = 'b';
 const PAYMENT_PORT: u16 = 9_090;
 const SHOP_PORT: u16 = 8_080;
 
-fn event(at: UnixMicros, kind: EventKind, intent: &str, probe: &str, container: char, pid: u32) -> UnifiedEvent {
+fn event(
+    at: UnixMicros,
+    kind: EventKind,
+    intent: &str,
+    probe: &str,
+    container: char,
+    pid: u32,
+) -> UnifiedEvent {
     UnifiedEvent {
         core: Core {
             time_micros: at.0,
@@ -46,7 +53,12 @@ fn address(port: u16) -> (Address, u16) {
 fn listening(at: UnixMicros, container: char, pid: u32, port: u16) -> UnifiedEvent {
     let (local_address, local_port) = address(port);
     UnifiedEvent {
-        network: Some(Network { local_address, local_port, protocol: "tcp".to_owned(), ..Network::default() }),
+        network: Some(Network {
+            local_address,
+            local_port,
+            protocol: "tcp".to_owned(),
+            ..Network::default()
+        }),
         ..event(at, EventKind::Network, intent::LISTENING, "tcp_state", container, pid)
     }
 }
@@ -96,8 +108,7 @@ fn story(at: UnixMicros) -> Vec<UnifiedEvent> {
     let limit_bytes = 64 << 20;
     let mut growth =
         event(at.minus(Micros::from_secs(5)), EventKind::Memory, intent::MEMORY_GROWTH, "memory", PAYMENT, 0);
-    growth.metric =
-        Some(Metric { name: "memory.growth".to_owned(), unit: "By/s".to_owned(), value: 3.2e6 });
+    growth.metric = Some(Metric { name: "memory.growth".to_owned(), unit: "By/s".to_owned(), value: 3.2e6 });
     growth.kernel = Some(Kernel { size_bytes: 60 << 20, limit_bytes, ..Kernel::default() });
     let mut kill = event(at, EventKind::Memory, intent::OOM_KILL, "oom_victim", PAYMENT, 200);
     if let Some(kernel) = &mut kill.kernel {

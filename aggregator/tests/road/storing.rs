@@ -22,11 +22,28 @@ fn event(number: u64) -> UnifiedEvent {
             intent: "request-served-error".to_owned(),
             ..Core::default()
         },
-        trace: Some(Trace { trace_id: TraceId([3; 16]), span_id: SpanId(number), link: LinkKind::Observed, ..Trace::default() }),
-        entity: (number % 2 == 0)
-            .then(|| Entity { pod_uid: "u1".to_owned(), container_id: "c".repeat(64), ..Entity::default() }),
-        kernel: Some(Kernel { pid: u32::try_from(number).unwrap(), command: format!("c{}", number % 3), ..Kernel::default() }),
-        network: Some(Network { local_port: 8_080, status: 500, route: "/orders".to_owned(), ..Network::default() }),
+        trace: Some(Trace {
+            trace_id: TraceId([3; 16]),
+            span_id: SpanId(number),
+            link: LinkKind::Observed,
+            ..Trace::default()
+        }),
+        entity: (number % 2 == 0).then(|| Entity {
+            pod_uid: "u1".to_owned(),
+            container_id: "c".repeat(64),
+            ..Entity::default()
+        }),
+        kernel: Some(Kernel {
+            pid: u32::try_from(number).unwrap(),
+            command: format!("c{}", number % 3),
+            ..Kernel::default()
+        }),
+        network: Some(Network {
+            local_port: 8_080,
+            status: 500,
+            route: "/orders".to_owned(),
+            ..Network::default()
+        }),
         ..UnifiedEvent::default()
     }
 }
@@ -52,7 +69,8 @@ async fn frames_become_rows() {
         return;
     }
     let world = World::new();
-    let names = r#"{"version":1,"pods":[{"pod_uid":"u1","namespace":"shop","pod":"payment-1","service":"payment"}]}"#;
+    let names =
+        r#"{"version":1,"pods":[{"pod_uid":"u1","namespace":"shop","pod":"payment-1","service":"payment"}]}"#;
     std::fs::write(world.path().join("identities.json"), names).unwrap();
     let running = world.embedded().await;
     let mut node = world.node(&running, "n1", 1).await;
@@ -96,7 +114,9 @@ async fn a_killed_engine_loses_and_doubles_nothing() {
         for node in &mut nodes {
             send(node, 1, round * 10 + 1..=round * 10 + 10).await;
         }
-        if round % 2 == 1 && let Some(pid) = running.store_pid() {
+        if round % 2 == 1
+            && let Some(pid) = running.store_pid()
+        {
             let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         }
@@ -138,9 +158,9 @@ async fn a_restart_loses_and_doubles_nothing() {
     let running = world.embedded().await;
     let mut node = world.node(&running, "n1", 2).await;
     send(&mut node, 2, 1..=5).await;
-    node.until(|event| {
-        matches!(event, tapio_wire::session::EdgeEvent::Stored(at) if *at >= Position::new(2, 5))
-    })
+    node.until(
+        |event| matches!(event, tapio_wire::session::EdgeEvent::Stored(at) if *at >= Position::new(2, 5)),
+    )
     .await;
     let reader = store(&running);
     assert_eq!(number(&reader, EVENTS).await, 35 * ROWS);

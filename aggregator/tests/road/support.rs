@@ -60,7 +60,11 @@ impl World {
         let folder = self.path().join("certificates");
         fs::create_dir_all(&folder).unwrap();
         issued.write(&folder, stem).unwrap();
-        (folder.join(format!("{stem}.pem")), folder.join(format!("{stem}.key")), folder.join(format!("{stem}.ca.pem")))
+        (
+            folder.join(format!("{stem}.pem")),
+            folder.join(format!("{stem}.key")),
+            folder.join(format!("{stem}.ca.pem")),
+        )
     }
 
     pub(crate) fn credentials(&self, name: &Name, stem: &str) -> Credentials {
@@ -150,7 +154,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) async fn connect(world: &World, running: &Running, name: &Name, says: &str, incarnation: u64) -> Self {
+    pub(crate) async fn connect(
+        world: &World,
+        running: &Running,
+        name: &Name,
+        says: &str,
+        incarnation: u64,
+    ) -> Self {
         let credentials = world.credentials(name, says);
         let endpoint = quic::client_endpoint(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let expected = Expected::beside(name, &[NameKind::Aggregator]);
@@ -167,7 +177,15 @@ impl Node {
         let source = name.source_id();
         let (events, closed) = (Vec::new(), false);
         let mut node = Self {
-            source, session, events, _endpoint: endpoint, _connection: connection, send, receive, started, closed,
+            source,
+            session,
+            events,
+            _endpoint: endpoint,
+            _connection: connection,
+            send,
+            receive,
+            started,
+            closed,
         };
         node.flush().await;
         node

@@ -1,7 +1,10 @@
 //! The sources that shipped, and when each was last heard.
 
 use serde::{Deserialize, Serialize};
-use tapio_schemas::{capability::ProbeCapability, units::UnixMicros};
+use tapio_schemas::{
+    capability::{ProbeCapability, ProbeState, UnknownState},
+    units::UnixMicros,
+};
 
 use super::{History, HistoryError, Select, number, text};
 
@@ -40,23 +43,47 @@ impl History {
         let rows = self.rows(select.build(&rest)).await?;
         rows.iter()
             .map(|row| {
-                let document = text(row, "newest");
-                let capability = if document.is_empty() {
-                    Vec::new()
-                } else {
-                    serde_json::from_str(document).map_err(|error| HistoryError::Row {
+                let lines: Vec<String> = match text(row, "newest") {
+                    "" => Vec::new(),
+                    document => serde_json::from_str(document).map_err(|error| HistoryError::Row {
                         what: "source",
                         reason: format!("{}: {error}", text(row, "spiffe_id")),
-                    })?
+                    })?,
                 };
                 Ok(StoredSource {
                     cluster: text(row, "cluster").to_owned(),
                     node: text(row, "node").to_owned(),
                     name: text(row, "spiffe_id").to_owned(),
                     last_seen: UnixMicros(number(row, "seen")),
-                    capability,
+                    capability: lines.iter().map(|line| probe(line)).collect(),
                 })
             })
             .collect()
+    }
+}
+
+/// A probe as its agent announced it. A state that this version does not know counts as failed, in its own words, so
+/// that one newer agent does not make health unreadable.
+fn probe(line: &str) -> ProbeCapability {
+    line.parse().unwrap_or_else(|error: UnknownState| ProbeCapability {
+        probe: line.split('=').next().unwrap_or(line).to_owned(),
+        state: ProbeState::Failed { reason: error.to_string() },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a state of this version, one of a newer version, and a line without a state.
+    /// Guarantees: none makes the list unreadable, and what is not known is not called working.
+    #[test]
+    fn unknown_states_are_failures() {
+        assert_eq!(probe("exec=working").state, ProbeState::Working);
+        for line in ["exec=resting", "exec"] {
+            let probe = probe(line);
+            assert_eq!(probe.probe, "exec");
+            assert!(matches!(probe.state, ProbeState::Failed { .. }));
+        }
     }
 }

@@ -172,7 +172,12 @@ impl<H: Host> Pipeline<H> {
         };
         let parsed = self.exchanges.len();
         self.endpoints.connected(head.sock_key, &head.tuple, place.container().cloned());
-        self.requests.payload(head, bytes, &mut self.exchanges);
+        if place == Place::Host && self.scope == Scope::Containers {
+            // Before the conversation is followed: what is not wanted must not show as lost.
+            self.filtered(ProbeId::Payload, "host");
+        } else {
+            self.requests.payload(head, bytes, &mut self.exchanges);
+        }
         let direction = self.requests.direction(head.sock_key);
         self.connections.used(head.sock_key, &head.tuple, owner, direction, now);
         if self.exchanges.len() > parsed {

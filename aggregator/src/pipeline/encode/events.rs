@@ -52,13 +52,7 @@ impl EventRows {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self {
-            block,
-            shapes,
-            words: Vec::new(),
-            bytes: Vec::new(),
-            keys: Vec::new(),
-        })
+        Ok(Self { block, shapes, words: Vec::new(), bytes: Vec::new(), keys: Vec::new() })
     }
 
     pub(super) fn rows(&self) -> usize {

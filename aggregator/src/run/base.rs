@@ -1,0 +1,189 @@
+//! What nearly every part of the tier holds, the sockets, and how the engine and the small tasks are started.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use tapio_daemon::{Health, Registry, http};
+use tapio_identity::{Credentials, quic};
+use tapio_schemas::ids::{ClusterId, TenantId};
+use tapio_spool::Spool;
+use tapio_store::client::BlockWriter;
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    RunError, SILENCE_MAX, now,
+    threads::{self, Threads},
+};
+use crate::{
+    config::Config,
+    context::{Context, entities::Seen},
+    engine::{
+        self, EngineThread,
+        outbox::{self, Announced, Outbox},
+    },
+    losses::Losses,
+    metrics::Metrics,
+    pipeline::{positions::Positions, spooler::Command},
+    recent::Recent,
+    rules::Rules,
+    state::StateDirectory,
+    tasks,
+};
+
+/// The sockets.
+pub(super) struct Listening {
+    pub(super) endpoint: quinn::Endpoint,
+    pub(super) intake_addr: SocketAddr,
+    pub(super) http_listener: TcpListener,
+    pub(super) http_addr: SocketAddr,
+}
+
+impl Listening {
+    pub(super) async fn bind(config: &Config) -> Result<Self, RunError> {
+        let files = &config.identity;
+        let credentials = Credentials::load(&files.certificate, &files.key, &files.authority)?;
+        if *credentials.name() != config.name {
+            let (found, expected) = (credentials.name().to_string(), config.name.to_string());
+            return Err(RunError::OtherName { found, expected });
+        }
+        let refuse = |key, address| move |source| RunError::Listen { key, address, source };
+        let address = config.intake.listen;
+        let refused = refuse("intake.listen", address);
+        let endpoint = quic::server_endpoint(UdpSocket::bind(address).map_err(&refused)?, &credentials)?;
+        let intake_addr = endpoint.local_addr().map_err(&refused)?;
+        let address = config.telemetry.listen;
+        let refused = refuse("telemetry.listen", address);
+        let http_listener = TcpListener::bind(address).await.map_err(&refused)?;
+        let http_addr = http_listener.local_addr().map_err(&refused)?;
+        Ok(Self { endpoint, intake_addr, http_listener, http_addr })
+    }
+}
+
+/// What nearly every part holds.
+pub(super) struct Base {
+    pub(super) tenant: TenantId,
+    pub(super) cluster: ClusterId,
+    pub(super) rules: Rules,
+    pub(super) registry: Registry,
+    pub(super) health: Health,
+    pub(super) metrics: Metrics,
+    pub(super) losses: Arc<Losses>,
+    pub(super) context: Context,
+    pub(super) seen: Arc<Seen>,
+    pub(super) recent: Recent,
+    pub(super) positions: Arc<Positions>,
+    pub(super) replay_window: Duration,
+    pub(super) accept: CancellationToken,
+    pub(super) background: CancellationToken,
+    pub(super) drain: CancellationToken,
+    pub(super) stop: CancellationToken,
+}
+
+impl Base {
+    pub(super) fn new(config: &Config, rules: Rules) -> Self {
+        let registry = Registry::new();
+        Self {
+            tenant: config.tenant.clone(),
+            cluster: config.cluster.clone(),
+            metrics: Metrics::register(&registry),
+            registry,
+            health: Health::new(),
+            losses: Arc::new(Losses::new(now())),
+            context: Context::default(),
+            seen: Arc::new(Seen::new(config.tenant.as_str(), config.cluster.as_str())),
+            recent: Recent::new(config.recent.findings_max),
+            positions: Arc::default(),
+            // The engine must see again all that a verdict may rest on.
+            replay_window: config.state.replay_window.max(rules.horizon()),
+            rules,
+            accept: CancellationToken::new(),
+            background: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Starts the engine's thread and that of its findings' way into the store. The replay is its first work, so nothing that comes later can overtake it.
+    pub(super) fn start_engine(
+        &self,
+        threads: &mut Threads,
+        state: &StateDirectory,
+        spool: &Spool,
+        queue: mpsc::Receiver<engine::Batch>,
+        writer: &BlockWriter,
+        ready: watch::Receiver<bool>,
+    ) -> Result<(), RunError> {
+        let (announced, earlier) = Announced::open(state)?;
+        let (outbox, findings_stored) = Outbox::new(
+            state,
+            &announced,
+            outbox::Parts {
+                writer: writer.clone(),
+                runtime: Handle::current(),
+                losses: Arc::clone(&self.losses),
+                metrics: self.metrics.engine.clone(),
+                progress: self.health.component("findings", SILENCE_MAX),
+                drain: self.drain.clone(),
+                stop: self.stop.clone(),
+            },
+        )?;
+        let wait = threads::until_ready(ready, self.stop.clone());
+        let outbox = threads
+            .spawn("findings", move || if wait() { outbox.run().map_err(RunError::from) } else { Ok(()) })?;
+        let thread = EngineThread::new(engine::Parts {
+            rules: Arc::clone(self.rules.engine()),
+            tenant: self.tenant.clone(),
+            cluster: self.cluster.clone(),
+            context: self.context.clone(),
+            seen: Arc::clone(&self.seen),
+            recent: self.recent.clone(),
+            announced,
+            earlier,
+            findings_stored,
+            outbox,
+            replay: spool.read_from(spool.first()),
+            replay_until: spool.next(),
+            queue,
+            runtime: Handle::current(),
+            losses: Arc::clone(&self.losses),
+            metrics: self.metrics.engine.clone(),
+            progress: self.health.component("engine", SILENCE_MAX),
+            replay_window: self.replay_window,
+        });
+        threads.spawn("engine", move || thread.run().map_err(RunError::from))?;
+        Ok(())
+    }
+
+    pub(super) fn start_tasks(
+        &self,
+        tasks: &mut JoinSet<Result<(), RunError>>,
+        config: &Config,
+        listener: TcpListener,
+        writer: BlockWriter,
+        spooler: &mpsc::Sender<Command>,
+    ) {
+        let (registry, health, stop) = (self.registry.clone(), self.health.clone(), &self.background);
+        let token = stop.clone();
+        tasks.spawn(async move { Ok(http::serve(listener, registry, health, token).await?) });
+        let (context, seen, losses) =
+            (self.context.clone(), Arc::clone(&self.seen), Arc::clone(&self.losses));
+        if let Some(path) = config.identities.clone() {
+            let progress = self.health.component("names", SILENCE_MAX);
+            let (context, seen) = (context.clone(), Arc::clone(&seen));
+            tasks.spawn(tasks::watch_names(path, context, seen, progress, stop.clone()));
+        }
+        let metrics = self.metrics.store.clone();
+        tasks.spawn(tasks::store_entities(seen, context, writer, metrics, Arc::clone(&losses), stop.clone()));
+        let name = config.name.to_string();
+        tasks.spawn(tasks::spool_losses(losses, spooler.clone(), name, stop.clone()));
+    }
+}

@@ -1,0 +1,156 @@
+//! The tiers' configuration files and certificates, made anew for each run.
+//!
+//! Owns the short-lived authority, the ports and what stands in each file. Starts nothing. Called by [`super::Tiers`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use tapio_identity::Name;
+use tapio_identity::issuer::{Authority, Host, IssuedFiles};
+use toml::{Table, Value};
+
+use crate::tier::free_ports;
+
+const TRUST_DOMAIN: &str = "demo.tapio";
+const TENANT: &str = "default";
+const CLUSTER: &str = "demo";
+const NAME: &str = "demo";
+/// Longer than anybody keeps a demo running; there is no way to take a certificate back.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Where everything is.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Configuration of the edge agent.
+    pub(crate) agent: PathBuf,
+    /// Configuration of the aggregator.
+    pub(crate) aggregator: PathBuf,
+    /// Configuration of central.
+    pub(crate) central: PathBuf,
+    /// Written by the aggregator when the store answers.
+    pub(crate) store_account: PathBuf,
+    /// The API's address.
+    pub(crate) api: String,
+    /// The certificate that the API's certificate is signed by.
+    pub(crate) authority: PathBuf,
+}
+
+impl Settings {
+    /// Writes everything into the run's folder.
+    pub(crate) fn write(
+        folder: &Path,
+        node: &str,
+        identities: &Path,
+        clickhouse_url: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let ports = free_ports(5)?;
+        let [intake, api, agent_telemetry, aggregator_telemetry, central_telemetry] = ports.as_slice() else {
+            anyhow::bail!("five ports were asked for");
+        };
+        let keys = Keys::write(&folder.join("keys"), node)?;
+        let state = |name: &str| text(&folder.join(name));
+        let telemetry = |port: &u16| table([("listen", loopback(*port)), ("log", "info".into())]);
+        let settings = Self {
+            agent: folder.join("edge-agent.toml"),
+            aggregator: folder.join("aggregator.toml"),
+            central: folder.join("central.toml"),
+            store_account: folder.join("aggregator").join("connection.toml"),
+            api: format!("https://127.0.0.1:{api}"),
+            authority: keys.api.authority.clone(),
+        };
+        let agent = table([
+            ("node", table([("name", node.into()), ("cluster", CLUSTER.into()), ("tenant", TENANT.into())])),
+            ("identity", keys.agent.table()),
+            ("uplink", table([("aggregators", Value::Array(vec![loopback(*intake)]))])),
+            ("state", table([("directory", state("edge-agent"))])),
+            ("telemetry", telemetry(agent_telemetry)),
+        ]);
+        let store = match clickhouse_url {
+            Some(url) => table([("mode", "server".into()), ("url", url.into())]),
+            None => table([("mode", "embedded".into())]),
+        };
+        let aggregator = table([
+            (
+                "aggregator",
+                table([
+                    ("name", NAME.into()),
+                    ("cluster", CLUSTER.into()),
+                    ("tenant", TENANT.into()),
+                    ("trust_domain", TRUST_DOMAIN.into()),
+                ]),
+            ),
+            ("identity", keys.aggregator.table()),
+            ("intake", table([("listen", loopback(*intake))])),
+            ("state", table([("directory", state("aggregator"))])),
+            ("store", store),
+            ("context", table([("identities", text(identities))])),
+            ("telemetry", telemetry(aggregator_telemetry)),
+        ]);
+        let central = table([
+            ("central", table([("name", NAME.into()), ("listen", loopback(*api))])),
+            ("identity", table([("certificate", text(&keys.api.certificate)), ("key", text(&keys.api.key))])),
+            ("store", table([("connection", text(&settings.store_account))])),
+            ("telemetry", telemetry(central_telemetry)),
+        ]);
+        for (path, value) in
+            [(&settings.agent, agent), (&settings.aggregator, aggregator), (&settings.central, central)]
+        {
+            fs::write(path, toml::to_string(&value)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(settings)
+    }
+}
+
+/// A certificate per tier.
+struct Keys {
+    agent: IssuedFiles,
+    aggregator: IssuedFiles,
+    api: IssuedFiles,
+}
+
+impl Keys {
+    fn write(folder: &Path, node: &str) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let now = SystemTime::now();
+        let authority = Authority::new("tapio demo", now, LIFETIME)?;
+        let issue = |name: Name, stem: &str| -> anyhow::Result<IssuedFiles> {
+            Ok(authority.issue(&name, now, LIFETIME)?.write(folder, stem)?)
+        };
+        let hosts = [Host::Ip([127, 0, 0, 1].into()), Host::Dns("localhost".to_owned())];
+        Ok(Self {
+            agent: issue(Name::node(TRUST_DOMAIN, TENANT, CLUSTER, node)?, "edge-agent")?,
+            aggregator: issue(Name::aggregator(TRUST_DOMAIN, TENANT, CLUSTER, NAME)?, "aggregator")?,
+            api: authority.issue_https(&hosts, now, LIFETIME)?.write(folder, "central")?,
+        })
+    }
+}
+
+/// The `[identity]` section of a tier.
+trait IdentitySection {
+    fn table(&self) -> Value;
+}
+
+impl IdentitySection for IssuedFiles {
+    fn table(&self) -> Value {
+        table([
+            ("certificate", text(&self.certificate)),
+            ("key", text(&self.key)),
+            ("authority", text(&self.authority)),
+        ])
+    }
+}
+
+fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
+    Value::Table(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Table>())
+}
+
+fn text(path: &Path) -> Value {
+    Value::String(path.to_string_lossy().into_owned())
+}
+
+fn loopback(port: u16) -> Value {
+    Value::String(format!("127.0.0.1:{port}"))
+}

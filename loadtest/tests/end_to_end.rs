@@ -1,0 +1,318 @@
+//! The whole road: real processes in real cgroups, the real kernel, the three tiers, the real engine. What the
+//! workload did, by its own account, is compared with what is stored, key by key.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "this whole file is tests: a helper that fails is a test that fails, and what it prints says with which seed"
+)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tapio_central::api::rest::page::List;
+use tapio_loadtest::{
+    cgroup::Hierarchy,
+    compare::{Outcome, judge},
+    one_process::OneProcess,
+    random::Draw,
+    run_record::RunRecord,
+    scenario::{Kind, Pace, Runtime, Scenario},
+    truth_log::{Failure, Role},
+    workload::{Account, Surroundings, Workload},
+};
+
+/// What is captured reaches the store after the agent's fold window, its flush and one block: seconds at most.
+const STORED_WAIT_MAX: Duration = Duration::from_secs(30);
+/// The agent ships failing requests one by one up to this many per second and key; traces are compared below it.
+const FINDING_WAIT_MAX: Duration = Duration::from_secs(30);
+
+fn seed(label: &str) -> u64 {
+    let printed = std::env::var("TAPIO_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let seed = Draw::labelled(printed, label).next_u64() % 1_000_000;
+    println!("{label}: TAPIO_SEED={printed}, scenario seed {seed}");
+    seed
+}
+
+/// True where the machine cannot hold the test and the caller said that it may not.
+fn not_proven(what: &str) -> bool {
+    let lacks = [
+        ("cgroup", Hierarchy::find().is_err() || !rustix::process::geteuid().is_root()),
+        ("ebpf", !Path::new("/sys/kernel/btf/vmlinux").exists()),
+        ("clickhouse", tapio_store::engine::find_library().is_err()),
+    ];
+    let allowed = std::env::var("TAPIO_NOT_PROVEN").unwrap_or_default();
+    let mut skipped = false;
+    for (name, lacking) in lacks {
+        if lacking {
+            assert!(
+                allowed.split(',').any(|allowed| allowed == name),
+                "cannot prove {what}: this machine lacks {name}"
+            );
+            println!("not proven: {name}: {what}");
+            skipped = true;
+        }
+    }
+    skipped
+}
+
+/// One run of a scenario through all tiers.
+struct Run {
+    scenario: Scenario,
+    tiers: OneProcess,
+    account: Account,
+    findings: Vec<Value>,
+    // Kept until the end: the engine's files are in it.
+    _folder: tempfile::TempDir,
+}
+
+fn run(kind: Kind, runtime: Runtime, label: &str) -> Run {
+    let scenario = Scenario { runtime, ..Scenario::draw(kind, seed(label), Pace::Test) };
+    let folder = tempfile::tempdir().unwrap();
+    // The engine runs unprivileged and must be able to reach its own folder.
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    let identities = folder.path().join("identities.json");
+    std::fs::write(&identities, serde_json::to_vec(&scenario.identity()).unwrap()).unwrap();
+    let tiers = OneProcess::start(folder.path(), &scenario.node, &identities).unwrap();
+    assert_eq!(tiers.failed_probes(), Vec::<String>::new(), "every probe works on this kernel");
+
+    let record = RunRecord::create(&folder.path().join("record")).unwrap();
+    let logs = folder.path().join("workload");
+    std::fs::create_dir(&logs).unwrap();
+    let surroundings = Surroundings {
+        program: Path::new(env!("CARGO_BIN_EXE_tapio-workload")),
+        folder: &logs,
+        record: &record,
+    };
+    let workload = Workload::start(&scenario, surroundings).unwrap();
+    let findings = match kind {
+        Kind::Leak => {
+            let wait_max = scenario.kill_after() + Duration::from_secs(45);
+            assert!(workload.wait_for_first_failure(wait_max).is_some(), "the leak must make requests fail");
+            await_finding(&tiers)
+        }
+        Kind::Healthy => {
+            std::thread::sleep(scenario.kill_after() + Duration::from_secs(4));
+            list_findings(&tiers)
+        }
+    };
+    let account = workload.stop().unwrap();
+    record.close().unwrap();
+    Run { scenario, tiers, account, findings, _folder: folder }
+}
+
+fn list_findings(tiers: &OneProcess) -> Vec<Value> {
+    tiers.api.get::<List<Value>>("/findings", &[]).unwrap().items
+}
+
+/// The findings once there are some and their revisions have stopped for two seconds.
+fn await_finding(tiers: &OneProcess) -> Vec<Value> {
+    let deadline = Instant::now() + FINDING_WAIT_MAX;
+    let mut settled_since: Option<(Instant, u64)> = None;
+    while Instant::now() < deadline {
+        let findings = list_findings(tiers);
+        let revisions = findings.iter().filter_map(|finding| finding["revision"].as_u64()).sum();
+        match settled_since {
+            Some((since, seen)) if seen == revisions && since.elapsed() > Duration::from_secs(3) => {
+                return findings;
+            }
+            Some((_, seen)) if seen == revisions => {}
+            _ if findings.is_empty() => {}
+            _ => settled_since = Some((Instant::now(), revisions)),
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    list_findings(tiers)
+}
+
+/// Requests by (container, direction, method, status).
+type Counts = BTreeMap<(String, &'static str, String, u64), u64>;
+
+/// What the surviving processes say that they answered and were answered.
+fn told(run: &Run, survivors: &BTreeMap<String, String>) -> Counts {
+    let mut counts = Counts::new();
+    for line in &run.account.lines {
+        let (Some(container), Some(status)) = (survivors.get(&line.service), line.status) else { continue };
+        let direction = match line.role {
+            Role::Received => "in",
+            Role::Sent => "out",
+        };
+        *counts.entry((container.clone(), direction, line.method.clone(), u64::from(status))).or_default() +=
+            1;
+    }
+    counts
+}
+
+fn stored(tiers: &OneProcess, survivors: &BTreeMap<String, String>) -> Counts {
+    let rows = tiers
+        .rows(
+            "SELECT entity_container_id AS container, network_direction AS direction, network_method AS method, \
+             network_status AS status, sum(count) AS total FROM tapio.events \
+             WHERE intent LIKE 'request-%' AND network_status > 0 \
+             GROUP BY container, direction, method, status",
+        )
+        .unwrap();
+    let mut counts = Counts::new();
+    for row in rows {
+        let container = row["container"].as_str().unwrap().to_owned();
+        if !survivors.values().any(|survivor| *survivor == container) {
+            continue;
+        }
+        let direction = if row["direction"] == "in" { "in" } else { "out" };
+        let method = row["method"].as_str().unwrap().to_owned();
+        counts.insert(
+            (container, direction, method, row["status"].as_u64().unwrap()),
+            row["total"].as_u64().unwrap(),
+        );
+    }
+    counts
+}
+
+/// Waits until what is stored equals what was told, and shows the difference where it never does.
+fn assert_every_request_is_stored(run: &Run, survivors: &BTreeMap<String, String>) {
+    let told = told(run, survivors);
+    assert!(
+        told.values().sum::<u64>() > 100,
+        "the workload made too few requests to prove anything: {told:?}"
+    );
+    let deadline = Instant::now() + STORED_WAIT_MAX;
+    let mut found = stored(&run.tiers, survivors);
+    while found != told && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(250));
+        found = stored(&run.tiers, survivors);
+    }
+    let keys: BTreeSet<_> = told.keys().chain(found.keys()).collect();
+    let differences: Vec<_> = keys
+        .into_iter()
+        .filter(|key| told.get(*key) != found.get(*key))
+        .map(|key| format!("{key:?}: told {:?}, stored {:?}", told.get(key), found.get(key)))
+        .collect();
+    let ledger = run.tiers.rows("SELECT stage, fate, subject, reason, sum(count) AS n FROM tapio.ledger WHERE fate = 'lost' GROUP BY ALL").unwrap();
+    assert!(differences.is_empty(), "{}\nlosses: {ledger:?}", differences.join("\n"));
+}
+
+/// The traces of requests that were answered with 500 or above, at the containers of `survivors`.
+fn assert_failed_traces_are_stored(run: &Run, survivors: &BTreeMap<String, String>) {
+    let told: BTreeSet<String> = run
+        .account
+        .lines
+        .iter()
+        .filter(|line| survivors.contains_key(&line.service) && line.role == Role::Received)
+        .filter(|line| line.status.is_some_and(|status| status >= 500))
+        .filter_map(|line| line.trace_id.clone())
+        .collect();
+    assert!(!told.is_empty(), "a leak must make some service answer 500");
+    let rows = run
+        .tiers
+        .rows(
+            "SELECT DISTINCT lower(hex(trace_trace_id)) AS trace FROM tapio.events \
+             WHERE intent = 'request-served-error' AND network_status >= 500",
+        )
+        .unwrap();
+    let stored: BTreeSet<String> = rows.iter().map(|row| row["trace"].as_str().unwrap().to_owned()).collect();
+    let missing: Vec<_> = told.difference(&stored).collect();
+    let invented: Vec<_> = stored.difference(&told).collect();
+    assert!(missing.is_empty() && invented.is_empty(), "missing {missing:?}\ninvented {invented:?}");
+}
+
+/// Refused connections by caller's container and port, as told and as stored.
+fn assert_refusals_are_stored(run: &Run, survivors: &BTreeMap<String, String>) {
+    let mut told: BTreeMap<(String, u64), u64> = BTreeMap::new();
+    for line in &run.account.lines {
+        if let (Some(container), Some(Failure::Refused)) = (survivors.get(&line.service), line.error) {
+            *told.entry((container.clone(), u64::from(line.peer_port))).or_default() += 1;
+        }
+    }
+    assert!(!told.is_empty(), "calls to a dead service must be refused");
+    let rows = run
+        .tiers
+        .rows(
+            "SELECT entity_container_id AS container, network_remote_port AS port, sum(count) AS total \
+             FROM tapio.events WHERE intent = 'connection-refused' AND entity_container_id != '' \
+             GROUP BY container, port",
+        )
+        .unwrap();
+    let stored: BTreeMap<(String, u64), u64> = rows
+        .iter()
+        .map(|row| {
+            let key = (row["container"].as_str().unwrap().to_owned(), row["port"].as_u64().unwrap());
+            (key, row["total"].as_u64().unwrap())
+        })
+        .filter(|((container, _), _)| survivors.values().any(|survivor| survivor == container))
+        .collect();
+    assert_eq!(stored, told, "refused connections by caller and port");
+}
+
+fn assert_nothing_is_stored_twice(run: &Run) {
+    let twice = run
+        .tiers
+        .rows("SELECT count() - uniqExact(source_id, incarnation, sequence, row) AS twice FROM tapio.events")
+        .unwrap();
+    assert_eq!(twice[0]["twice"], 0);
+}
+
+/// Service name to container id, the killed service left out: the tail of its account died with it.
+fn survivors(run: &Run) -> BTreeMap<String, String> {
+    let culprit = run.scenario.truth().culprit.map(|culprit| culprit.container_id);
+    run.scenario
+        .pods()
+        .filter(|pod| Some(&pod.container_id) != culprit.as_ref())
+        .map(|pod| (pod.service.clone(), pod.container_id.clone()))
+        .collect()
+}
+
+fn leak(runtime: Runtime, label: &str) {
+    if not_proven("a leak is found by its evidence, and what happened is what is stored") {
+        return;
+    }
+    let run = run(Kind::Leak, runtime, label);
+    let survivors = survivors(&run);
+    assert_every_request_is_stored(&run, &survivors);
+    let front_died =
+        run.scenario.truth().culprit.is_some_and(|culprit| culprit.service == run.scenario.chain[0].service);
+    if !front_died {
+        assert_failed_traces_are_stored(&run, &survivors);
+    }
+    assert_refusals_are_stored(&run, &survivors);
+    assert_nothing_is_stored_twice(&run);
+    let judgement = judge(&run.scenario.truth(), &run.findings);
+    assert!(judgement.right, "{}: {:#?}", judgement.wrong_because, run.findings);
+    run.tiers.stop().unwrap();
+}
+
+/// Scenario: one of three services (one thread per request) leaks until the kernel kills it, under load.
+/// Guarantees: the finding names the killed container; every request, failed trace and refused connection that the
+/// processes tell of is stored, counts exact, nothing twice.
+#[test]
+fn a_leak_in_threads_is_found_and_everything_is_stored() {
+    leak(Runtime::Threads, "end-to-end-threads");
+}
+
+/// Scenario: as above, on an async runtime that interleaves requests on few threads.
+/// Guarantees: as above.
+#[test]
+fn a_leak_in_tasks_is_found_and_everything_is_stored() {
+    leak(Runtime::Async, "end-to-end-async");
+}
+
+/// Scenario: the same system, load and draw, and nothing is wrong.
+/// Guarantees: no finding; every request is stored.
+#[test]
+fn health_makes_no_finding() {
+    if not_proven("a healthy run makes no finding") {
+        return;
+    }
+    let run = run(Kind::Healthy, Runtime::Threads, "end-to-end-healthy");
+    assert_every_request_is_stored(&run, &survivors(&run));
+    assert_nothing_is_stored_twice(&run);
+    let judgement = judge(&run.scenario.truth(), &run.findings);
+    assert_eq!(judgement.outcome, Outcome::None, "{:#?}", run.findings);
+    run.tiers.stop().unwrap();
+}
