@@ -1,10 +1,14 @@
 //! The whole road, with real parts: QUIC, the spool, the embedded ClickHouse.
 
+#[cfg(test)]
 #[path = "road/findings.rs"]
 mod findings;
+#[cfg(test)]
 #[path = "road/refusals.rs"]
 mod refusals;
+#[cfg(test)]
 #[path = "road/storing.rs"]
 mod storing;
+#[cfg(test)]
 #[path = "road/support.rs"]
 mod support;

@@ -184,7 +184,7 @@ async fn a_story_becomes_a_finding() {
 
     let running = world.embedded().await;
     let known: Vec<_> = running.recent.findings().iter().map(|known| known.id.clone()).collect();
-    assert_eq!(known, [found.id.clone()]);
+    assert_eq!(known, std::slice::from_ref(&found.id));
     let mut node = world.node(&running, "n1", 1).await;
     for _ in 0..3 {
         sequence += 1;

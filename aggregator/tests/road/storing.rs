@@ -28,7 +28,7 @@ fn event(number: u64) -> UnifiedEvent {
             link: LinkKind::Observed,
             ..Trace::default()
         }),
-        entity: (number % 2 == 0).then(|| Entity {
+        entity: number.is_multiple_of(2).then(|| Entity {
             pod_uid: "u1".to_owned(),
             container_id: "c".repeat(64),
             ..Entity::default()
