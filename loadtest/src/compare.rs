@@ -42,12 +42,29 @@ pub const fn expected(kind: Kind) -> Outcome {
     }
 }
 
-/// Judges all findings of a run. Superseded ones are corrected errors and do not count; of the others, every single
+/// Whether a finding speaks of the run's own containers at all. A machine may run other things, of which the comparer
+/// knows no truth.
+#[must_use]
+pub fn is_about(truth: &Truth, finding: &Value) -> bool {
+    let own = |entity: Option<&Value>| {
+        entity.is_some_and(|entity| {
+            let id = text(entity, "/id");
+            truth.containers.iter().any(|container| container == id) || truth.pods.iter().any(|pod| pod == id)
+        })
+    };
+    let evidence = finding.pointer("/verdict/evidence").and_then(Value::as_array);
+    own(finding.pointer("/verdict/cause"))
+        || evidence.into_iter().flatten().any(|line| own(line.get("subject")) || own(line.get("peer")))
+}
+
+/// Judges all findings of a run that are about it. Superseded ones are corrected errors and do not count; of the others, every single
 /// one must be right, and a leak needs at least one.
 #[must_use]
 pub fn judge(truth: &Truth, findings: &[Value]) -> Judgement {
-    let standing: Vec<&Value> =
-        findings.iter().filter(|finding| text(finding, "/state") != "superseded").collect();
+    let standing: Vec<&Value> = findings
+        .iter()
+        .filter(|finding| text(finding, "/state") != "superseded" && is_about(truth, finding))
+        .collect();
     let decided: Vec<&Value> =
         standing.iter().copied().filter(|finding| text(finding, "/verdict/outcome") == "finding").collect();
     let outcome = match (decided.is_empty(), standing.is_empty()) {
@@ -124,11 +141,13 @@ mod tests {
     fn finding(cause: Value, intent: &str) -> Value {
         let intents: Value =
             [(intent.to_owned(), json!(1))].into_iter().collect::<serde_json::Map<_, _>>().into();
+        let own = truth(Kind::Leak).containers[0].clone();
         json!({
             "title": "a is failing", "state": "open",
             "names": [{"entity": {"kind": "process", "id": "n/1/2"}, "name": "a", "pod": {"pod_uid": "other"}}],
             "verdict": {"outcome": "finding", "cause": cause,
-                "evidence": [{"role": "fault", "stance": "supporting", "intents": intents}]},
+                "evidence": [{"role": "fault", "stance": "supporting", "intents": intents,
+                    "peer": {"kind": "container", "id": own}}]},
         })
     }
 
@@ -152,6 +171,16 @@ mod tests {
             assert!(!judgement.right && !judgement.wrong_because.is_empty());
             assert_eq!(judgement.outcome, Outcome::Finding);
         }
+    }
+
+    /// Scenario: beside a healthy run, something else on the machine fails and is found.
+    /// Guarantees: only what speaks of the run's own containers is judged.
+    #[test]
+    fn other_things_on_the_machine_are_not_judged() {
+        let mut other = finding(json!({"kind": "container", "id": "f00"}), "oom-kill");
+        other["verdict"]["evidence"][0]["peer"] = json!({"kind": "container", "id": "f01"});
+        let judgement = judge(&truth(Kind::Healthy), &[other]);
+        assert_eq!((judgement.outcome, judgement.right), (Outcome::None, true));
     }
 
     /// Scenario: a leak without a finding, one that is undetermined, one whose wrong finding was superseded; a healthy

@@ -208,12 +208,16 @@ fn sweep_run(root: &Path, traces: &[Trace], swept: &mut Swept) {
     for trace in traces {
         let result = match trace {
             Trace::Cgroup(path) => remove_container(path),
-            Trace::Folder(path) if path.starts_with(root) && path != root => match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            Trace::Folder(path) if path.starts_with(root) && path != root => {
+                // The folder's lock is beside it, held by nobody any more.
+                drop(fs::remove_file(path.with_extension("lock")));
+                match fs::remove_dir_all(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        Err(error).with_context(|| format!("cannot remove {}", path.display()))
+                    }
+                    _ => Ok(()),
                 }
-                _ => Ok(()),
-            },
+            }
             Trace::Owner(_) | Trace::Process(_) | Trace::Folder(_) => Ok(()),
         };
         if let Err(error) = result {
@@ -241,6 +245,7 @@ mod tests {
         let key = ProcessKey::of(left.id()).unwrap();
         let folder = state.join("demo-1");
         fs::create_dir(&folder).unwrap();
+        fs::write(state.join("demo-1.lock"), "").unwrap();
         let me = std::process::id();
         let text = format!(
             "{{\"owner\":{{\"pid\":{pid},\"start_ticks\":1}}}}\n{{\"process\":{{\"pid\":{pid},\"start_ticks\":{ticks}}}}}\n\

@@ -132,6 +132,10 @@ pub struct Truth {
     pub culprit: Option<Culprit>,
     /// Services before the culprit in the chain, the gateway first: those that saw it fail.
     pub symptomatic_services: Vec<String>,
+    /// All containers of the run.
+    pub containers: Vec<String>,
+    /// All pods of the run, by uid.
+    pub pods: Vec<String>,
 }
 
 /// Who was killed.
@@ -245,7 +249,9 @@ impl Scenario {
         // The gateway and every service before the leaking one: `position + 1` pods.
         let before = position.map_or(0, |position| position + 1);
         let symptomatic_services = self.pods().take(before).map(|pod| pod.service.clone()).collect();
-        Truth { kind: self.kind, culprit, symptomatic_services }
+        let containers = self.pods().map(|pod| pod.container_id.clone()).collect();
+        let pods = self.pods().map(|pod| pod.pod_uid.clone()).collect();
+        Truth { kind: self.kind, culprit, symptomatic_services, containers, pods }
     }
 }
 

@@ -215,7 +215,7 @@ fn no_product_code_knows_the_demo() {
         let text = fs::read_to_string(&path).unwrap();
         for name in &names {
             let word = |text: &str| {
-                text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').any(|w| w == **name)
+                text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').any(|word| word == *name)
             };
             assert!(!word(&text), "{} names the demo's {name}", path.display());
         }

@@ -6,9 +6,9 @@ use sha2::{Digest, Sha256};
 use tapio_schemas::{
     entity::EntityKey,
     intent::{self, LinkKind},
-    observation::Value,
+    observation::{Observation, Value},
     units::{Micros, TimeInterval},
-    verdict::{Change, Evidence, Stance},
+    verdict::{Change, Evidence, Role, Stance},
 };
 
 use super::{
@@ -73,8 +73,20 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
         traces,
         events: group.items.iter().take(EVENTS_MAX).map(|item| item.id).collect(),
         event_count: u64::try_from(group.items.len()).unwrap_or(u64::MAX),
-        attributes: first_item.attributes.clone(),
+        attributes: telling_item(step, group).unwrap_or(first_item).attributes.clone(),
     })
+}
+
+/// The item whose attributes a line shows: of what led to a fault the one that reaches closest to it, because it knows
+/// most of the trend; of everything else the first.
+fn telling_item<'a>(step: &Step, group: &'a Group) -> Option<&'a Observation> {
+    let items = group.items.iter().map(AsRef::as_ref);
+    match step.role() {
+        Role::Cause => {
+            items.max_by_key(|item: &&Observation| (item.time.latest.plus(item.duration), item.id))
+        }
+        Role::Fault | Role::Effect | Role::Symptom => None,
+    }
 }
 
 /// All lines of a bound rule, ordered by role, then time.
