@@ -39,7 +39,6 @@ impl ApiState {
 }
 
 /// All routes of the API.
-#[must_use]
 pub fn router(state: Arc<ApiState>) -> Router {
     let routes = rest::counted(rest::routes(), Arc::clone(&state));
     Router::new().nest("/api/v1", routes).fallback(rest::problem::unknown_route).with_state(state)

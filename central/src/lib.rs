@@ -78,10 +78,10 @@ pub async fn run(
     tracing::info!(address = %api_address, "answering the REST API");
     ready(Running { api: api_address, telemetry: telemetry.as_ref().map(|(address, _)| *address) });
     serve::https(listener, tls, api::router(state), &shutdown).await;
-    if let Some((_, task)) = telemetry {
-        if let Err(error) = task.await {
-            tracing::warn!(%error, "the metrics server ended badly");
-        }
+    if let Some((_, task)) = telemetry
+        && let Err(error) = task.await
+    {
+        tracing::warn!(%error, "the metrics server ended badly");
     }
     Ok(())
 }
