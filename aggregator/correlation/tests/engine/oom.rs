@@ -51,7 +51,7 @@ fn the_classic_is_found_and_told() {
             "payment grows 3.1 MiB/s, limit 64 MiB | observed  cgroup memory",
             "kernel OOM-killed payment[4127] at 63.9 MiB | observed  oom:mark_victim, exit SIGKILL",
             "shop→payment reset, then refused ×412 | observed  payload, tcp reset recv, tcp state",
-            "shop answers HTTP 500 ×398, trace 4b4b… | observed  http, same request",
+            "shop fails with HTTP 500 ×398, trace 4b4b… | observed  http, same request",
         ]
     );
     assert_eq!(
