@@ -186,6 +186,7 @@ fn unsafe_is_where_it_is_allowed() {
         "ebpf/",
         "schemas/kernel-abi/",
         "edge-agent/src/probes",
+        "edge-agent/src/clock.rs",
         "central/store/src/bin/tapio-clickhouse-engine",
     ];
     for path in sources(&root()) {

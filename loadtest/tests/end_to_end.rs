@@ -222,6 +222,25 @@ fn assert_failed_traces_are_stored(run: &Run, survivors: &BTreeMap<String, Strin
     assert!(missing.is_empty() && invented.is_empty(), "missing {missing:?}\ninvented {invented:?}");
 }
 
+/// Refused connections of `survivors` as they are stored.
+fn stored_refusals(run: &Run, survivors: &BTreeMap<String, String>) -> BTreeMap<(String, u64), u64> {
+    let rows = run
+        .tiers
+        .rows(
+            "SELECT entity_container_id AS container, network_remote_port AS port, sum(count) AS total \
+             FROM tapio.events WHERE intent = 'connection-refused' AND entity_container_id != '' \
+             GROUP BY container, port",
+        )
+        .unwrap();
+    rows.iter()
+        .map(|row| {
+            let key = (row["container"].as_str().unwrap().to_owned(), row["port"].as_u64().unwrap());
+            (key, row["total"].as_u64().unwrap())
+        })
+        .filter(|((container, _), _)| survivors.values().any(|survivor| survivor == container))
+        .collect()
+}
+
 /// Refused connections by caller's container and port, as told and as stored.
 fn assert_refusals_are_stored(run: &Run, survivors: &BTreeMap<String, String>) {
     let mut told: BTreeMap<(String, u64), u64> = BTreeMap::new();
@@ -231,22 +250,12 @@ fn assert_refusals_are_stored(run: &Run, survivors: &BTreeMap<String, String>) {
         }
     }
     assert!(!told.is_empty(), "calls to a dead service must be refused");
-    let rows = run
-        .tiers
-        .rows(
-            "SELECT entity_container_id AS container, network_remote_port AS port, sum(count) AS total \
-             FROM tapio.events WHERE intent = 'connection-refused' AND entity_container_id != '' \
-             GROUP BY container, port",
-        )
-        .unwrap();
-    let stored: BTreeMap<(String, u64), u64> = rows
-        .iter()
-        .map(|row| {
-            let key = (row["container"].as_str().unwrap().to_owned(), row["port"].as_u64().unwrap());
-            (key, row["total"].as_u64().unwrap())
-        })
-        .filter(|((container, _), _)| survivors.values().any(|survivor| survivor == container))
-        .collect();
+    let deadline = Instant::now() + STORED_WAIT_MAX;
+    let mut stored = stored_refusals(run, survivors);
+    while stored != told && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(250));
+        stored = stored_refusals(run, survivors);
+    }
     assert_eq!(stored, told, "refused connections by caller and port");
 }
 
