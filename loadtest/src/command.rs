@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::demo::report::Printer;
 use crate::demo::tiers::Tiers;
+use crate::demo::tiers::settings::ClickHouseServer;
 use crate::demo::{Ending, Options, programs_beside_own, run as run_demo};
 use crate::interrupt::Interrupt;
 use crate::random::Draw;
@@ -64,12 +65,26 @@ struct DemoArguments {
     /// Print one JSON object on standard output, and everything else on standard error
     #[arg(long)]
     json: bool,
-    /// Where the run's own folder is made [default: ${XDG_STATE_HOME:-~/.local/state}/tapio]
+    /// Where the run's own folder is made [default: /var/lib/tapio]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Use this ClickHouse server (HTTP address) instead of the embedded engine
     #[arg(long, value_name = "URL")]
     clickhouse_url: Option<String>,
+    /// The account to use on that server [default: default]
+    #[arg(long, value_name = "USER", requires = "clickhouse_url")]
+    clickhouse_user: Option<String>,
+    /// The file with that account's password [default: no password]
+    #[arg(long, value_name = "FILE", requires = "clickhouse_url")]
+    clickhouse_password_file: Option<PathBuf>,
+}
+
+impl DemoArguments {
+    fn server(&self) -> anyhow::Result<Option<ClickHouseServer>> {
+        let Some(url) = self.clickhouse_url.clone() else { return Ok(None) };
+        let password_file = self.clickhouse_password_file.as_ref().map(std::path::absolute).transpose()?;
+        Ok(Some(ClickHouseServer { url, user: self.clickhouse_user.clone(), password_file }))
+    }
 }
 
 /// Does what the command line asks for. The demo exits with 0 exactly when the system said what really happened.
@@ -78,11 +93,11 @@ struct DemoArguments {
 /// The demo could not be run to its end.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Command::Demo(demo) = arguments.command;
-    let clickhouse_url = demo.clickhouse_url.clone();
+    let server = demo.server()?;
     let options = options(demo)?;
     let interrupt = Interrupt::install()?;
     let printer = Printer::new(options.json);
-    match run_demo(&options, &interrupt, &printer, |stage| Tiers::start(stage, clickhouse_url.as_deref()))? {
+    match run_demo(&options, &interrupt, &printer, |stage| Tiers::start(stage, server.as_ref()))? {
         Ending::Judged(report) if report.right => Ok(ExitCode::SUCCESS),
         Ending::Judged(_) => Ok(ExitCode::FAILURE),
         Ending::Interrupted => Ok(ExitCode::from(INTERRUPTED)),

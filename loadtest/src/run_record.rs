@@ -76,14 +76,11 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// `${XDG_STATE_HOME:-~/.local/state}/tapio`.
+    /// Where runs are when nobody says otherwise. Not under root's home: nobody else may pass through that one, and
+    /// the store would have to keep root's rights to reach its files.
     #[must_use]
     pub fn default_root() -> PathBuf {
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        absolute("XDG_STATE_HOME")
-            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-            .unwrap_or_else(|| PathBuf::from("/var/lib"))
-            .join("tapio")
+        PathBuf::from("/var/lib/tapio")
     }
 
     /// Begins the record of the calling process.

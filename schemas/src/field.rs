@@ -295,7 +295,7 @@ macro_rules! event_fields {
                 70 sender_pid: u32 => "UInt32",
                 /// The file, as the process named it.
                 71 path: String => "String",
-                /// The size that the event speaks of: resident bytes of a victim, usage of a container.
+                /// The size that the event speaks of: a victim's resident anonymous and shared memory, a container's usage.
                 72 size_bytes: u64 => "UInt64",
                 /// The limit that the size is held against.
                 73 limit_bytes: u64 => "UInt64",

@@ -33,7 +33,7 @@ macro_rules! migrations {
 }
 
 /// Every step that this build knows, in order.
-pub const MIGRATIONS: &[Migration] = migrations![1 "0001_spine"];
+pub const MIGRATIONS: &[Migration] = migrations![1 "0001_spine", 2 "0002_readable"];
 
 /// Why the schema cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -114,8 +114,9 @@ impl<H: Host> Pipeline<H> {
             process.cgroup_id = victim.victim_cgroup_id;
             process.comm = victim.victim_comm;
             process.uid = victim.uid;
-            let resident = victim.anon_rss_bytes.saturating_add(victim.file_rss_bytes);
-            process.size_bytes = resident.saturating_add(victim.shmem_rss_bytes);
+            // Mapped files are left out: their pages may be charged to whoever read them first, so that a victim with
+            // them can be "larger" than the limit that it was killed at.
+            process.size_bytes = victim.anon_rss_bytes.saturating_add(victim.shmem_rss_bytes);
         } else if let Some(known) = self.processes.get(victim.victim_tgid) {
             // This kernel names the victim by its pid only.
             process.start_nanos = known.start_nanos;

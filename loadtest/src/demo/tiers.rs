@@ -18,7 +18,7 @@ use tapio_central::cli::render;
 use tapio_schemas::finding::Finding;
 use tapio_schemas::units::UnixMicros;
 
-use crate::demo::tiers::settings::Settings;
+use crate::demo::tiers::settings::{ClickHouseServer, Settings};
 use crate::demo::{Stage, System};
 use crate::interrupt::Interrupt;
 use crate::tier::Tier;
@@ -39,6 +39,8 @@ pub struct Tiers {
     api: String,
     authority: PathBuf,
     store: StoreAccount,
+    /// The embedded engine's reading account was made for this run and may be shown; an account of the user's may not.
+    is_store_embedded: bool,
 }
 
 /// What the aggregator writes for those who read the store.
@@ -54,8 +56,8 @@ impl Tiers {
     ///
     /// # Errors
     /// A tier ended or was not ready in time, with the end of its log; or the user wants to stop.
-    pub fn start(stage: Stage<'_>, clickhouse_url: Option<&str>) -> anyhow::Result<Self> {
-        let settings = Settings::write(stage.folder, stage.node, stage.identities, clickhouse_url)?;
+    pub fn start(stage: Stage<'_>, server: Option<&ClickHouseServer>) -> anyhow::Result<Self> {
+        let settings = Settings::write(stage.folder, stage.node, stage.identities, server)?;
         let start = |name: &str, config: &Path| {
             let program = stage.programs.join(format!("tapio-{name}"));
             Tier::start(name, &program, config, stage.folder, stage.record)
@@ -75,7 +77,8 @@ impl Tiers {
             || health().is_ok_and(|answer| answer.sources.iter().any(|source| source.node == stage.node));
         wait(&mut agent, &mut [&mut aggregator, &mut central], stage.interrupt, ROAD_WAIT_MAX, seen)?;
         let Settings { api, authority, .. } = settings;
-        Ok(Self { agent, central, aggregator, client, api, authority, store })
+        let is_store_embedded = server.is_none();
+        Ok(Self { agent, central, aggregator, client, api, authority, store, is_store_embedded })
     }
 }
 
@@ -102,7 +105,13 @@ impl System for Tiers {
         let StoreAccount { url, reader_user, reader_password } = &self.store;
         let authority = self.authority.display();
         let command = format!("TAPIO_API={} TAPIO_CA={authority} tapio findings", self.api);
-        let sql = format!("curl -u {reader_user}:{reader_password} {url} -d 'SHOW TABLES FROM tapio'");
+        let account = if self.is_store_embedded {
+            format!("{reader_user}:{reader_password}")
+        } else {
+            // curl asks for the password.
+            reader_user.clone()
+        };
+        let sql = format!("curl -u {account} {url} -d 'SHOW TABLES FROM tapio'");
         [
             ("REST", format!("{}/api/v1  (certificate: {authority})", self.api)),
             ("command", command),

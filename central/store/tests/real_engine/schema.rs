@@ -1,6 +1,7 @@
 //! Migrations against the real engine.
 
 use serde::Deserialize;
+use tapio_schemas::intent::{EventKind, LinkKind, Severity};
 use tapio_store::client::{ReadLimits, Reader};
 use tapio_store::engine::EmbeddedEngine;
 use tapio_store::migrations::{MIGRATIONS, Migration, MigrationError, check, migrate, migrate_to};
@@ -75,7 +76,8 @@ struct Column {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_events_table_is_the_field_table() {
     let Some(store) = Store::start().await else { return };
-    let statement = "SELECT name, type FROM system.columns WHERE database = 'tapio' AND table = 'events' ORDER BY position";
+    let statement = "SELECT name, type FROM system.columns WHERE database = 'tapio' AND table = 'events' AND \
+                     default_kind != 'ALIAS' ORDER BY position";
     let found: Vec<Column> = store.reader.rows(statement, &[]).await.unwrap();
     let expected: Vec<Column> = tapio_store::events::columns()
         .map(|(name, clickhouse_type)| Column {
@@ -84,5 +86,48 @@ async fn the_events_table_is_the_field_table() {
         })
         .collect();
     assert_eq!(found, expected);
+    store.stop().await;
+}
+
+#[derive(Debug, Deserialize)]
+struct Alias {
+    table: String,
+    name: String,
+    default_expression: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Named {
+    code: u8,
+    name: String,
+}
+
+/// Scenario: every column that turns a code into a name, its expression asked for all codes.
+/// Guarantees: analysts read the names of the API, also for codes of a newer version.
+#[tokio::test(flavor = "multi_thread")]
+async fn codes_read_as_the_names_of_the_api() {
+    let Some(store) = Store::start().await else { return };
+    let statement = "SELECT table, name, default_expression FROM system.columns \
+                     WHERE database = 'tapio' AND default_kind = 'ALIAS' AND name LIKE '%\\_name' ORDER BY table, name";
+    let aliases: Vec<Alias> = store.reader.rows(statement, &[]).await.unwrap();
+    assert_eq!(aliases.len(), 5);
+    for alias in aliases {
+        let coded = alias.name.trim_end_matches("_name");
+        let statement = format!(
+            "SELECT {coded} AS code, {} AS name FROM (SELECT toUInt8(number) AS {coded} FROM numbers(256))",
+            alias.default_expression
+        );
+        let named: Vec<Named> = store.reader.rows(&statement, &[]).await.unwrap();
+        assert_eq!(named.len(), 256);
+        for Named { code, name } in named {
+            let expected = match coded {
+                "kind" => EventKind::from_code(code).as_str(),
+                "severity" => Severity::from_code(code).as_str(),
+                "trace_link" => LinkKind::from_code(code).as_str(),
+                other => panic!("{}.{other} is no code that this test knows", alias.table),
+            };
+            assert_eq!(name, expected, "{}.{} of {code}", alias.table, alias.name);
+        }
+    }
     store.stop().await;
 }

@@ -20,6 +20,26 @@ const NAME: &str = "demo";
 /// Longer than anybody keeps a demo running; there is no way to take a certificate back.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
+/// A server of the user's that takes the place of the embedded engine.
+#[derive(Debug, Clone)]
+pub struct ClickHouseServer {
+    /// Its HTTP address.
+    pub url: String,
+    /// The account there.
+    pub user: Option<String>,
+    /// The file with that account's password.
+    pub password_file: Option<PathBuf>,
+}
+
+impl ClickHouseServer {
+    fn table(&self) -> Value {
+        let user = self.user.as_ref().map(|user| ("user", Value::from(user.as_str())));
+        let password_file = self.password_file.as_ref().map(|path| ("password_file", text(path)));
+        let given = [("mode", "server".into()), ("url", self.url.as_str().into())];
+        entries(given.into_iter().chain(user).chain(password_file))
+    }
+}
+
 /// Where everything is.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -43,7 +63,7 @@ impl Settings {
         folder: &Path,
         node: &str,
         identities: &Path,
-        clickhouse_url: Option<&str>,
+        server: Option<&ClickHouseServer>,
     ) -> anyhow::Result<Self> {
         let ports = free_ports(5)?;
         let [intake, api, agent_telemetry, aggregator_telemetry, central_telemetry] = ports.as_slice() else {
@@ -67,10 +87,8 @@ impl Settings {
             ("state", table([("directory", state("edge-agent"))])),
             ("telemetry", telemetry(agent_telemetry)),
         ]);
-        let store = match clickhouse_url {
-            Some(url) => table([("mode", "server".into()), ("url", url.into())]),
-            None => table([("mode", "embedded".into())]),
-        };
+        let store =
+            server.map_or_else(|| table([("mode", "embedded".into())]), ClickHouseServer::table);
         let aggregator = table([
             (
                 "aggregator",
@@ -143,8 +161,12 @@ impl IdentitySection for IssuedFiles {
     }
 }
 
-fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
-    Value::Table(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Table>())
+fn table<const N: usize>(members: [(&str, Value); N]) -> Value {
+    entries(members)
+}
+
+fn entries<'a>(members: impl IntoIterator<Item = (&'a str, Value)>) -> Value {
+    Value::Table(members.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Table>())
 }
 
 fn text(path: &Path) -> Value {
