@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::scenario::{Kind, Truth};
+use crate::scenario::{Kind, Members, Truth};
 
 /// What the system said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -45,25 +45,20 @@ pub const fn expected(kind: Kind) -> Outcome {
 /// Whether a finding speaks of the run's own containers at all. A machine may run other things, of which the comparer
 /// knows no truth.
 #[must_use]
-pub fn is_about(truth: &Truth, finding: &Value) -> bool {
-    let own = |entity: Option<&Value>| {
-        entity.is_some_and(|entity| {
-            let id = text(entity, "/id");
-            truth.containers.iter().any(|container| container == id) || truth.pods.iter().any(|pod| pod == id)
-        })
-    };
+pub fn is_about(members: &Members, finding: &Value) -> bool {
+    let own = |entity: Option<&Value>| entity.is_some_and(|entity| members.contains(text(entity, "/id")));
     let evidence = finding.pointer("/verdict/evidence").and_then(Value::as_array);
     own(finding.pointer("/verdict/cause"))
         || evidence.into_iter().flatten().any(|line| own(line.get("subject")) || own(line.get("peer")))
 }
 
-/// Judges all findings of a run that are about it. Superseded ones are corrected errors and do not count; of the others, every single
-/// one must be right, and a leak needs at least one.
+/// Judges all findings that are about a run's `members`. Superseded ones are corrected errors and do not count; of the
+/// others, every single one must be right, and a leak needs at least one.
 #[must_use]
-pub fn judge(truth: &Truth, findings: &[Value]) -> Judgement {
+pub fn judge(truth: &Truth, members: &Members, findings: &[Value]) -> Judgement {
     let standing: Vec<&Value> = findings
         .iter()
-        .filter(|finding| text(finding, "/state") != "superseded" && is_about(truth, finding))
+        .filter(|finding| text(finding, "/state") != "superseded" && is_about(members, finding))
         .collect();
     let decided: Vec<&Value> =
         standing.iter().copied().filter(|finding| text(finding, "/verdict/outcome") == "finding").collect();
@@ -103,12 +98,23 @@ fn fault_of(truth: &Truth, finding: &Value) -> Option<String> {
         None => return Some(format!("the finding's cause belongs to no pod: {cause:?}")),
     }
     let evidence = finding.pointer("/verdict/evidence").and_then(Value::as_array);
-    let killed = evidence.into_iter().flatten().any(|step| {
-        text(step, "/role") == "fault"
-            && text(step, "/stance") != "contradicting"
-            && step.pointer("/intents/oom-kill").is_some()
-    });
-    if killed { None } else { Some("the fault is an oom-kill, and the finding's chain has none".to_owned()) }
+    let supporting: Vec<&Value> =
+        evidence.into_iter().flatten().filter(|line| text(line, "/stance") == "supporting").collect();
+    let has = |role: &str, fits: &dyn Fn(&Value) -> bool| {
+        supporting.iter().any(|line| text(line, "/role") == role && fits(line))
+    };
+    let shows = truth.symptom_container_id.as_deref().unwrap_or_default();
+    let is_killed = |line: &Value| line.pointer("/intents/oom-kill").is_some();
+    let is_shown = |line: &Value| text(line, "/subject/id") == shows;
+    let speaks_of_the_culprit =
+        |line: &Value| [text(line, "/subject/id"), text(line, "/peer/id")].contains(&&*culprit.container_id);
+    let checks = [
+        (has("fault", &is_killed), "the fault is an oom-kill, and the finding's chain has none"),
+        (has("cause", &speaks_of_the_culprit), "the culprit grew before, and the finding's chain has no growth"),
+        (has("effect", &speaks_of_the_culprit), "calls to the culprit broke, and the finding's chain has none"),
+        (has("symptom", &is_shown), "the failure shows elsewhere than where the finding says"),
+    ];
+    checks.iter().find(|(holds, _)| !holds).map(|(_, why)| (*why).to_owned())
 }
 
 /// The pod that an entity is or runs in, as the finding itself says.
@@ -132,54 +138,91 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{Outcome, judge};
-    use crate::scenario::{Kind, Pace, Scenario, Truth};
+    use crate::scenario::{Kind, Members, Pace, Scenario, Truth};
 
-    fn truth(kind: Kind) -> Truth {
-        Scenario::draw(kind, 3, Pace::Demo).truth()
+    fn truth(kind: Kind) -> (Truth, Members) {
+        let scenario = Scenario::draw(kind, 3, Pace::Demo);
+        (scenario.truth(), scenario.members())
     }
 
-    fn finding(cause: Value, intent: &str) -> Value {
-        let intents: Value =
-            [(intent.to_owned(), json!(1))].into_iter().collect::<serde_json::Map<_, _>>().into();
-        let own = truth(Kind::Leak).containers[0].clone();
+    /// A right finding of the leak.
+    fn right() -> Value {
+        let (truth, _) = truth(Kind::Leak);
+        let culprit = json!({"kind": "container", "id": truth.culprit.unwrap().container_id});
+        let shows = json!({"kind": "container", "id": truth.symptom_container_id.unwrap()});
+        let line = |role: &str, intent: &str, subject: &Value, peer: &Value| {
+            let mut intents = serde_json::Map::new();
+            intents.insert(intent.to_owned(), json!(1));
+            json!({"role": role, "stance": "supporting", "intents": intents, "subject": subject, "peer": peer})
+        };
         json!({
             "title": "a is failing", "state": "open",
             "names": [{"entity": {"kind": "process", "id": "n/1/2"}, "name": "a", "pod": {"pod_uid": "other"}}],
-            "verdict": {"outcome": "finding", "cause": cause,
-                "evidence": [{"role": "fault", "stance": "supporting", "intents": intents,
-                    "peer": {"kind": "container", "id": own}}]},
+            "verdict": {"outcome": "finding", "cause": culprit.clone(), "evidence": [
+                line("cause", "memory-growth", &culprit, &Value::Null),
+                line("fault", "oom-kill", &culprit, &Value::Null),
+                line("effect", "connection-refused", &shows, &culprit),
+                line("symptom", "request-served-error", &shows, &Value::Null),
+            ]},
         })
     }
 
-    /// Scenario: findings that name the culprit by pod or container, another pod, no pod, or another fault.
-    /// Guarantees: only the culprit with the fault is right, and every judgement says why.
+    fn with_cause(cause: Value) -> Value {
+        let mut finding = right();
+        finding["verdict"]["cause"] = cause;
+        finding
+    }
+
+    /// Scenario: findings that name the culprit by pod or container, another container, a process of another pod.
+    /// Guarantees: only the culprit is right, a wrong finding beside a right one is wrong, and every judgement says why.
     #[test]
-    fn only_the_culprit_and_its_fault_are_right() {
-        let truth = truth(Kind::Leak);
-        let culprit = truth.culprit.clone().unwrap();
-        let by_pod = json!({"kind": "pod", "id": culprit.pod_uid});
-        let by_container = json!({"kind": "container", "id": culprit.container_id});
-        for cause in [by_pod.clone(), by_container] {
-            let judgement = judge(&truth, &[finding(cause, "oom-kill")]);
+    fn only_the_culprit_is_right() {
+        let (truth, members) = truth(Kind::Leak);
+        let by_pod = json!({"kind": "pod", "id": truth.culprit.clone().unwrap().pod_uid});
+        for finding in [right(), with_cause(by_pod)] {
+            let judgement = judge(&truth, &members, &[finding]);
             assert!(judgement.right, "{}", judgement.wrong_because);
         }
-        let other = json!({"kind": "container", "id": "f00"});
-        let process = json!({"kind": "process", "id": "n/1/2"});
-        for (cause, intent) in [(other, "oom-kill"), (process, "oom-kill"), (by_pod.clone(), "fatal-signal")]
-        {
-            let judgement = judge(&truth, &[finding(by_pod.clone(), "oom-kill"), finding(cause, intent)]);
+        for cause in [json!({"kind": "container", "id": "f00"}), json!({"kind": "process", "id": "n/1/2"})] {
+            let judgement = judge(&truth, &members, &[right(), with_cause(cause)]);
             assert!(!judgement.right && !judgement.wrong_because.is_empty());
             assert_eq!(judgement.outcome, Outcome::Finding);
         }
+    }
+
+    /// Scenario: a right finding that lacks one of its lines, or has it as a contradiction, or shows the symptom in
+    /// another container.
+    /// Guarantees: the whole chain is judged, not the name alone.
+    #[test]
+    fn the_whole_chain_must_be_right() {
+        let (truth, members) = truth(Kind::Leak);
+        for line in 0..4 {
+            let mut lacking = right();
+            lacking["verdict"]["evidence"].as_array_mut().unwrap().remove(line);
+            assert!(!judge(&truth, &members, &[lacking]).right, "without line {line}");
+            let mut contradicting = right();
+            contradicting["verdict"]["evidence"][line]["stance"] = json!("contradicting");
+            assert!(!judge(&truth, &members, &[contradicting]).right, "with line {line} against it");
+        }
+        let mut elsewhere = right();
+        elsewhere["verdict"]["evidence"][3]["subject"]["id"] = json!("f00");
+        assert!(!judge(&truth, &members, &[elsewhere]).right);
+        let mut other_fault = right();
+        other_fault["verdict"]["evidence"][1]["intents"] = json!({"fatal-signal": 1});
+        assert!(!judge(&truth, &members, &[other_fault]).right);
     }
 
     /// Scenario: beside a healthy run, something else on the machine fails and is found.
     /// Guarantees: only what speaks of the run's own containers is judged.
     #[test]
     fn other_things_on_the_machine_are_not_judged() {
-        let mut other = finding(json!({"kind": "container", "id": "f00"}), "oom-kill");
-        other["verdict"]["evidence"][0]["peer"] = json!({"kind": "container", "id": "f01"});
-        let judgement = judge(&truth(Kind::Healthy), &[other]);
+        let mut other = with_cause(json!({"kind": "container", "id": "f00"}));
+        for line in other["verdict"]["evidence"].as_array_mut().unwrap() {
+            line["subject"]["id"] = json!("f00");
+            line["peer"] = json!({"kind": "container", "id": "f01"});
+        }
+        let (truth, members) = truth(Kind::Healthy);
+        let judgement = judge(&truth, &members, &[other]);
         assert_eq!((judgement.outcome, judgement.right), (Outcome::None, true));
     }
 
@@ -188,19 +231,18 @@ mod tests {
     /// Guarantees: silence is right for the healthy twin alone, and indecision never is.
     #[test]
     fn silence_and_indecision_are_judged() {
-        let leak = truth(Kind::Leak);
-        let cause = json!({"kind": "pod", "id": leak.culprit.clone().unwrap().pod_uid});
-        let right = finding(cause.clone(), "oom-kill");
-        let mut undetermined = right.clone();
+        let (leak, members) = truth(Kind::Leak);
+        let mut undetermined = right();
         undetermined["verdict"]["outcome"] = json!("undetermined");
-        let mut superseded = finding(json!({"kind": "pod", "id": "x"}), "oom-kill");
+        let mut superseded = with_cause(json!({"kind": "pod", "id": "x"}));
         superseded["state"] = json!("superseded");
-        assert_eq!((judge(&leak, &[]).outcome, judge(&leak, &[]).right), (Outcome::None, false));
-        let judgement = judge(&leak, &[undetermined]);
+        let silence = judge(&leak, &members, &[]);
+        assert_eq!((silence.outcome, silence.right), (Outcome::None, false));
+        let judgement = judge(&leak, &members, &[undetermined]);
         assert_eq!((judgement.outcome, judgement.right), (Outcome::Undetermined, false));
-        assert!(judge(&leak, &[superseded, right.clone()]).right);
-        let healthy = truth(Kind::Healthy);
-        assert!(judge(&healthy, &[]).right);
-        assert!(!judge(&healthy, &[right]).right);
+        assert!(judge(&leak, &members, &[superseded, right()]).right);
+        let (healthy, members) = truth(Kind::Healthy);
+        assert!(judge(&healthy, &members, &[]).right);
+        assert!(!judge(&healthy, &members, &[right()]).right);
     }
 }

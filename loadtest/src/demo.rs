@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::compare::{Judgement, expected, judge};
+use crate::compare::{Judgement, expected, is_about, judge};
 use crate::demo::folder::Folder;
 use crate::demo::report::{Printer, Report};
 use crate::interrupt::Interrupt;
@@ -101,11 +101,8 @@ pub trait System {
     /// Which tier, and the end of its log.
     fn check(&mut self) -> anyhow::Result<()>;
 
-    /// Ends all tiers in order.
-    ///
-    /// # Errors
-    /// A tier cannot be ended.
-    fn stop(self) -> anyhow::Result<()>;
+    /// Ends all tiers in order; returns those that did not end as they should.
+    fn stop(self) -> Vec<anyhow::Error>;
 }
 
 /// How a demo ended.
@@ -136,10 +133,18 @@ pub fn run<S: System>(
     }
     let scenario = draw(options);
     let record = RunRecord::create(&options.state_root)?;
-    let folder = Folder::create(&options.state_root, options.seed)?;
+    let folder = match Folder::create(&options.state_root, options.seed) {
+        Ok(folder) => folder,
+        Err(error) => {
+            record.close()?;
+            return Err(error);
+        }
+    };
     record.note_folder(folder.path())?;
     let ending = stage(options, &scenario, &folder, &record, interrupt, printer, start);
-    record.close()?;
+    for left in record.close()? {
+        printer.unclean(&format!("{left} is left; the next demo cleans it up"));
+    }
     match &ending {
         Ok(Ending::Judged(report)) if !report.right => {
             printer.line(&format!("logs are kept in {}", folder.path().display()));
@@ -201,9 +206,13 @@ fn stage<S: System>(
         }
     };
     printer.line("stopping");
-    let stopped = workload.stop();
-    system.stop()?;
-    stopped?;
+    // What goes wrong from here on changes nothing about what the system said.
+    if let Err(error) = workload.stop() {
+        printer.unclean(&format!("{error:#}"));
+    }
+    for fault in system.stop() {
+        printer.unclean(&format!("{fault:#}"));
+    }
     Ok(ending)
 }
 
@@ -230,6 +239,7 @@ fn watch<S: System>(
             Kind::Leak => SYMPTOM_WAIT_EXTRA,
             Kind::Healthy => HEALTHY_WAIT_EXTRA,
         };
+    let members = scenario.members();
     let mut found_at_unix_nanos = None;
     let mut unanswered = 0;
     loop {
@@ -245,7 +255,7 @@ fn watch<S: System>(
             }
         }
         let findings = match system.findings() {
-            Err(error) if unanswered >= UNANSWERED_MAX => return Err(error),
+            Err(error) if unanswered >= UNANSWERED_MAX || Instant::now() >= deadline => return Err(error),
             Err(_) => {
                 unanswered += 1;
                 continue;
@@ -253,7 +263,7 @@ fn watch<S: System>(
             Ok(findings) => findings,
         };
         unanswered = 0;
-        if !findings.is_empty() && found_at_unix_nanos.is_none() {
+        if found_at_unix_nanos.is_none() && findings.iter().any(|finding| is_about(&members, finding)) {
             found_at_unix_nanos = Some(unix_nanos());
             deadline = Instant::now() + SETTLE;
         }
@@ -265,7 +275,7 @@ fn watch<S: System>(
 
 /// Only here, when the system has spoken, is the truth looked at.
 fn conclude<S: System>(scenario: &Scenario, system: &S, answer: Answer) -> anyhow::Result<Report> {
-    let Judgement { outcome, right, wrong_because, finding } = judge(&scenario.truth(), &answer.findings);
+    let Judgement { outcome, right, wrong_because, finding } = judge(&scenario.truth(), &scenario.members(), &answer.findings);
     let seconds_from_symptom = answer.found_at_unix_nanos.zip(answer.symptom).map(|(found, symptom)| {
         // Milliseconds are what the polling can tell.
         let millis = found.saturating_sub(symptom.unix_nanos) / 1_000_000;

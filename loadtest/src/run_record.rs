@@ -130,14 +130,26 @@ impl RunRecord {
         self.note(&Trace::Folder(path.to_owned()))
     }
 
-    /// Ends the record of a run that left nothing.
+    /// Ends the record, unless a process or a cgroup of it is still there: it then stays for the next run's [`sweep`],
+    /// and what is left is returned in words. Folders are the caller's to keep or to remove.
     ///
     /// # Errors
-    /// The file cannot be removed.
-    pub fn close(self) -> anyhow::Result<()> {
-        fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
-        remove_empty_parents(&self.path);
-        Ok(())
+    /// The file cannot be read or removed.
+    pub fn close(self) -> anyhow::Result<Vec<String>> {
+        let text =
+            fs::read_to_string(&self.path).with_context(|| format!("cannot read {}", self.path.display()))?;
+        let left: Vec<String> = traces(&text)
+            .filter_map(|trace| match trace {
+                Trace::Process(key) if key.is_alive() => Some(format!("process {}", key.pid)),
+                Trace::Cgroup(path) if path.exists() => Some(format!("cgroup {}", path.display())),
+                Trace::Owner(_) | Trace::Process(_) | Trace::Cgroup(_) | Trace::Folder(_) => None,
+            })
+            .collect();
+        if left.is_empty() {
+            fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
+            remove_empty_parents(&self.path);
+        }
+        Ok(left)
     }
 
     fn note(&self, trace: &Trace) -> anyhow::Result<()> {
@@ -146,6 +158,11 @@ impl RunRecord {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
     }
+}
+
+/// The traces of a record's text; a half line of a killed writer is none.
+fn traces(text: &str) -> impl Iterator<Item = Trace> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok())
 }
 
 /// `runs/` and the state root go when the last run is over; other runs keep them.
@@ -183,7 +200,7 @@ pub fn sweep(root: &Path) -> anyhow::Result<Swept> {
         let path = entry?.path();
         // Another run may just have closed its record.
         let Ok(text) = fs::read_to_string(&path) else { continue };
-        let traces: Vec<Trace> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let traces: Vec<Trace> = traces(&text).collect();
         // A record without an owner is one that is being created.
         let Some(Trace::Owner(owner)) = traces.first() else { continue };
         if !owner.is_alive() {
@@ -256,7 +273,23 @@ mod tests {
         left.wait().unwrap();
         assert!(!folder.exists() && state.exists());
         assert_eq!(sweep(&state).unwrap().runs, 0);
-        own.close().unwrap();
+        assert!(own.close().unwrap().is_empty());
         assert!(!state.exists());
+    }
+
+    /// Scenario: a run ends while a process that it noted still runs.
+    /// Guarantees: the process is named, and the record stays for the next run's sweep.
+    #[test]
+    fn a_record_stays_while_something_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let state = root.path().join("tapio");
+        let record = RunRecord::create(&state).unwrap();
+        let mut left = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+        record.note_process(left.id()).unwrap();
+        let told = record.close().unwrap();
+        left.kill().unwrap();
+        left.wait().unwrap();
+        assert_eq!(told, [format!("process {}", left.id())]);
+        assert_eq!(fs::read_dir(state.join("runs")).unwrap().count(), 1);
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod names;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -123,6 +124,9 @@ pub struct Scenario {
     pub load_seed: u64,
 }
 
+/// The ids of a run's pods and containers: known to whoever started them, and no part of the truth about what failed.
+pub type Members = BTreeSet<String>;
+
 /// The truth, for the comparer alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Truth {
@@ -130,12 +134,9 @@ pub struct Truth {
     pub kind: Kind,
     /// Whose pod was killed; absent in a healthy run.
     pub culprit: Option<Culprit>,
-    /// Services before the culprit in the chain, the gateway first: those that saw it fail.
-    pub symptomatic_services: Vec<String>,
-    /// All containers of the run.
-    pub containers: Vec<String>,
-    /// All pods of the run, by uid.
-    pub pods: Vec<String>,
+    /// The container in which the failure shows to whoever uses the services: the first of the chain, or, where that
+    /// one died, the sender of the load. Absent in a healthy run.
+    pub symptom_container_id: Option<String>,
 }
 
 /// Who was killed.
@@ -246,12 +247,16 @@ impl Scenario {
             container_id: pod.container_id.clone(),
             memory_limit_bytes: pod.memory_limit_bytes,
         });
-        // The gateway and every service before the leaking one: `position + 1` pods.
-        let before = position.map_or(0, |position| position + 1);
-        let symptomatic_services = self.pods().take(before).map(|pod| pod.service.clone()).collect();
-        let containers = self.pods().map(|pod| pod.container_id.clone()).collect();
-        let pods = self.pods().map(|pod| pod.pod_uid.clone()).collect();
-        Truth { kind: self.kind, culprit, symptomatic_services, containers, pods }
+        // The dead cannot show anything: `pods` has the gateway first.
+        let shows = position.and_then(|position| self.pods().nth(usize::from(position > 0)));
+        let symptom_container_id = shows.map(|pod| pod.container_id.clone());
+        Truth { kind: self.kind, culprit, symptom_container_id }
+    }
+
+    /// Whose findings are about this run. A machine may run other things, and other runs.
+    #[must_use]
+    pub fn members(&self) -> Members {
+        self.pods().flat_map(|pod| [pod.pod_uid.clone(), pod.container_id.clone()]).collect()
     }
 }
 
@@ -337,8 +342,10 @@ mod tests {
             assert!((30..=80).contains(&scenario.requests_per_second));
             let truth = scenario.truth();
             assert_eq!(truth.culprit.unwrap().pod_uid, culprit.pod_uid);
-            assert_eq!(truth.symptomatic_services.len(), leak.position + 1);
-            assert!(!truth.symptomatic_services.contains(&culprit.service));
+            let shows = truth.symptom_container_id.unwrap();
+            assert_ne!(shows, culprit.container_id);
+            let expected = if leak.position == 0 { &scenario.gateway } else { &scenario.chain[0] };
+            assert_eq!(shows, expected.container_id);
             assert!(!serde_json::to_string(&scenario.identity()).unwrap().contains(&culprit.container_id));
         }
         assert!(names.len() > 290, "{} different chains of 300", names.len());

@@ -51,7 +51,10 @@ impl Tier {
         let log = folder.join(format!("{name}.log"));
         let output = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         let errors = output.try_clone().context("cannot share the log file")?;
-        let child = Command::new(program)
+        // The kernel ends the tier with the demo, also where the demo is killed and can end nothing.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(program)
             .arg("--config")
             .arg(config)
             .stdin(Stdio::null())
@@ -129,9 +132,14 @@ impl Tier {
     /// Ends the tier.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn stop(mut self) -> anyhow::Result<ExitStatus> {
-        self.end()
+    /// The kernel refuses, or the tier did not end in order: by itself before, with a fault, or only by SIGKILL. With
+    /// the end of its log.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        let exit = self.end()?;
+        if !exit.success() {
+            bail!("{} did not end in order ({exit}); the end of its log:\n{}", self.name, self.log_end());
+        }
+        Ok(())
     }
 
     fn end(&mut self) -> anyhow::Result<ExitStatus> {
@@ -190,7 +198,6 @@ pub fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
 mod tests {
     use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::process::ExitStatusExt;
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -209,11 +216,16 @@ mod tests {
     }
 
     /// Scenario: a tier that runs is stopped, another is dropped.
-    /// Guarantees: SIGTERM is enough, and nothing is left in either case.
+    /// Guarantees: SIGTERM is enough, nothing is left in either case, and an end out of order is told.
     #[test]
     fn a_tier_is_ended() {
-        let (_folder, tier) = start("echo \"$@\"; exec sleep 60");
-        assert_eq!(tier.stop().unwrap().signal(), Some(15));
+        let (_folder, mut tier) = start("trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done");
+        let log = tier.log().to_owned();
+        tier.wait_until(Duration::from_secs(20), || std::fs::read(&log).is_ok_and(|text| !text.is_empty())).unwrap();
+        tier.stop().unwrap();
+        let (_folder, tier) = start("exec sleep 60");
+        let error = tier.stop().unwrap_err().to_string();
+        assert!(error.contains("signal: 15"), "{error}");
         let (_folder, tier) = start("exec sleep 60");
         let pid = tier.pid();
         drop(tier);

@@ -206,6 +206,8 @@ fn drive_arguments(scenario: &Scenario, port: u16) -> Vec<String> {
         ("--target", format!("127.0.0.1:{port}")),
         ("--rate", scenario.requests_per_second.to_string()),
         ("--seed", scenario.load_seed.to_string()),
+        // It is stopped from outside; nobody keeps a run for longer.
+        ("--seconds", (24 * 3_600).to_string()),
     ];
     let pairs = pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
     std::iter::once("drive".to_owned()).chain(pairs).collect()

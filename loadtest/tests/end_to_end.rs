@@ -31,7 +31,7 @@ use tapio_loadtest::{
 
 /// What is captured reaches the store after the agent's fold window, its flush and one block: seconds at most.
 const STORED_WAIT_MAX: Duration = Duration::from_secs(30);
-/// The agent ships failing requests one by one up to this many per second and key; traces are compared below it.
+/// How long a finding may take after the first failed request.
 const FINDING_WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn seed(label: &str) -> u64 {
@@ -291,7 +291,7 @@ fn leak(runtime: Runtime, label: &str) {
     }
     assert_refusals_are_stored(&run, &survivors);
     assert_nothing_is_stored_twice(&run);
-    let judgement = judge(&run.scenario.truth(), &run.findings);
+    let judgement = judge(&run.scenario.truth(), &run.scenario.members(), &run.findings);
     assert!(judgement.right, "{}: {:#?}", judgement.wrong_because, run.findings);
     run.tiers.stop().unwrap();
 }
@@ -321,7 +321,7 @@ fn health_makes_no_finding() {
     let run = run(Kind::Healthy, Runtime::Threads, "end-to-end-healthy");
     assert_every_request_is_stored(&run, &survivors(&run));
     assert_nothing_is_stored_twice(&run);
-    let judgement = judge(&run.scenario.truth(), &run.findings);
+    let judgement = judge(&run.scenario.truth(), &run.scenario.members(), &run.findings);
     assert_eq!(judgement.outcome, Outcome::None, "{:#?}", run.findings);
     run.tiers.stop().unwrap();
 }

@@ -56,6 +56,11 @@ impl Printer {
         drop(written);
     }
 
+    /// Something of the demo did not end or was not removed as it should. The gate looks for these lines.
+    pub(super) fn unclean(&self, text: &str) {
+        self.line(&format!("unclean: {text}"));
+    }
+
     /// What is about to happen. Who will fail is not said: the system has to find it.
     pub(super) fn opening(&self, scenario: &Scenario) {
         self.line(&format!("tapio demo: {}, seed {}", scenario.kind.name(), scenario.seed));

@@ -7,7 +7,7 @@ pub mod settings;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use serde::Deserialize;
@@ -38,7 +38,10 @@ pub struct Tiers {
     client: ApiClient,
     api: String,
     authority: PathBuf,
+    /// The `tapio` program.
+    command: PathBuf,
     store: StoreAccount,
+    began: Instant,
     /// The embedded engine's reading account was made for this run and may be shown; an account of the user's may not.
     is_store_embedded: bool,
 }
@@ -57,6 +60,7 @@ impl Tiers {
     /// # Errors
     /// A tier ended or was not ready in time, with the end of its log; or the user wants to stop.
     pub fn start(stage: Stage<'_>, server: Option<&ClickHouseServer>) -> anyhow::Result<Self> {
+        let began = Instant::now();
         let settings = Settings::write(stage.folder, stage.node, stage.identities, server)?;
         let start = |name: &str, config: &Path| {
             let program = stage.programs.join(format!("tapio-{name}"));
@@ -78,7 +82,13 @@ impl Tiers {
         wait(&mut agent, &mut [&mut aggregator, &mut central], stage.interrupt, ROAD_WAIT_MAX, seen)?;
         let Settings { api, authority, .. } = settings;
         let is_store_embedded = server.is_none();
-        Ok(Self { agent, central, aggregator, client, api, authority, store, is_store_embedded })
+        let command = stage.programs.join("tapio");
+        Ok(Self { agent, central, aggregator, client, api, authority, command, store, began, is_store_embedded })
+    }
+
+    /// From the start of this run, as the API takes it: a server of the user's may hold earlier runs.
+    fn since(&self) -> String {
+        format!("{}s", self.began.elapsed().as_secs() + 1)
     }
 }
 
@@ -104,7 +114,8 @@ impl System for Tiers {
     fn addresses(&self) -> Vec<(String, String)> {
         let StoreAccount { url, reader_user, reader_password } = &self.store;
         let authority = self.authority.display();
-        let command = format!("TAPIO_API={} TAPIO_CA={authority} tapio findings", self.api);
+        let program = self.command.display();
+        let command = format!("TAPIO_API={} TAPIO_CA={authority} {program} findings", self.api);
         let account = if self.is_store_embedded {
             format!("{reader_user}:{reader_password}")
         } else {
@@ -122,7 +133,8 @@ impl System for Tiers {
     }
 
     fn findings(&self) -> anyhow::Result<Vec<Value>> {
-        let mut page: Value = self.client.get("/findings", &[("limit", FINDINGS_MAX)])?;
+        let mut page: Value =
+            self.client.get("/findings", &[("limit", FINDINGS_MAX), ("since", &self.since())])?;
         match page.get_mut("items").map(Value::take) {
             Some(Value::Array(items)) => Ok(items),
             _ => anyhow::bail!("GET /findings gave no list of items"),
@@ -130,7 +142,7 @@ impl System for Tiers {
     }
 
     fn ledger(&self) -> anyhow::Result<Value> {
-        Ok(self.client.get("/ledger", &[])?)
+        Ok(self.client.get("/ledger", &[("since", &self.since())])?)
     }
 
     fn explain(&self, finding: &Value) -> anyhow::Result<String> {
@@ -147,13 +159,10 @@ impl System for Tiers {
         self.central.check()
     }
 
-    fn stop(self) -> anyhow::Result<()> {
+    fn stop(self) -> Vec<anyhow::Error> {
         let Self { agent, central, aggregator, .. } = self;
         // The agent ships what it holds while there is somebody to take it; the store goes with the aggregator.
-        for tier in [agent, central, aggregator] {
-            tier.stop()?;
-        }
-        Ok(())
+        [agent, central, aggregator].into_iter().filter_map(|tier| tier.stop().err()).collect()
     }
 }
 
