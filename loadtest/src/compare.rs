@@ -110,8 +110,14 @@ fn fault_of(truth: &Truth, finding: &Value) -> Option<String> {
         |line: &Value| [text(line, "/subject/id"), text(line, "/peer/id")].contains(&&*culprit.container_id);
     let checks = [
         (has("fault", &is_killed), "the fault is an oom-kill, and the finding's chain has none"),
-        (has("cause", &speaks_of_the_culprit), "the culprit grew before, and the finding's chain has no growth"),
-        (has("effect", &speaks_of_the_culprit), "calls to the culprit broke, and the finding's chain has none"),
+        (
+            has("cause", &speaks_of_the_culprit),
+            "the culprit grew before, and the finding's chain has no growth",
+        ),
+        (
+            has("effect", &speaks_of_the_culprit),
+            "calls to the culprit broke, and the finding's chain has none",
+        ),
         (has("symptom", &is_shown), "the failure shows elsewhere than where the finding says"),
     ];
     checks.iter().find(|(holds, _)| !holds).map(|(_, why)| (*why).to_owned())

@@ -275,7 +275,8 @@ fn watch<S: System>(
 
 /// Only here, when the system has spoken, is the truth looked at.
 fn conclude<S: System>(scenario: &Scenario, system: &S, answer: Answer) -> anyhow::Result<Report> {
-    let Judgement { outcome, right, wrong_because, finding } = judge(&scenario.truth(), &scenario.members(), &answer.findings);
+    let Judgement { outcome, right, wrong_because, finding } =
+        judge(&scenario.truth(), &scenario.members(), &answer.findings);
     let seconds_from_symptom = answer.found_at_unix_nanos.zip(answer.symptom).map(|(found, symptom)| {
         // Milliseconds are what the polling can tell.
         let millis = found.saturating_sub(symptom.unix_nanos) / 1_000_000;

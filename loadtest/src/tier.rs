@@ -221,7 +221,8 @@ mod tests {
     fn a_tier_is_ended() {
         let (_folder, mut tier) = start("trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done");
         let log = tier.log().to_owned();
-        tier.wait_until(Duration::from_secs(20), || std::fs::read(&log).is_ok_and(|text| !text.is_empty())).unwrap();
+        tier.wait_until(Duration::from_secs(20), || std::fs::read(&log).is_ok_and(|text| !text.is_empty()))
+            .unwrap();
         tier.stop().unwrap();
         let (_folder, tier) = start("exec sleep 60");
         let error = tier.stop().unwrap_err().to_string();

@@ -111,8 +111,34 @@ fn arrows_point_down() {
             };
             assert!(fits, "{name} must not import {import}: see the invariants of ARCHITECTURE.md");
         }
-        let compiler = imports.contains("tapio-compiler");
-        assert!(!(compiler && name == "tapio-edge-agent"), "the node has no parser of rules");
+    }
+}
+
+/// Scenario: the agent, or anything that it links, comes to depend on what reads rule files, or on Kubernetes.
+/// Guarantees: the node's binary holds no parser of rules and no Kubernetes client, however indirectly.
+#[test]
+fn the_node_stays_small() {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+            "--package",
+            "tapio-edge-agent",
+        ])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).unwrap();
+    let linked: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(linked.contains("tapio-correlation") && linked.contains("aya"), "{linked:?}");
+    for absent in ["tapio-compiler", "cel", "serde-saphyr", "serde_yaml", "kube", "k8s-openapi"] {
+        assert!(!linked.contains(absent), "the node links {absent}: see the invariants of ARCHITECTURE.md");
     }
 }
 

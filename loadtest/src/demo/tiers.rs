@@ -83,7 +83,18 @@ impl Tiers {
         let Settings { api, authority, .. } = settings;
         let is_store_embedded = server.is_none();
         let command = stage.programs.join("tapio");
-        Ok(Self { agent, central, aggregator, client, api, authority, command, store, began, is_store_embedded })
+        Ok(Self {
+            agent,
+            central,
+            aggregator,
+            client,
+            api,
+            authority,
+            command,
+            store,
+            began,
+            is_store_embedded,
+        })
     }
 
     /// From the start of this run, as the API takes it: a server of the user's may hold earlier runs.
