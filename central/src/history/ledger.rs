@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tapio_schemas::units::UnixMicros;
 
-use super::{History, HistoryError, Select, number, text};
+use super::{History, HistoryError, Row, Select, number, text};
 
 /// Which part of the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,34 +37,69 @@ pub struct LedgerSum {
     pub count: u64,
 }
 
-/// A ledger has few distinct lines; this many are of a fleet.
-const LINES_MAX: u32 = 10_000;
+/// The ledger of the time that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LedgerSums {
+    /// Records that the kernel's hooks wanted to hand on.
+    pub records: u64,
+    /// What was lost, at any stage, for any reason.
+    pub lost: u64,
+    /// The lines, ordered by cluster, node, stage, fate, subject, reason; at most [`LINES_MAX`].
+    pub lines: Vec<LedgerSum>,
+    /// Whether there are more lines. The totals are of all.
+    pub cut: bool,
+}
+
+/// A node's ledger has a few dozen distinct lines; of a larger fleet the lines are asked for by cluster or node.
+pub const LINES_MAX: usize = 5_000;
+
+const KEY: &str = "cluster, node, stage, fate, subject, reason";
 
 impl History {
-    /// The sums that `filter` wants, ordered by cluster, node, stage, fate, subject, reason.
+    /// The sums that `filter` wants.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn ledger(&self, filter: &LedgerFilter) -> Result<Vec<LedgerSum>, HistoryError> {
-        let mut select =
-            Select::new("cluster, node, stage, fate, subject, reason, sum(count) AS total", "tapio.ledger");
-        select
-            .and("until >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
-            .and_some("until < fromUnixTimestamp64Micro(?)", "Int64", filter.until.map(|until| until.0))
-            .and_some("cluster = ?", "String", filter.cluster.as_ref())
-            .and_some("node = ?", "String", filter.node.as_ref());
-        let key = "cluster, node, stage, fate, subject, reason";
-        let rows =
-            self.rows(select.build(&format!("GROUP BY {key} ORDER BY {key} LIMIT {LINES_MAX}"))).await?;
-        let sum = |row: &super::Row| LedgerSum {
-            cluster: text(row, "cluster").to_owned(),
-            node: text(row, "node").to_owned(),
-            stage: text(row, "stage").to_owned(),
-            fate: text(row, "fate").to_owned(),
-            subject: text(row, "subject").to_owned(),
-            reason: text(row, "reason").to_owned(),
-            count: number(row, "total"),
+    pub async fn ledger(&self, filter: &LedgerFilter) -> Result<LedgerSums, HistoryError> {
+        let lines = select(&format!("{KEY}, sum(count) AS total"), filter);
+        let rest = format!("GROUP BY {KEY} ORDER BY {KEY} LIMIT {}", LINES_MAX + 1);
+        let mut lines: Vec<_> = self.rows(lines.build(&rest)).await?.iter().map(read).collect();
+        let total = |wanted: &dyn Fn(&LedgerSum) -> bool| {
+            lines.iter().filter(|line| wanted(line)).map(|line| line.count).sum::<u64>()
         };
-        Ok(rows.iter().map(sum).collect())
+        if lines.len() <= LINES_MAX {
+            let lost = total(&|line| line.fate == "lost");
+            let records =
+                total(&|line| line.stage == "kernel" && (line.fate == "carried" || line.fate == "lost"));
+            return Ok(LedgerSums { records, lost, lines, cut: false });
+        }
+        lines.truncate(LINES_MAX);
+        let totals = "sumIf(count, fate = 'lost') AS lost, \
+                      sumIf(count, stage = 'kernel' AND fate IN ('carried', 'lost')) AS records";
+        let totals = self.rows(select(totals, filter).build("")).await?;
+        let total = |column| totals.first().map_or(0, |row| number(row, column));
+        Ok(LedgerSums { records: total("records"), lost: total("lost"), lines, cut: true })
+    }
+}
+
+fn select(columns: &str, filter: &LedgerFilter) -> Select {
+    let mut select = Select::new(columns, "tapio.ledger");
+    select
+        .and("until >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
+        .and_some("until < fromUnixTimestamp64Micro(?)", "Int64", filter.until.map(|until| until.0))
+        .and_some("cluster = ?", "String", filter.cluster.as_ref())
+        .and_some("node = ?", "String", filter.node.as_ref());
+    select
+}
+
+fn read(row: &Row) -> LedgerSum {
+    LedgerSum {
+        cluster: text(row, "cluster").to_owned(),
+        node: text(row, "node").to_owned(),
+        stage: text(row, "stage").to_owned(),
+        fate: text(row, "fate").to_owned(),
+        subject: text(row, "subject").to_owned(),
+        reason: text(row, "reason").to_owned(),
+        count: number(row, "total"),
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{findings::SINCE_DEFAULT, params::Params, problem::Problem};
 use crate::{
     api::ApiState,
-    history::ledger::{LedgerFilter, LedgerSum},
+    history::ledger::{LedgerFilter, LedgerSum, LedgerSums},
 };
 
 /// The ledger of the time that was asked for.
@@ -20,6 +20,9 @@ pub struct LedgerAnswer {
     pub lost: u64,
     /// Each line.
     pub items: Vec<LedgerSum>,
+    /// Whether there are more lines than `items` holds; ask by cluster or node for them. The totals are of all.
+    #[serde(default)]
+    pub cut: bool,
 }
 
 pub(crate) async fn sums(
@@ -33,11 +36,6 @@ pub(crate) async fn sums(
         until: params.time("until"),
     };
     params.finish()?;
-    let items = state.history.ledger(&filter).await?;
-    let sum = |wanted: &dyn Fn(&LedgerSum) -> bool| {
-        items.iter().filter(|line| wanted(line)).map(|line| line.count).sum::<u64>()
-    };
-    let lost = sum(&|line| line.fate == "lost");
-    let records = sum(&|line| line.stage == "kernel" && (line.fate == "carried" || line.fate == "lost"));
-    Ok(Json(LedgerAnswer { records, lost, items }))
+    let LedgerSums { records, lost, lines, cut } = state.history.ledger(&filter).await?;
+    Ok(Json(LedgerAnswer { records, lost, items: lines, cut }))
 }
