@@ -49,6 +49,7 @@ enum Command {
     /// Show one finding: its chain, its evidence, what is missing, what was lost.
     Explain {
         /// Its id, or enough of its beginning.
+        #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
         id: String,
     },
     /// Show in one screen whether to trust the system now.
@@ -97,11 +98,32 @@ fn show<T: serde::Serialize>(
             .map_err(std::io::Error::from)
             .and_then(|()| writeln!(out))
     } else {
-        render(answer, out)
+        let mut text = Vec::new();
+        render(answer, &mut text).and_then(|()| out.write_all(printable(&text).as_bytes()))
     };
     written.map_err(ClientError::Write)
 }
 
+/// `text` without what would steer a terminal: titles and reasons carry names that any observed program may choose.
+fn printable(text: &[u8]) -> String {
+    let shown =
+        |character: char| if character.is_control() && character != '\n' { '\u{fffd}' } else { character };
+    String::from_utf8_lossy(text).chars().map(shown).collect()
+}
+
 fn now() -> UnixMicros {
     UnixMicros(u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a title in which a program put the sequences that clear a screen and set its title.
+    /// Guarantees: they are shown as damage, the rest unchanged.
+    #[test]
+    fn a_terminal_is_not_steered() {
+        let text = "a\u{1b}[2J\u{9b}1m\r\n→ ä\u{7}";
+        assert_eq!(printable(text.as_bytes()), "a\u{fffd}[2J\u{fffd}1m\u{fffd}\n→ ä\u{fffd}");
+    }
 }
