@@ -7,7 +7,7 @@ use serde_json::Value;
 use tapio_schemas::units::UnixMicros;
 
 use super::{History, HistoryError, Row, Select, number, text};
-use crate::api::rest::page::{Cursor, Page};
+use crate::api::rest::page::Page;
 
 /// Which entities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct EntityFilter {
     pub kind: Option<&'static str>,
     /// With this id.
     pub id: Option<String>,
-    /// Seen not before.
+    /// Last known not before.
     pub since: UnixMicros,
 }
 
@@ -40,7 +40,8 @@ pub struct StoredEntity {
 }
 
 impl History {
-    /// The page of entities that `filter` wants, last seen first, and one more if another page follows.
+    /// The page of entities that `filter` wants, last appeared first, and one more if another page follows. They are
+    /// not ordered by when they were last seen: that changes between pages for all that live.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -49,35 +50,43 @@ impl History {
         filter: &EntityFilter,
         page: &Page,
     ) -> Result<Vec<StoredEntity>, HistoryError> {
+        // The whole life of each, also the part before `since`: an entity that was not seen for a while has two rows.
         let mut select = Select::new(
             "cluster, kind, id, min(since) AS first_time, max(until) AS last_time, \
              toUnixTimestamp64Micro(first_time) AS first_micros, toUnixTimestamp64Micro(last_time) AS last_micros, \
              argMax(names, until) AS newest_names",
-            "tapio.entities",
+            "tapio.entities FINAL",
         );
         select
-            .and("until >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
             .and_some("cluster = ?", "String", filter.cluster.as_ref())
             .and_some("kind = ?", "String", filter.kind)
-            .and_some("id = ?", "String", filter.id.as_ref());
+            .and_some("id = ?", "String", filter.id.as_ref())
+            .and(
+                "(cluster, kind, id) IN (SELECT cluster, kind, id FROM tapio.entities \
+                 WHERE until >= fromUnixTimestamp64Micro(?))",
+                "Int64",
+                filter.since.0,
+            );
         let having = page.cursor.as_ref().map_or_else(String::new, |cursor| {
             let at = select.bind("Int64", cursor.at.0);
             let id = select.bind("String", &cursor.id);
-            format!("HAVING (last_time, concat(cluster, '/', kind, '/', id)) < (fromUnixTimestamp64Micro({at}), {id})")
+            format!("HAVING (first_time, {PATH}) < (fromUnixTimestamp64Micro({at}), {id})")
         });
         let rest = format!(
-            "GROUP BY cluster, kind, id {having} \
-             ORDER BY last_time DESC, concat(cluster, '/', kind, '/', id) DESC LIMIT {}",
+            "GROUP BY cluster, kind, id {having} ORDER BY first_time DESC, {PATH} DESC LIMIT {}",
             u64::from(page.limit) + 1
         );
         Ok(self.rows(select.build(&rest)).await?.iter().map(read).collect())
     }
 }
 
-/// The cursor after `entity`.
+/// What makes an entity unique, in SQL; [`key`] says the same of a [`StoredEntity`].
+const PATH: &str = "concat(cluster, '/', kind, '/', id)";
+
+/// What orders entities.
 #[must_use]
-pub fn cursor(entity: &StoredEntity) -> Cursor {
-    Cursor { at: entity.last_seen, id: format!("{}/{}/{}", entity.cluster, entity.kind, entity.id) }
+pub fn key(entity: &StoredEntity) -> (UnixMicros, String) {
+    (entity.first_seen, format!("{}/{}/{}", entity.cluster, entity.kind, entity.id))
 }
 
 fn read(row: &Row) -> StoredEntity {

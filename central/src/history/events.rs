@@ -13,7 +13,7 @@ use tapio_schemas::{
 };
 
 use super::{History, HistoryError, Row, Select, number, text};
-use crate::api::rest::page::{Cursor, Page};
+use crate::api::rest::page::Page;
 
 /// Which events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,8 +103,10 @@ impl History {
             let incarnation = select.bind("UInt64", id.frame.incarnation.0);
             let sequence = select.bind("UInt64", id.frame.sequence.0);
             let row = select.bind("UInt32", id.row);
+            // The comparison of times alone lets the store skip the days after the cursor's.
             select.and_plain(format!(
-                "(time_micros, source_id, incarnation, sequence, row) < \
+                "time_micros <= fromUnixTimestamp64Micro({at}) AND \
+                 (time_micros, source_id, incarnation, sequence, row) < \
                  (fromUnixTimestamp64Micro({at}), toFixedString(unhex({source}), 16), {incarnation}, {sequence}, {row})"
             ));
         }
@@ -130,10 +132,10 @@ impl History {
     }
 }
 
-/// The cursor after `event`.
+/// What orders events.
 #[must_use]
-pub fn cursor(event: &StoredEvent) -> Cursor {
-    Cursor { at: UnixMicros(event.event.core.time_micros), id: event.event.id.to_string() }
+pub fn key(event: &StoredEvent) -> (UnixMicros, String) {
+    (UnixMicros(event.event.core.time_micros), event.event.id.to_string())
 }
 
 fn read(row: &Row) -> Result<StoredEvent, HistoryError> {

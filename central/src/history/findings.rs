@@ -3,7 +3,7 @@
 use tapio_schemas::{finding::Finding, units::UnixMicros};
 
 use super::{History, HistoryError, Row, Select, text};
-use crate::api::rest::page::{Cursor, Page};
+use crate::api::rest::page::Page;
 
 /// Which findings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct FindingFilter {
     pub rule: Option<String>,
     /// Of this severity now.
     pub severity: Option<&'static str>,
-    /// Of this incident.
+    /// Of this incident now.
     pub incident_id: Option<String>,
     /// Announced not before.
     pub since: UnixMicros,
@@ -35,7 +35,8 @@ impl History {
     pub async fn findings(&self, filter: &FindingFilter, page: &Page) -> Result<Vec<Finding>, HistoryError> {
         let mut newest = Select::new(
             "id, min(announced_at) AS announced, argMax(document, revision) AS newest, \
-             argMax(state, revision) AS newest_state, argMax(severity, revision) AS newest_severity",
+             argMax(state, revision) AS newest_state, argMax(severity, revision) AS newest_severity, \
+             argMax(incident_id, revision) AS newest_incident",
             "tapio.findings",
         );
         newest
@@ -46,9 +47,12 @@ impl History {
                 filter.until.map(|until| until.0),
             )
             .and_some("cluster = ?", "String", filter.cluster.as_ref())
-            .and_some("rule = ?", "String", filter.rule.as_ref())
-            .and_some("incident_id = ?", "String", filter.incident_id.as_ref());
+            .and_some("rule = ?", "String", filter.rule.as_ref());
+        // What a revision may change is asked of the newest one only.
         let mut having = Vec::new();
+        if let Some(incident) = &filter.incident_id {
+            having.push(format!("newest_incident = {}", newest.bind("String", incident)));
+        }
         if let Some(state) = filter.state {
             having.push(format!("newest_state = {}", newest.bind("String", state)));
         }
@@ -81,10 +85,10 @@ impl History {
     }
 }
 
-/// The cursor after `finding`.
+/// What orders findings: neither changes when a finding is revised.
 #[must_use]
-pub fn cursor(finding: &Finding) -> Cursor {
-    Cursor { at: finding.announced_at, id: finding.id.clone() }
+pub fn key(finding: &Finding) -> (UnixMicros, String) {
+    (finding.announced_at, finding.id.clone())
 }
 
 fn read(row: &Row) -> Result<Finding, HistoryError> {

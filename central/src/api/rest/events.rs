@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use tapio_schemas::{
     ids::EventId,
@@ -19,8 +19,11 @@ use super::{
 };
 use crate::{
     api::ApiState,
-    history::events::{EventFilter, StoredEvent, cursor},
+    history::events::{EventFilter, StoredEvent, key},
 };
+
+/// The list's name in cursors.
+const LIST: &str = "events";
 
 /// Without `since`, the list of events reaches back this far.
 const SINCE_DEFAULT: Micros = Micros::from_secs(3_600);
@@ -29,6 +32,10 @@ pub(crate) async fn list(
     State(state): State<Arc<ApiState>>,
     mut params: Params,
 ) -> Result<Json<List<StoredEvent>>, Problem> {
+    let page = params.page(LIST);
+    if page.cursor.as_ref().is_some_and(|cursor| cursor.id.parse::<EventId>().is_err()) {
+        params.refuse("cursor", "it names no event; use next_cursor of the page before, unchanged");
+    }
     let filter = EventFilter {
         cluster: params.text("cluster"),
         node: params.text("node"),
@@ -41,21 +48,18 @@ pub(crate) async fn list(
         since: params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT)),
         until: params.time("until"),
     };
-    let page = params.page();
-    if page.cursor.as_ref().is_some_and(|cursor| cursor.id.parse::<EventId>().is_err()) {
-        params.refuse("cursor", "it belongs to another list; use next_cursor of this one, unchanged");
-    }
     params.finish()?;
     let events = state.history.events(&filter, &page).await?;
-    Ok(Json(List::of(events, &page, cursor)))
+    Ok(Json(List::of(LIST, events, &page, key)))
 }
 
 pub(crate) async fn one(
     State(state): State<Arc<ApiState>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     params: Params,
 ) -> Result<Json<StoredEvent>, Problem> {
     params.finish()?;
+    let Path(id) = id?;
     let parsed: EventId = id.parse().map_err(|error: tapio_schemas::ids::ParseIdError| {
         Problem::parameters(vec![ParameterError { parameter: "id".to_owned(), reason: error.to_string() }])
     })?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use tapio_schemas::{
     finding::{Finding, FindingState},
@@ -19,11 +19,14 @@ use super::{
 };
 use crate::{
     api::ApiState,
-    history::findings::{FindingFilter, cursor},
+    history::findings::{FindingFilter, key},
 };
 
 /// Without `since`, a list reaches back this far.
 pub(crate) const SINCE_DEFAULT: Micros = Micros::from_secs(24 * 3_600);
+
+/// The list's name in cursors.
+const LIST: &str = "findings";
 
 /// An abbreviated id has at least this many characters: `f-` and two digits.
 const PREFIX_CHARS_MIN: usize = 4;
@@ -32,6 +35,7 @@ pub(crate) async fn list(
     State(state): State<Arc<ApiState>>,
     mut params: Params,
 ) -> Result<Json<List<Finding>>, Problem> {
+    let page = params.page(LIST);
     let filter = FindingFilter {
         cluster: params.text("cluster"),
         state: params.one_of("state", FindingState::ALL, FindingState::as_str).map(FindingState::as_str),
@@ -41,19 +45,19 @@ pub(crate) async fn list(
         since: params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT)),
         until: params.time("until"),
     };
-    let page = params.page();
     params.finish()?;
     let findings = state.history.findings(&filter, &page).await?;
-    Ok(Json(List::of(findings, &page, cursor)))
+    Ok(Json(List::of(LIST, findings, &page, key)))
 }
 
 /// One finding with its whole chain. The id may be abbreviated as long as it fits one finding only.
 pub(crate) async fn one(
     State(state): State<Arc<ApiState>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     params: Params,
 ) -> Result<Json<Finding>, Problem> {
     params.finish()?;
+    let Path(id) = id?;
     let plain = id.starts_with("f-") && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if !plain || !(PREFIX_CHARS_MIN..=18).contains(&id.len()) {
         let reason = format!(

@@ -1,6 +1,9 @@
 //! Paging by keyset: a cursor names the last row that was seen, so a page stays right while rows are inserted.
+//!
+//! It also carries the time of the first page's request: a length before now (`since=15m`, or the default) means the
+//! same on every page, so that nothing leaves the window between two of them.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tapio_schemas::units::UnixMicros;
@@ -9,8 +12,8 @@ use tapio_schemas::units::UnixMicros;
 pub const LIMIT_DEFAULT: u32 = 100;
 /// Rows of a page at most.
 pub const LIMIT_MAX: u32 = 1_000;
-/// A longer text is no cursor.
-pub const CURSOR_CHARS_MAX: usize = 256;
+/// A longer text is no cursor. The longest id is an entity's: a cluster, a kind and up to three names, escaped.
+pub const CURSOR_CHARS_MAX: usize = 4_096;
 
 /// Which rows a request wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,39 +22,82 @@ pub struct Page {
     pub limit: u32,
     /// After which row.
     pub cursor: Option<Cursor>,
+    /// When the first page was asked for.
+    pub asked_at: UnixMicros,
 }
 
 /// The last row of a page: its time and its id, which together order every list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
+    /// The list that the row stands in: another list's cursor means nothing.
+    pub list: &'static str,
+    /// When the first page was asked for.
+    pub asked_at: UnixMicros,
     /// The row's time.
     pub at: UnixMicros,
     /// The row's id.
     pub id: String,
 }
 
-/// A cursor's text names its version first, so that a later form can be told apart.
-const VERSION: &str = "1.";
+/// A cursor's text names its version, so that a later form can be told apart.
+const VERSION: &str = "1";
 
 impl fmt::Display for Cursor {
+    /// Only characters that stand for themselves in a URL, so that the text can be passed on as it is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{VERSION}{:x}.{}", self.at.0, self.id)
+        write!(f, "{}.{VERSION}.{:x}.{:x}.", self.list, self.asked_at.0, self.at.0)?;
+        for byte in self.id.bytes() {
+            if is_plain(byte) {
+                write!(f, "{}", char::from(byte))?;
+            } else {
+                write!(f, "~{byte:02x}")?;
+            }
+        }
+        Ok(())
     }
 }
 
-impl FromStr for Cursor {
-    type Err = ();
+const fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
+}
 
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (at, id) = text.strip_prefix(VERSION).and_then(|rest| rest.split_once('.')).ok_or(())?;
-        let at = u64::from_str_radix(at, 16).map_err(|_err| ())?;
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_:/.|[]".contains(&byte);
-        // The engine counts microseconds in a signed number.
-        if id.is_empty() || !id.bytes().all(plain) || i64::try_from(at).is_err() {
-            return Err(());
+impl Cursor {
+    /// The cursor of `list` whose text this is, if it is one.
+    #[must_use]
+    pub fn parse(list: &'static str, text: &str) -> Option<Self> {
+        if text.len() > CURSOR_CHARS_MAX {
+            return None;
         }
-        Ok(Self { at: UnixMicros(at), id: id.to_owned() })
+        let mut parts = text.splitn(5, '.');
+        let mut next = || parts.next();
+        if next()? != list || next()? != VERSION {
+            return None;
+        }
+        let (asked_at, at, id) = (micros(next()?)?, micros(next()?)?, unescape(next()?)?);
+        (!id.is_empty()).then_some(Self { list, asked_at, at, id })
     }
+}
+
+/// The engine counts microseconds in a signed number.
+fn micros(text: &str) -> Option<UnixMicros> {
+    let number = u64::from_str_radix(text, 16).ok()?;
+    i64::try_from(number).is_ok().then_some(UnixMicros(number))
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'~' {
+            let digits = [rest.next()?, rest.next()?];
+            bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+        } else if is_plain(byte) {
+            bytes.push(byte);
+        } else {
+            return None;
+        }
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// One page of a list.
@@ -65,12 +111,22 @@ pub struct List<T> {
 
 impl<T> List<T> {
     /// The page of `rows`, of which one more than `page.limit` was asked for, to know whether another page follows.
+    /// `key_of` gives the time and the id that order the list.
     #[must_use]
-    pub fn of(mut rows: Vec<T>, page: &Page, cursor_of: impl Fn(&T) -> Cursor) -> Self {
+    pub fn of(
+        list: &'static str,
+        mut rows: Vec<T>,
+        page: &Page,
+        key_of: impl Fn(&T) -> (UnixMicros, String),
+    ) -> Self {
         let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
         let more = rows.len() > limit;
         rows.truncate(limit);
-        let next_cursor = rows.last().filter(|_| more).map(|row| cursor_of(row).to_string());
+        let cursor_of = |row| {
+            let (at, id) = key_of(row);
+            Cursor { list, asked_at: page.asked_at, at, id }.to_string()
+        };
+        let next_cursor = rows.last().filter(|_| more).map(cursor_of);
         Self { items: rows, next_cursor }
     }
 }
@@ -79,24 +135,54 @@ impl<T> List<T> {
 mod tests {
     use super::*;
 
-    /// Scenario: a cursor comes back, changed or not.
-    /// Guarantees: the exact text is read, anything else is refused.
+    /// Scenario: a cursor comes back, unchanged; ids of every kind of character.
+    /// Guarantees: it is read as it was given, by its own list only, and needs no escaping in a URL.
     #[test]
     fn cursors_round_trip() {
-        let cursor = Cursor { at: UnixMicros(1_700_000_000_000_000), id: "f-71aa".to_owned() };
-        assert_eq!(cursor.to_string().parse(), Ok(cursor));
-        for text in ["", "1.", "1.zz.a", "2.1.a", "1.1.", "1.1.a'b", "1.ffffffffffffffff.a"] {
-            assert_eq!(text.parse::<Cursor>(), Err(()), "{text:?}");
+        for id in ["f-71aa", "a/pod/x y", "node/7/Deployment|[::1]:80", "ä🦀~'\\%+&", "~~2f"] {
+            let cursor = Cursor {
+                list: "findings",
+                asked_at: UnixMicros(1_800_000_000_000_000),
+                at: UnixMicros(1_700_000_000_000_000),
+                id: id.to_owned(),
+            };
+            let text = cursor.to_string();
+            assert!(text.bytes().all(|byte| is_plain(byte) || byte == b'~'), "{text}");
+            assert_eq!(Cursor::parse("events", &text), None);
+            assert_eq!(Cursor::parse("findings", &text), Some(cursor));
         }
+    }
+
+    /// Scenario: texts that are almost cursors.
+    /// Guarantees: none is read, none panics.
+    #[test]
+    fn other_texts_are_no_cursors() {
+        for rest in [
+            "",
+            "1",
+            "1.",
+            "1.1.1.",
+            "1.1.zz.a",
+            "2.1.1.a",
+            "1.zz.1.a",
+            "1.1.1.a'b",
+            "1.1.ffffffffffffffff.a",
+        ] {
+            assert_eq!(Cursor::parse("l", &format!("l.{rest}")), None, "{rest:?}");
+        }
+        for id in ["~", "~2", "~zz", "~ff", "~ä", "a b", "a/b", "🦀"] {
+            assert_eq!(Cursor::parse("l", &format!("l.1.1.1.{id}")), None, "{id:?}");
+        }
+        assert_eq!(Cursor::parse("l", &format!("l.1.1.1.{}", "a".repeat(CURSOR_CHARS_MAX))), None);
     }
 
     /// Scenario: one row more than the page holds, and exactly as many.
     /// Guarantees: a next cursor appears only when there is a next row.
     #[test]
     fn the_last_page_has_no_cursor() {
-        let page = Page { limit: 2, cursor: None };
-        let cursor_of = |row: &u64| Cursor { at: UnixMicros(*row), id: row.to_string() };
-        assert_eq!(List::of(vec![3, 2, 1], &page, cursor_of).next_cursor.as_deref(), Some("1.2.2"));
-        assert_eq!(List::of(vec![3, 2], &page, cursor_of), List { items: vec![3, 2], next_cursor: None });
+        let page = Page { limit: 2, cursor: None, asked_at: UnixMicros(15) };
+        let key_of = |row: &u64| (UnixMicros(*row), row.to_string());
+        assert_eq!(List::of("l", vec![3, 2, 1], &page, key_of).next_cursor.as_deref(), Some("l.1.f.2.2"));
+        assert_eq!(List::of("l", vec![3, 2], &page, key_of), List { items: vec![3, 2], next_cursor: None });
     }
 }

@@ -14,6 +14,11 @@ use super::{
     problem::{ParameterError, Problem},
 };
 
+/// No value is longer, in bytes: nothing that is stored has a longer name, and a query must fit the store's URL.
+const VALUE_BYTES_MAX: usize = 1_024;
+/// Of a value that is refused, at most this much is repeated.
+const REPEATED_CHARS_MAX: usize = 64;
+
 /// The parameters of one request, as they came.
 pub struct Params {
     given: Vec<(String, String)>,
@@ -47,6 +52,10 @@ impl Params {
 
     /// The text of the parameter `name`, if it was given.
     pub fn text(&mut self, name: &'static str) -> Option<String> {
+        self.bounded(name, VALUE_BYTES_MAX)
+    }
+
+    fn bounded(&mut self, name: &'static str, bytes_max: usize) -> Option<String> {
         self.known.push(name);
         let mut values = Vec::new();
         self.given.retain(|(key, value)| {
@@ -65,6 +74,10 @@ impl Params {
             self.refuse(name, "it is empty; leave it out or give a value");
             return None;
         }
+        if value.len() > bytes_max {
+            self.refuse(name, format!("it is longer than {bytes_max} bytes"));
+            return None;
+        }
         Some(value)
     }
 
@@ -73,7 +86,7 @@ impl Params {
         let text = self.text(name)?;
         let value = text.parse().ok();
         if value.is_none() {
-            self.refuse(name, format!("{text:?} is not {expected}"));
+            self.refuse(name, format!("{} is not {expected}", quoted(&text)));
         }
         value
     }
@@ -89,7 +102,7 @@ impl Params {
         let found = all.iter().copied().find(|value| name_of(*value) == text);
         if found.is_none() {
             let names: Vec<_> = all.iter().map(|value| name_of(*value)).collect();
-            self.refuse(name, format!("{text:?} is none of {}", names.join(", ")));
+            self.refuse(name, format!("{} is none of {}", quoted(&text), names.join(", ")));
         }
         found
     }
@@ -101,29 +114,37 @@ impl Params {
         if time.is_none() {
             self.refuse(
                 name,
-                format!("{text:?} is no time; write 2026-01-31T12:00:00Z, or a length before now such as 90s, 15m, 2h, 7d"),
+                format!(
+                    "{} is no time; write 2026-01-31T12:00:00Z, or a length before now such as 90s, 15m, 2h, 7d",
+                    quoted(&text)
+                ),
             );
         }
         time
     }
 
-    /// The parameters `limit` and `cursor`.
-    pub fn page(&mut self) -> Page {
-        let limit = self.parse::<u32>("limit", "a whole number").unwrap_or(LIMIT_DEFAULT);
+    /// The parameters `limit` and `cursor` of the list called `list`. To be read before any time: lengths before now
+    /// count from the request for the first page.
+    pub fn page(&mut self, list: &'static str) -> Page {
+        let expected = format!("a whole number from 1 to {LIMIT_MAX}");
+        let limit = self.parse::<u32>("limit", &expected).unwrap_or(LIMIT_DEFAULT);
         if !(1..=LIMIT_MAX).contains(&limit) {
-            self.refuse("limit", format!("{limit} is not within 1 to {LIMIT_MAX}"));
+            self.refuse("limit", format!("{limit} is not {expected}"));
         }
-        let cursor = self.text("cursor").and_then(|text| {
-            let cursor = (text.len() <= CURSOR_CHARS_MAX).then(|| text.parse::<Cursor>().ok()).flatten();
+        let cursor = self.bounded("cursor", CURSOR_CHARS_MAX).and_then(|text| {
+            let cursor = Cursor::parse(list, &text);
             if cursor.is_none() {
                 self.refuse(
                     "cursor",
-                    "it is no cursor of this API; use next_cursor of the page before, unchanged",
+                    "it is no cursor of this list; use next_cursor of the page before, unchanged",
                 );
             }
             cursor
         });
-        Page { limit, cursor }
+        if let Some(cursor) = &cursor {
+            self.now = cursor.asked_at;
+        }
+        Page { limit, cursor, asked_at: self.now }
     }
 
     /// Notes that `name` cannot be used.
@@ -131,7 +152,7 @@ impl Params {
         self.errors.push(ParameterError { parameter: name.to_owned(), reason: reason.to_string() });
     }
 
-    /// The current time of the request.
+    /// The time from which lengths before now are counted.
     #[must_use]
     pub const fn now(&self) -> UnixMicros {
         self.now
@@ -149,10 +170,20 @@ impl Params {
             } else {
                 format!("there is no such parameter; there are {known}")
             };
-            self.errors.push(ParameterError { parameter: name.chars().take(64).collect(), reason });
+            self.errors
+                .push(ParameterError { parameter: name.chars().take(REPEATED_CHARS_MAX).collect(), reason });
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::parameters(self.errors)) }
     }
+}
+
+/// `text` in quotes, cut to what a person needs to recognise it.
+fn quoted(text: &str) -> String {
+    let mut shown: String = text.chars().take(REPEATED_CHARS_MAX).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    format!("{shown:?}")
 }
 
 fn parse_time(text: &str, now: UnixMicros) -> Option<UnixMicros> {
@@ -193,12 +224,35 @@ mod tests {
             ("state", "open"),
         ]);
         assert_eq!(params.text("state").as_deref(), Some("open"));
+        params.page("findings");
         params.time("since");
-        params.page();
         let problem = params.finish().unwrap_err();
         let named: Vec<_> = problem.errors.iter().map(|error| error.parameter.as_str()).collect();
-        assert_eq!(named, ["since", "limit", "cursor", "colour"]);
+        assert_eq!(named, ["limit", "cursor", "since", "colour"]);
         assert_eq!(problem.status, 400);
+    }
+
+    /// Scenario: the second page of a list, asked for an hour after the first.
+    /// Guarantees: lengths before now still count from the first request.
+    #[test]
+    fn later_pages_count_from_the_first() {
+        let mut params = params(&[("since", "15m"), ("cursor", "l.1.35a4e900.2.x")]);
+        assert_eq!(params.page("l").asked_at, UnixMicros(900_000_000));
+        assert_eq!(params.time("since"), Some(UnixMicros(0)));
+        assert!(params.finish().is_ok());
+    }
+
+    /// Scenario: a value of a kilobyte and one byte.
+    /// Guarantees: it is refused, and only its beginning is ever repeated.
+    #[test]
+    fn values_are_bounded() {
+        let long = "x".repeat(VALUE_BYTES_MAX + 1);
+        let mut params = params(&[("node", &long), ("limit", &long[..500])]);
+        assert_eq!(params.text("node"), None);
+        params.page("l");
+        let problem = params.finish().unwrap_err();
+        assert_eq!(problem.errors.len(), 2);
+        assert!(problem.errors.iter().all(|error| error.reason.len() < 200));
     }
 
     /// Scenario: times as people write them.

@@ -2,7 +2,8 @@
 
 use axum::{
     Json,
-    http::{StatusCode, Uri, header},
+    extract::rejection::PathRejection,
+    http::{Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -75,8 +76,33 @@ impl Problem {
 impl From<HistoryError> for Problem {
     fn from(error: HistoryError) -> Self {
         tracing::warn!(%error, "a query failed");
-        let detail = format!("{error}; check the aggregator's health and try again");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "the store did not answer", detail)
+        match &error {
+            HistoryError::Row { .. } => {
+                let detail = format!("{error}; an aggregator of another version may have written it");
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "unreadable-row",
+                    "a stored row cannot be read",
+                    detail,
+                )
+            }
+            HistoryError::Store(_) | HistoryError::Connection { .. } => {
+                let detail = format!("{error}; check the aggregator's health and try again");
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "store-unavailable",
+                    "the store did not answer",
+                    detail,
+                )
+            }
+        }
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        let reason = format!("it cannot be read: {}", rejection.body_text());
+        Self::parameters(vec![ParameterError { parameter: "id".to_owned(), reason }])
     }
 }
 
@@ -94,4 +120,9 @@ pub(crate) async fn unknown_route(uri: Uri) -> Problem {
         uri.path()
     );
     Problem::new(StatusCode::NOT_FOUND, "unknown-route", "no such resource", detail)
+}
+
+pub(crate) async fn unknown_method(method: Method, uri: Uri) -> Problem {
+    let detail = format!("{} is only read: use GET, not {method}", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this API only reads", detail)
 }
