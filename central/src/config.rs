@@ -24,6 +24,7 @@ struct RawConfig {
 struct RawCentral {
     name: String,
     listen: String,
+    tenant: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,6 +52,8 @@ struct RawTelemetry {
 pub struct Config {
     /// This central's name, for health and logs.
     pub name: String,
+    /// The tenant whose data it shows; there is one per central.
+    pub tenant: String,
     /// Where the API listens (HTTPS).
     pub listen: SocketAddr,
     /// The certificate chain that the API shows, PEM.
@@ -87,6 +90,8 @@ impl Config {
     fn check(raw: RawConfig) -> Result<Self, ConfigError> {
         let mut problems = Problems::default();
         problems.require(!raw.central.name.is_empty(), "central.name", "must not be empty");
+        let tenant = raw.central.tenant.unwrap_or_else(|| "default".to_owned());
+        problems.check("central.tenant", tenant.parse::<tapio_schemas::ids::TenantId>().map(drop));
         let listen = problems.check("central.listen", address(&raw.central.listen));
         for (key, path) in
             [("identity.certificate", &raw.identity.certificate), ("identity.key", &raw.identity.key)]
@@ -97,6 +102,7 @@ impl Config {
         let telemetry_listen = problems.check("telemetry.listen", telemetry).flatten();
         let config = Self {
             name: raw.central.name,
+            tenant,
             // A fault is noted where there is no address, so that this value is never used.
             listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
             certificate: raw.identity.certificate,

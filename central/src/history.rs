@@ -12,7 +12,10 @@ pub mod sources;
 
 use serde_json::{Map, Value};
 
-use tapio_store::client::{ClientError, Parameter};
+use tapio_store::{
+    client::{ClientError, Parameter},
+    migrations::{self, MigrationError},
+};
 
 use self::connection::Connection;
 use crate::config::StoreAccess;
@@ -23,6 +26,9 @@ pub enum HistoryError {
     /// The store did not answer, or refused.
     #[error("the store did not answer the query: {0}")]
     Store(#[from] ClientError),
+    /// The store's schema is not this version's.
+    #[error("the store cannot be read: {0}")]
+    Schema(#[source] MigrationError),
     /// A stored row is not what this version writes.
     #[error("a stored {what} cannot be read: {reason}")]
     Row {
@@ -41,24 +47,55 @@ pub enum HistoryError {
     },
 }
 
+impl From<MigrationError> for HistoryError {
+    fn from(error: MigrationError) -> Self {
+        match error {
+            // The store's own fault says more than that the schema could not be looked at.
+            MigrationError::Bookkeeping(fault) => Self::Store(fault),
+            other => Self::Schema(other),
+        }
+    }
+}
+
 /// One row, as the store gives it.
 pub(crate) type Row = Map<String, Value>;
 
 /// Read access to the store.
 pub struct History {
     connection: Connection,
+    tenant: String,
 }
 
 impl History {
-    /// Read access to the store that `access` names. The store need not answer yet.
+    /// Read access to what `tenant` has in the store that `access` names. The store need not answer yet.
     #[must_use]
-    pub fn new(access: &StoreAccess) -> Self {
-        Self { connection: Connection::new(access) }
+    pub fn new(access: &StoreAccess, tenant: String) -> Self {
+        Self { connection: Connection::new(access), tenant }
+    }
+
+    /// Whether the store answers, with a schema that this version reads.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn probe(&self) -> Result<(), HistoryError> {
+        let reader = self.connection.reader()?;
+        Ok(migrations::check(&reader).await?)
+    }
+
+    /// `SELECT columns FROM source`, of the own tenant's rows.
+    fn select(&self, columns: &str, source: &str) -> Select {
+        let mut select = Select::new(columns, source);
+        select.and("tenant = ?", "String", &self.tenant);
+        select
     }
 
     /// The rows of a query that [`Select::build`] gave.
     async fn rows(&self, (sql, values): (String, Vec<(String, String)>)) -> Result<Vec<Row>, HistoryError> {
         let reader = self.connection.reader()?;
+        if self.connection.is_schema_due() {
+            migrations::check(&reader).await?;
+            self.connection.schema_checked();
+        }
         let parameters: Vec<_> =
             values.iter().map(|(name, value)| (name.as_str(), Parameter::Text(value.clone()))).collect();
         Ok(reader.rows(&sql, &parameters).await?)

@@ -66,10 +66,11 @@ pub async fn run(
         listener.local_addr().map_err(|source| CentralError::Listen { address: config.listen, source })?;
     let tls = tapio_identity::https::server_config(&config.certificate, &config.key)
         .map_err(|error| CentralError::Identity(error.into()))?;
-    let history = History::new(&config.store);
+    let history = History::new(&config.store, config.tenant.clone());
     let registry = Registry::new();
     let health = Health::new();
     let state = Arc::new(ApiState::new(config.name.clone(), history, &registry));
+    let watched = serve::watch_store(Arc::clone(&state), &health, &shutdown);
 
     let telemetry = match config.telemetry_listen {
         Some(address) => Some(serve::telemetry(address, registry, health, &shutdown).await?),
@@ -78,6 +79,9 @@ pub async fn run(
     tracing::info!(address = %api_address, "answering the REST API");
     ready(Running { api: api_address, telemetry: telemetry.as_ref().map(|(address, _)| *address) });
     serve::https(listener, tls, api::router(state), &shutdown).await;
+    if let Err(error) = watched.await {
+        tracing::warn!(%error, "the watch over the store ended badly");
+    }
     if let Some((_, task)) = telemetry
         && let Err(error) = task.await
     {

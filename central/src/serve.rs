@@ -18,7 +18,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::CentralError;
+use crate::{CentralError, api::ApiState};
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -28,6 +28,10 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// Open requests may finish for this long after the end was asked for.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// How often the store is asked whether it answers, and after how long without an answer that is a fault: a question
+/// may take as long as a query may.
+const STORE_PROBE_INTERVAL: Duration = Duration::from_secs(10);
+const STORE_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// After an accept that failed for want of descriptors, wait before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -102,6 +106,32 @@ async fn serve_connection(
             }
         }
     }
+}
+
+/// Asks the store again and again, so that the health of the process says whether it answers.
+pub(crate) fn watch_store(
+    state: Arc<ApiState>,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> JoinHandle<()> {
+    let progress = health.component("store", STORE_SILENCE_MAX);
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        loop {
+            match state.history.probe().await {
+                Ok(()) => {
+                    progress.clear();
+                    progress.tick();
+                }
+                Err(error) => progress.fault(error.to_string()),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(STORE_PROBE_INTERVAL) => {}
+            }
+        }
+        progress.finish();
+    })
 }
 
 /// Serves metrics and health at `address`; gives the address it got and the task that serves.

@@ -80,11 +80,27 @@ pub fn explain(finding: &Finding, now: UnixMicros, out: &mut dyn Write) -> io::R
     )
 }
 
-fn state_note(finding: &Finding) -> &'static str {
-    match finding.state {
-        FindingState::Open => "",
-        FindingState::Resolved => " (resolved)",
-        FindingState::Superseded => " (superseded)",
+fn state_note(finding: &Finding) -> String {
+    match (finding.state, finding.verdict.outcome) {
+        (FindingState::Superseded, _) => " (superseded)".to_owned(),
+        // The title stays what was announced; later evidence took the ground from under it.
+        (_, Outcome::Undetermined | Outcome::Hypothesis) => {
+            format!(
+                " (was announced, is now {}: {})",
+                finding.verdict.outcome.as_str(),
+                finding.verdict.reason
+            )
+        }
+        (FindingState::Resolved, Outcome::Finding) => " (resolved)".to_owned(),
+        (FindingState::Open, Outcome::Finding) => String::new(),
+    }
+}
+
+/// In the column of states: an open finding that the evidence no longer carries is told apart.
+fn state_word(finding: &Finding) -> &'static str {
+    match (finding.state, finding.verdict.outcome) {
+        (FindingState::Open, Outcome::Undetermined | Outcome::Hypothesis) => "uncertain",
+        (state, _) => state.as_str(),
     }
 }
 
@@ -133,7 +149,7 @@ pub fn findings(list: &List<Finding>, now: UnixMicros, out: &mut dyn Write) -> i
             out,
             "{:<SHORT_ID_CHARS$}  {:<10}  {:<8}  {:>8}  {}",
             short(&finding.id),
-            finding.state.as_str(),
+            state_word(finding),
             finding.verdict.severity.as_str(),
             length(now.since(finding.announced_at)),
             finding.title,

@@ -6,7 +6,7 @@ use std::{
     fs, io,
     path::PathBuf,
     sync::{Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::Deserialize;
@@ -15,6 +15,8 @@ use tapio_store::client::{Credentials, Endpoint, ReadLimits, Reader};
 use super::HistoryError;
 use crate::config::StoreAccess;
 
+/// How long a schema that was found right is taken for right.
+const SCHEMA_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// No connection file is larger.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
@@ -30,7 +32,14 @@ struct ConnectionFile {
 /// The connection in use, and the state of the file that it was read from.
 pub(super) struct Connection {
     path: PathBuf,
-    current: Mutex<Option<(FileStamp, Reader)>>,
+    current: Mutex<Option<Current>>,
+}
+
+struct Current {
+    stamp: FileStamp,
+    reader: Reader,
+    /// When the schema behind it was last found to be this version's.
+    schema_checked: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,10 +57,10 @@ impl Connection {
     pub(super) fn reader(&self) -> Result<Reader, HistoryError> {
         let stamp = self.stamp().map_err(|error| self.fault(&error))?;
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((read_at, reader)) = current.as_ref()
-            && *read_at == stamp
+        if let Some(current) = current.as_ref()
+            && current.stamp == stamp
         {
-            return Ok(reader.clone());
+            return Ok(current.reader.clone());
         }
         if stamp.length > FILE_BYTES_MAX {
             return Err(self.fault(&format!("it is larger than {FILE_BYTES_MAX} bytes")));
@@ -62,8 +71,23 @@ impl Connection {
         let credentials = Credentials { user: file.reader_user, password: file.reader_password };
         let endpoint = Endpoint::new(&file.url, credentials).map_err(|error| self.fault(&error))?;
         let reader = Reader::new(&endpoint, ReadLimits::default());
-        *current = Some((stamp, reader.clone()));
+        *current = Some(Current { stamp, reader: reader.clone(), schema_checked: None });
         Ok(reader)
+    }
+
+    /// Whether the schema is to be looked at before the next query: with a new connection, and from time to time,
+    /// because a newer aggregator may bring the schema up under a running central.
+    pub(super) fn is_schema_due(&self) -> bool {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let checked = current.as_ref().and_then(|current| current.schema_checked);
+        checked.is_none_or(|at| at.elapsed() > SCHEMA_CHECK_INTERVAL)
+    }
+
+    pub(super) fn schema_checked(&self) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = current.as_mut() {
+            current.schema_checked = Some(Instant::now());
+        }
     }
 
     fn stamp(&self) -> io::Result<FileStamp> {

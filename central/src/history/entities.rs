@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tapio_schemas::units::UnixMicros;
 
-use super::{History, HistoryError, Row, Select, number, text};
+use super::{History, HistoryError, Row, number, text};
 use crate::api::rest::page::Page;
 
 /// Which entities.
@@ -51,7 +51,7 @@ impl History {
         page: &Page,
     ) -> Result<Vec<StoredEntity>, HistoryError> {
         // The whole life of each, also the part before `since`: an entity that was not seen for a while has two rows.
-        let mut select = Select::new(
+        let mut select = self.select(
             "cluster, kind, id, min(since) AS first_time, max(until) AS last_time, \
              toUnixTimestamp64Micro(first_time) AS first_micros, toUnixTimestamp64Micro(last_time) AS last_micros, \
              argMax(names, until) AS newest_names",
@@ -63,7 +63,7 @@ impl History {
             .and_some("id = ?", "String", filter.id.as_ref())
             .and(
                 "(cluster, kind, id) IN (SELECT cluster, kind, id FROM tapio.entities \
-                 WHERE until >= fromUnixTimestamp64Micro(?))",
+                 WHERE tenant = {p0:String} AND until >= fromUnixTimestamp64Micro(?))",
                 "Int64",
                 filter.since.0,
             );

@@ -12,7 +12,7 @@ use tapio_schemas::{
     units::UnixMicros,
 };
 
-use super::{History, HistoryError, Row, Select, number, text};
+use super::{History, HistoryError, Row, number, text};
 use crate::api::rest::page::Page;
 
 /// Which events.
@@ -82,7 +82,7 @@ impl History {
     /// # Errors
     /// When the store does not answer or holds a row that cannot be read.
     pub async fn events(&self, filter: &EventFilter, page: &Page) -> Result<Vec<StoredEvent>, HistoryError> {
-        let mut select = Select::new(&COLUMNS, "tapio.events");
+        let mut select = self.select(&COLUMNS, "tapio.events");
         select
             .and("time_micros >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
             .and_some("time_micros < fromUnixTimestamp64Micro(?)", "Int64", filter.until.map(|until| until.0))
@@ -122,7 +122,7 @@ impl History {
     /// # Errors
     /// As [`History::events`].
     pub async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, HistoryError> {
-        let mut select = Select::new(&COLUMNS, "tapio.events");
+        let mut select = self.select(&COLUMNS, "tapio.events");
         select
             .and("source_id = toFixedString(unhex(?), 16)", "String", id.frame.source)
             .and("incarnation = ?", "UInt64", id.frame.incarnation.0)

@@ -2,7 +2,7 @@
 
 use tapio_schemas::{finding::Finding, units::UnixMicros};
 
-use super::{History, HistoryError, Row, Select, text};
+use super::{History, HistoryError, Row, text};
 use crate::api::rest::page::Page;
 
 /// Which findings.
@@ -33,7 +33,7 @@ impl History {
     /// # Errors
     /// When the store does not answer or holds a document that cannot be read.
     pub async fn findings(&self, filter: &FindingFilter, page: &Page) -> Result<Vec<Finding>, HistoryError> {
-        let mut newest = Select::new(
+        let mut newest = self.select(
             "id, min(announced_at) AS announced, argMax(document, revision) AS newest, \
              argMax(state, revision) AS newest_state, argMax(severity, revision) AS newest_severity, \
              argMax(incident_id, revision) AS newest_incident",
@@ -78,7 +78,7 @@ impl History {
     /// # Errors
     /// As [`History::findings`].
     pub async fn findings_by_prefix(&self, prefix: &str) -> Result<Vec<Finding>, HistoryError> {
-        let mut select = Select::new("id, argMax(document, revision) AS newest", "tapio.findings");
+        let mut select = self.select("id, argMax(document, revision) AS newest", "tapio.findings");
         select.and("startsWith(id, ?)", "String", prefix);
         let rest = format!("GROUP BY id ORDER BY id LIMIT {CANDIDATES_MAX}");
         self.rows(select.build(&rest)).await?.iter().map(read).collect()

@@ -61,7 +61,7 @@ impl History {
     /// # Errors
     /// When the store does not answer.
     pub async fn ledger(&self, filter: &LedgerFilter) -> Result<LedgerSums, HistoryError> {
-        let lines = select(&format!("{KEY}, sum(count) AS total"), filter);
+        let lines = self.ledger_lines(&format!("{KEY}, sum(count) AS total"), filter);
         let rest = format!("GROUP BY {KEY} ORDER BY {KEY} LIMIT {}", LINES_MAX + 1);
         let mut lines: Vec<_> = self.rows(lines.build(&rest)).await?.iter().map(read).collect();
         let total = |wanted: &dyn Fn(&LedgerSum) -> bool| {
@@ -76,20 +76,20 @@ impl History {
         lines.truncate(LINES_MAX);
         let totals = "sumIf(count, fate = 'lost') AS lost, \
                       sumIf(count, stage = 'kernel' AND fate IN ('carried', 'lost')) AS records";
-        let totals = self.rows(select(totals, filter).build("")).await?;
+        let totals = self.rows(self.ledger_lines(totals, filter).build("")).await?;
         let total = |column| totals.first().map_or(0, |row| number(row, column));
         Ok(LedgerSums { records: total("records"), lost: total("lost"), lines, cut: true })
     }
-}
 
-fn select(columns: &str, filter: &LedgerFilter) -> Select {
-    let mut select = Select::new(columns, "tapio.ledger");
-    select
-        .and("until >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
-        .and_some("until < fromUnixTimestamp64Micro(?)", "Int64", filter.until.map(|until| until.0))
-        .and_some("cluster = ?", "String", filter.cluster.as_ref())
-        .and_some("node = ?", "String", filter.node.as_ref());
-    select
+    fn ledger_lines(&self, columns: &str, filter: &LedgerFilter) -> Select {
+        let mut select = self.select(columns, "tapio.ledger");
+        select
+            .and("until >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
+            .and_some("until < fromUnixTimestamp64Micro(?)", "Int64", filter.until.map(|until| until.0))
+            .and_some("cluster = ?", "String", filter.cluster.as_ref())
+            .and_some("node = ?", "String", filter.node.as_ref());
+        select
+    }
 }
 
 fn read(row: &Row) -> LedgerSum {

@@ -6,7 +6,7 @@ use tapio_schemas::{
     units::UnixMicros,
 };
 
-use super::{History, HistoryError, Select, number, text};
+use super::{History, HistoryError, number, text};
 
 /// A source as it last introduced itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,14 +32,13 @@ impl History {
     /// # Errors
     /// When the store does not answer or holds a capability that cannot be read.
     pub async fn sources(&self) -> Result<Vec<StoredSource>, HistoryError> {
-        let select = Select::new(
+        let mut select = self.select(
             "cluster, node, spiffe_id, toUnixTimestamp64Micro(max(last_seen)) AS seen, \
              argMax(capability, last_seen) AS newest",
             "tapio.sources",
         );
-        let rest = format!(
-            "WHERE last_seen >= now64(6) - INTERVAL 1 DAY GROUP BY cluster, node, spiffe_id ORDER BY seen DESC LIMIT {SOURCES_MAX}"
-        );
+        select.and_plain("last_seen >= now64(6) - INTERVAL 1 DAY".to_owned());
+        let rest = format!("GROUP BY cluster, node, spiffe_id ORDER BY seen DESC LIMIT {SOURCES_MAX}");
         let rows = self.rows(select.build(&rest)).await?;
         rows.iter()
             .map(|row| {

@@ -34,7 +34,8 @@ fn refusal(world: &World, path: &str) -> (u16, String, String) {
 fn health_names_what_is_wrong() {
     let Some(mut world) = World::start() else { return };
     let nobody = world.health();
-    assert_eq!((nobody.status.as_str(), nobody.sources.len()), ("healthy", 0));
+    assert_eq!((nobody.status.as_str(), nobody.sources.len()), ("degraded", 0));
+    assert_eq!(nobody.reasons, ["no source was heard in the last day"]);
     assert_eq!(nobody.central, "central-test");
     assert!(!nobody.version.is_empty());
 
@@ -98,7 +99,7 @@ fn a_store_that_is_away_is_said_and_forgotten() {
     assert_eq!(world.refused("/events?limit=0").status, 400);
 
     world.start_engine();
-    assert_eq!(world.health().status, "healthy");
+    assert_eq!(world.health().reasons, ["no source was heard in the last day"]);
     assert_eq!(world.api.get::<Finding>(&one_finding, &[]).unwrap(), finding(0x71aa, at));
     assert_eq!(world.items::<StoredEvent>("/events", &[]).len(), 1);
     world.stop_central().unwrap();
@@ -141,4 +142,31 @@ fn a_wrong_connection_file_is_named() {
     }
     fs::write(&path, right).unwrap();
     assert_eq!(world.items::<Finding>("/findings", &[]).len(), 1);
+}
+
+/// Scenario: a newer aggregator brings the schema up; the rows of another tenant stand beside the own ones.
+/// Guarantees: a schema that this version does not know is refused by name, not read as if it were known; what another
+/// tenant stored is not shown.
+#[test]
+fn only_the_own_schema_and_tenant_are_read() {
+    let Some(mut world) = World::start() else { return };
+    let at = now().minus(Micros::from_secs(60));
+    world.insert_findings(&[finding(1, at)]);
+    assert_eq!(world.items::<Finding>("/findings", &[]).len(), 1);
+    world.execute(
+        "INSERT INTO tapio.findings SELECT * REPLACE ('other' AS tenant, 'f-0000000000000002' AS id) FROM tapio.findings",
+    );
+    assert_eq!(world.number("(SELECT count() FROM tapio.findings)"), 2);
+    assert_eq!(world.items::<Finding>("/findings", &[]).len(), 1);
+
+    world.execute(
+        "INSERT INTO tapio.schema_migrations SELECT 9999, 'from-the-future', checksum, now64(3, 'UTC') \
+         FROM tapio.schema_migrations LIMIT 1",
+    );
+    // A new connection looks at the schema at once; an old one within a minute.
+    world.touch_connection();
+    let (status, kind, detail) = refusal(&world, "/findings");
+    assert_eq!((status, kind.as_str()), (503, "urn:tapio:problem:store-of-another-version"));
+    assert!(detail.contains("from-the-future"), "{detail}");
+    world.stop_central().unwrap();
 }

@@ -125,6 +125,7 @@ impl World {
     /// A finding of a version whose documents nobody here can read.
     pub(crate) fn insert_damaged_finding(&mut self, id: &str, announced_at: UnixMicros) {
         let columns = [
+            ("tenant", "LowCardinality(String)"),
             ("id", "String"),
             ("revision", "UInt32"),
             ("announced_at", "DateTime64(6, 'UTC')"),
@@ -133,6 +134,7 @@ impl World {
         let mut block = BlockBuilder::new(columns).unwrap();
         for (name, column) in block.columns() {
             match name {
+                "tenant" => column.push_bytes(TENANT.as_bytes()),
                 "id" => column.push_bytes(id.as_bytes()),
                 "revision" => column.push_unsigned(1),
                 "announced_at" => column.push_unsigned(announced_at.0),

@@ -144,6 +144,18 @@ impl World {
         connection_file(self.directory.path())
     }
 
+    /// Writes the connection file anew, with what is in it.
+    pub(crate) fn touch_connection(&self) {
+        write_connection(self.directory.path(), self.engine.as_ref().unwrap());
+    }
+
+    /// A statement with the rights of the aggregator.
+    pub(crate) fn execute(&self, statement: &str) {
+        let endpoint = self.engine.as_ref().unwrap().writer_endpoint().unwrap();
+        let writer = Reader::new(&endpoint, ReadLimits::default());
+        self.runtime.block_on(writer.execute(statement, &[])).unwrap();
+    }
+
     /// Asks central to end and gives what it says.
     pub(crate) fn stop_central(&mut self) -> Result<(), CentralError> {
         self.central_stop.cancel();

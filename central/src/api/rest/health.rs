@@ -40,6 +40,9 @@ pub(crate) async fn health(
             Vec::new()
         }
     };
+    if sources.is_empty() && reasons.is_empty() {
+        reasons.push("no source was heard in the last day".to_owned());
+    }
     for source in &sources {
         let silent = now.since(source.last_seen);
         if silent.0 > SILENT_AFTER_MICROS {

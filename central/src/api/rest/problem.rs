@@ -8,6 +8,8 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
+use tapio_store::migrations::MigrationError;
+
 use crate::history::HistoryError;
 
 /// A problem document.
@@ -86,7 +88,13 @@ impl From<HistoryError> for Problem {
                     detail,
                 )
             }
-            HistoryError::Store(_) | HistoryError::Connection { .. } => {
+            HistoryError::Schema(MigrationError::Newer { .. } | MigrationError::Older { .. }) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store-of-another-version",
+                "the store's schema is not this version's",
+                error.to_string(),
+            ),
+            HistoryError::Store(_) | HistoryError::Schema(_) | HistoryError::Connection { .. } => {
                 let detail = format!("{error}; check the aggregator's health and try again");
                 Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
