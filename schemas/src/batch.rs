@@ -59,6 +59,24 @@ pub const ROWS_MAX: u32 = 65_536;
 /// The most columns that a batch may have, those of unknown ids included.
 pub const COLUMNS_MAX: usize = 250;
 
+/// The most bytes of one text.
+///
+/// This and the limits below bound what a batch *becomes*: a text is stored once and named often, so that a frame of
+/// a few kilobytes could otherwise stand for gigabytes of what a reader makes of it.
+pub const TEXT_BYTES_MAX: usize = 64 << 10;
+
+/// The most bytes of all texts of a batch together. A reader that keeps a table of texts for each column needs at most
+/// this for each.
+pub const SYMBOL_BYTES_MAX: usize = 4 << 20;
+
+/// The most lines of a batch's ledger: those that a sender tells one by one, and one more for each stage and fate that
+/// stands for the rest.
+pub const LEDGER_LINES_MAX: usize = 2_048 + 64;
+
+/// The most bytes of the texts of a batch when each is written out wherever it is named: in the cells of the columns
+/// that hold plain texts (`String` in ClickHouse), and in the lines of the ledger.
+pub const EXPANDED_TEXT_BYTES_MAX: usize = 64 << 20;
+
 /// The alignment of a batch's bytes, and of its blob within them.
 pub const BATCH_ALIGNMENT_BYTES: usize = 16;
 

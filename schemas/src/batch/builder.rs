@@ -7,7 +7,8 @@ use thiserror::Error;
 
 pub use self::row::RowWriter;
 use super::{
-    BATCH_ALIGNMENT_BYTES, BATCH_VERSION, BatchFault, ROWS_MAX,
+    BATCH_ALIGNMENT_BYTES, BATCH_VERSION, BatchFault, EXPANDED_TEXT_BYTES_MAX, LEDGER_LINES_MAX, ROWS_MAX,
+    SYMBOL_BYTES_MAX, TEXT_BYTES_MAX,
     directory::{ColumnEntry, Directory, LedgerLine, PRELUDE_BYTES, RowListEntry, Run},
     intern::{Sixteens, Symbols},
     planes::{self, Distinct},
@@ -16,13 +17,21 @@ use super::{
 use crate::{
     event::UnifiedEvent,
     field::{Cell, FIELDS, Layer},
-    ledger::{Ledger, LedgerEntry},
+    ledger::{Fate, Ledger, LedgerEntry, Stage},
 };
 
 const LAYERS: usize = Layer::ALL.len();
 
-/// The most lines that a batch's ledger has. Counts of further lines go into one line per stage and fate.
-const LEDGER_LINES_MAX: usize = 2_048;
+/// The most lines of a ledger that are told one by one. Counts of further lines go into one line per stage and fate.
+const LEDGER_LINES_TOLD_MAX: usize = 2_048;
+
+const _: () = assert!(LEDGER_LINES_TOLD_MAX + Stage::ALL.len() * Fate::ALL.len() <= LEDGER_LINES_MAX);
+
+/// The most bytes of a subject or reason in the ledger; longer ones are cut at a character's boundary.
+const LEDGER_NAME_BYTES_MAX: usize = 256;
+
+/// What the texts of a batch's rows may have when written out: the ledger's part is left free for it.
+const ROWS_EXPANDED_BYTES_MAX: usize = EXPANDED_TEXT_BYTES_MAX - LEDGER_LINES_MAX * 2 * LEDGER_NAME_BYTES_MAX;
 
 /// What the texts of the ledger may add to the symbol table, beyond the events' limit.
 const LEDGER_TEXT_BYTES_MAX: usize = 128 * 1_024;
@@ -35,11 +44,12 @@ const LEDGER_OVERFLOW: &str = "ledger-full";
 pub struct BatchLimits {
     /// The most rows; at most [`ROWS_MAX`].
     pub rows_max: u32,
-    /// The most bytes of distinct texts.
+    /// The most bytes of distinct texts; at most [`SYMBOL_BYTES_MAX`], of which the ledger needs a small part.
     pub symbol_bytes_max: usize,
     /// The most distinct sixteen-byte values.
     pub sixteens_max: usize,
-    /// The most bytes of one text; longer ones are cut at a character's boundary and counted.
+    /// The most bytes of one text, at most [`TEXT_BYTES_MAX`]; longer ones are cut at a character's boundary and
+    /// counted.
     pub text_bytes_max: usize,
 }
 
@@ -58,6 +68,10 @@ pub enum RowRefusal {
     /// The symbol table is full: finish the batch and write the row again.
     #[error("the batch's symbol table is full")]
     SymbolsFull,
+    /// The texts of the rows, each written out wherever it is named, are as long as they may be: finish the batch and
+    /// write the row again.
+    #[error("the batch's texts are, written out, as long as they may be")]
+    TextsFull,
     /// The table of sixteen-byte values is full: finish the batch and write the row again.
     #[error("the batch's table of sixteen-byte values is full")]
     SixteensFull,
@@ -104,6 +118,8 @@ pub struct BatchBuilder {
     symbols: Symbols,
     sixteens: Sixteens,
     ledger: Ledger,
+    /// Bytes of the rows' plain texts, each written out wherever it is named.
+    expanded_bytes: usize,
     truncated_texts: u64,
     lowered_values: u64,
     directory: Directory,
@@ -122,7 +138,8 @@ impl BatchBuilder {
     #[must_use]
     pub fn new(mut limits: BatchLimits) -> Self {
         limits.rows_max = limits.rows_max.clamp(1, ROWS_MAX);
-        limits.text_bytes_max = limits.text_bytes_max.min(limits.symbol_bytes_max);
+        limits.symbol_bytes_max = limits.symbol_bytes_max.min(SYMBOL_BYTES_MAX - LEDGER_TEXT_BYTES_MAX);
+        limits.text_bytes_max = limits.text_bytes_max.min(limits.symbol_bytes_max).min(TEXT_BYTES_MAX);
         Self {
             limits,
             rows: 0,
@@ -132,6 +149,7 @@ impl BatchBuilder {
             symbols: Symbols::new(),
             sixteens: Sixteens::new(),
             ledger: Ledger::default(),
+            expanded_bytes: 0,
             truncated_texts: 0,
             lowered_values: 0,
             directory: Directory::default(),
@@ -206,6 +224,7 @@ impl BatchBuilder {
         self.symbols.clear();
         self.sixteens.clear();
         self.ledger.entries.clear();
+        self.expanded_bytes = 0;
         self.truncated_texts = 0;
         self.lowered_values = 0;
     }
@@ -301,16 +320,16 @@ impl BatchBuilder {
 
     fn fill_ledger(&mut self) {
         let mut ledger = std::mem::take(&mut self.ledger);
-        if ledger.entries.len() > LEDGER_LINES_MAX {
-            for LedgerEntry { stage, fate, count, .. } in ledger.entries.split_off(LEDGER_LINES_MAX) {
+        if ledger.entries.len() > LEDGER_LINES_TOLD_MAX {
+            for LedgerEntry { stage, fate, count, .. } in ledger.entries.split_off(LEDGER_LINES_TOLD_MAX) {
                 ledger.add(stage, fate, LEDGER_OVERFLOW, LEDGER_OVERFLOW, count);
             }
         }
         let bytes_max = self.symbols.text_bytes() + LEDGER_TEXT_BYTES_MAX;
         self.directory.ledger.clear();
         for entry in &ledger.entries {
-            let subject = truncated(&entry.subject, self.limits.text_bytes_max);
-            let reason = truncated(&entry.reason, self.limits.text_bytes_max);
+            let subject = truncated(&entry.subject, LEDGER_NAME_BYTES_MAX);
+            let reason = truncated(&entry.reason, LEDGER_NAME_BYTES_MAX);
             self.directory.ledger.push(LedgerLine {
                 count: entry.count,
                 subject: self.symbols.code(subject, bytes_max).unwrap_or(0),

@@ -48,6 +48,13 @@ pub const fn value_max(spec: &FieldSpec) -> u64 {
     }
 }
 
+/// Whether a cell of the field `spec` is written out as a text of its own wherever it is stored, rather than as a code
+/// into a table of texts.
+#[must_use]
+pub(super) const fn is_plain_text(spec: &FieldSpec) -> bool {
+    matches!(spec.cell, CellType::Symbol) && matches!(spec.clickhouse.as_bytes(), b"String")
+}
+
 /// [`value_max`] by slot.
 #[expect(clippy::indexing_slicing, reason = "evaluated while compiling, where a wrong index is an error")]
 pub(super) static VALUE_MAX: [u64; SLOTS] = {

@@ -2,7 +2,12 @@
 
 use proptest::prelude::*;
 
-use super::{builder::assemble, directory::Directory, *};
+use super::{
+    builder::assemble,
+    directory::{Directory, LedgerLine, Run},
+    planes::{self, Planes},
+    *,
+};
 use crate::{
     event::UnifiedEvent,
     field::{Cell, CellType, FIELDS, Layer, column},
@@ -229,6 +234,73 @@ fn entry(directory: &mut Directory, id: u16) -> &mut directory::ColumnEntry {
     directory.columns.iter_mut().find(|entry| entry.id == id).unwrap()
 }
 
+/// Adds a text to the symbol table behind the others; returns its code.
+fn name_text(directory: &mut Directory, blob: &mut AlignedVec, text: &str) -> u32 {
+    let Run { base, offset, cells, width } = directory.symbol_ends;
+    let bytes = &blob[offset as usize..][..cells as usize * usize::from(width)];
+    let before = Planes::new(base, width, cells, bytes).unwrap();
+    let mut ends: Vec<u64> = (0..cells).map(|cell| before.get(cell).unwrap()).collect();
+    directory.symbols.push_str(text);
+    ends.push(directory.symbols.len() as u64);
+    let offset = u32::try_from(blob.len()).unwrap();
+    let (base, width) = planes::encode(&ends, blob);
+    directory.symbol_ends = Run { base, offset, cells: cells + 1, width };
+    cells + 1
+}
+
+/// Bytes of the small batch's texts.
+fn d_symbols() -> usize {
+    let bytes = batch_of(&small());
+    BatchView::open(&bytes).unwrap().directory.symbols.len()
+}
+
+/// Scenario: a frame of a few kilobytes holds one long text that every row names; and a builder is given rows until it
+/// takes no more of them.
+/// Guarantees: what would be gigabytes when written out is refused before anything is; what a builder makes is not.
+#[test]
+fn a_long_text_is_not_named_without_end() {
+    let text = "x".repeat(TEXT_BYTES_MAX + 9);
+    let mut builder = BatchBuilder::new(BatchLimits { rows_max: ROWS_MAX, ..BatchLimits::default() });
+    for _ in 0..ROWS_MAX {
+        let mut row = builder.begin_row().unwrap();
+        row.text(column::kernel::path, "/a");
+        row.commit().unwrap();
+    }
+    let mut blob = AlignedVec::new();
+    builder.fill_directory(&mut blob);
+    let directory = builder.directory_mut();
+    let code = name_text(directory, &mut blob, &text[..TEXT_BYTES_MAX]);
+    entry(directory, column::kernel::path).base = u64::from(code);
+    let mut out = AlignedVec::new();
+    assemble(directory, &blob, &mut out).unwrap();
+    assert!(out.len() < TEXT_BYTES_MAX + 1_024);
+    assert_eq!(BatchView::open(&out).err(), Some(BatchFault::ExpandedSize));
+
+    let limits = BatchLimits {
+        rows_max: ROWS_MAX,
+        symbol_bytes_max: usize::MAX,
+        text_bytes_max: usize::MAX,
+        ..BatchLimits::default()
+    };
+    let mut builder = BatchBuilder::new(limits);
+    let refusal = loop {
+        let mut row = builder.begin_row().unwrap();
+        row.text(column::kernel::path, &text).text(column::network::target, &text);
+        if let Err(refusal) = row.commit() {
+            break refusal;
+        }
+    };
+    assert!(refusal == RowRefusal::TextsFull && refusal.is_full());
+    for line in 0..3_000 {
+        builder.ledger_mut().add(Stage::Capture, Fate::Lost, &text, &line.to_string(), 1);
+    }
+    let summary = builder.finish(&mut out).unwrap();
+    assert_eq!((summary.rows, summary.truncated_texts), (503, 1_008));
+    let view = BatchView::open(&out).unwrap();
+    assert_eq!(view.text(column::kernel::path, 502).len(), TEXT_BYTES_MAX);
+    assert_eq!(view.ledger().lost(), 3_000);
+}
+
 /// Scenario: a sender that archives well writes a directory that lies, in every way that the pass knows.
 /// Guarantees: each lie is refused, by its own name.
 #[test]
@@ -307,6 +379,17 @@ fn every_semantic_fault_has_its_name() {
         case(BatchFault::SixteenTable, |d, _| d.sixteens = 1 << 28),
         case(BatchFault::LedgerCode, |d, _| d.ledger[0].subject = 99),
         case(BatchFault::LedgerCode, |d, _| d.ledger[1].reason = 99),
+        case(BatchFault::LedgerLines(2_113), |d, _| d.ledger = vec![d.ledger[0]; 2_113]),
+        case(BatchFault::TextLength(65_537), |d, blob| {
+            name_text(d, blob, &"x".repeat(65_537));
+        }),
+        case(BatchFault::SymbolBytes(d_symbols() + (4 << 20)), |d, blob| {
+            name_text(d, blob, &"x".repeat(4 << 20));
+        }),
+        case(BatchFault::ExpandedSize, |d, blob| {
+            let reason = name_text(d, blob, &"x".repeat(65_536));
+            d.ledger = vec![LedgerLine { reason, ..d.ledger[0] }; 2_000];
+        }),
         // The kernel's columns have one cell; without their row list they would have three.
         case(BatchFault::ColumnLength(kernel::path), |d, _| {
             entry(d, kernel::path).width = 1;
