@@ -13,7 +13,9 @@
 //! values are codes into a table of the batch). A column names a `base` and a `width` of 0 to 8 bytes: its cells are
 //! stored minus the base, in byte planes (plane `k` holds byte `k` of all cells), so that equal high bytes lie side by
 //! side and a constant column needs no bytes at all. A column of few distinct values has one plane of codes instead,
-//! and behind it the planes of its `distinct` values. A column of a layer other than core has a cell only for the rows
+//! and behind it the planes of its `distinct` values. Sizes and durations that lie on the steps of
+//! [`coarse`](crate::units::coarse) are stored as numbers of steps, threads as what lies between them and their
+//! process, and times as what lies between them and the row before, with an anchor every sixteen rows. A column of a layer other than core has a cell only for the rows
 //! that have the layer: a bitmap lists them, and a layer that all rows have needs none. An absent column reads as the
 //! default in every row. The directory's shape is frozen with the batch version; what is added comes as columns, and a
 //! reader skips column ids and cell types that it does not know.

@@ -11,12 +11,12 @@ use super::{
     SYMBOL_BYTES_MAX, TEXT_BYTES_MAX,
     directory::{ColumnEntry, Directory, LedgerLine, PRELUDE_BYTES, RowListEntry, Run},
     intern::{Sixteens, Symbols},
-    planes::{self, Distinct},
-    slots::SLOTS,
+    planes::{self, Distinct, Form, step_of},
+    slots::{SLOTS, beside, may_be_steady, may_be_steps, slot as slot_of},
 };
 use crate::{
     event::UnifiedEvent,
-    field::{Cell, FIELDS, Layer},
+    field::{Cell, FIELDS, FieldSpec, Layer},
     ledger::{Fate, Ledger, LedgerEntry, Stage},
 };
 
@@ -124,6 +124,10 @@ pub struct BatchBuilder {
     lowered_values: u64,
     directory: Directory,
     distinct: Distinct,
+    /// A column's cells in the form that they are stored in.
+    formed: Vec<u64>,
+    /// The columns in the order in which they are written, with how often their cells change.
+    order: Vec<(usize, usize)>,
     blob: AlignedVec,
 }
 
@@ -154,6 +158,8 @@ impl BatchBuilder {
             lowered_values: 0,
             directory: Directory::default(),
             distinct: Distinct::new(),
+            formed: Vec::new(),
+            order: Vec::new(),
             blob: AlignedVec::new(),
         }
     }
@@ -294,28 +300,47 @@ impl BatchBuilder {
 
     fn fill_columns(&mut self, blob: &mut AlignedVec) {
         self.directory.columns.clear();
-        for (spec, cells) in FIELDS.iter().zip(&mut self.columns) {
+        self.order.clear();
+        for (slot, (spec, cells)) in FIELDS.iter().zip(&mut self.columns).enumerate() {
+            if cells.iter().all(|cell| *cell == 0) {
+                continue;
+            }
             let layer_cells = match spec.layer {
                 Layer::Core => self.rows,
                 layer => self.layers.get(layer as usize).map_or(0, |rows| rows.cells),
             };
-            if cells.iter().all(|cell| *cell == 0) {
-                continue;
-            }
             cells.resize(layer_cells as usize, 0);
+            let changes = cells.windows(2).filter(|pair| pair.first() != pair.last()).count();
+            self.order.push((changes, slot));
+        }
+        // Columns that change as often lie side by side: the compressor works block by block, with one code for all
+        // literals of a block, and columns that change together are found to be equal.
+        self.order.sort_unstable_by_key(|(changes, slot)| (std::cmp::Reverse(*changes), *slot));
+        for (_changes, slot) in &self.order {
+            let (Some(spec), Some(cells)) = (FIELDS.get(*slot), self.columns.get(*slot)) else { continue };
             let offset = count(blob.len());
-            let (base, width, distinct) = self.distinct.encode(cells, blob);
+            let steady = may_be_steady(spec).then(|| planes::encode_steady(cells, &mut self.formed, blob));
+            let (form, (base, width, distinct)) = if let Some(stored) = steady.flatten() {
+                (Form::Steady, stored)
+            } else {
+                let beside = beside(spec.id).and_then(slot_of);
+                let beside = beside.and_then(|(slot, _spec)| self.columns.get(slot));
+                let form = form(spec, cells, beside, &mut self.formed);
+                let stored = if form == Form::Plain { cells } else { &self.formed };
+                (form, self.distinct.encode(stored, blob))
+            };
             self.directory.columns.push(ColumnEntry {
                 base,
                 offset,
                 length: count(blob.len()) - offset,
                 id: spec.id,
                 distinct,
-                cell: spec.cell as u8,
+                cell: spec.cell as u8 | (form as u8) << 4,
                 width,
                 layer: spec.layer as u8,
             });
         }
+        self.directory.columns.sort_unstable_by_key(|entry| entry.id);
     }
 
     fn fill_ledger(&mut self) {
@@ -340,6 +365,27 @@ impl BatchBuilder {
         }
         self.ledger = ledger;
     }
+}
+
+/// Chooses the form of a column, and writes its cells to `formed` unless it is the plain one.
+fn form(spec: &FieldSpec, cells: &[u64], beside: Option<&Vec<u64>>, formed: &mut Vec<u64>) -> Form {
+    /// Numbers that lie farther apart have nothing to do with each other.
+    const FAR: u64 = 1 << 16;
+    formed.clear();
+    if let Some(beside) = beside {
+        let base = beside.iter().copied().chain(std::iter::repeat(0));
+        formed
+            .extend(cells.iter().zip(base).map(|(cell, base)| cell.wrapping_sub(base) & u64::from(u32::MAX)));
+        if formed.iter().all(|cell| *cell < FAR) {
+            return Form::Beside;
+        }
+    } else if may_be_steps(spec) && cells.iter().any(|cell| *cell > u64::from(u8::MAX)) {
+        formed.extend(cells.iter().map_while(|cell| step_of(*cell)));
+        if formed.len() == cells.len() {
+            return Form::Steps;
+        }
+    }
+    Form::Plain
 }
 
 /// Puts prelude, archived directory and blob together.

@@ -9,9 +9,9 @@ use super::{
     TEXT_BYTES_MAX,
     directory::{ArchivedColumnEntry, ArchivedDirectory},
     is_readable,
-    planes::{CellRun, Planes},
+    planes::{CellRun, Form, Planes, STEP_MAX},
     rows::{LAYERS, LayerRows},
-    slots::{SLOTS, VALUE_MAX, is_plain_text, slot},
+    slots::{SLOTS, VALUE_MAX, beside, is_plain_text, may_be_steady, may_be_steps, slot},
     view::BatchView,
 };
 use crate::field::{CellType, FieldSpec, Layer, column};
@@ -189,11 +189,20 @@ fn column(view: &BatchView<'_>, entry: &ArchivedColumnEntry, id: u16) -> Result<
     let length = entry.length.to_native() as usize;
     let bytes = range(view.blob, entry.offset.to_native(), length).ok_or(BatchFault::ColumnRange(id))?;
     let Some((slot, spec)) = slot(id) else { return Ok(None) };
-    if entry.cell != spec.cell as u8 {
-        // A cell type of a newer version is skipped; one that this version knows contradicts the field table.
-        let known = (CellType::Unsigned as u8..=CellType::Symbol as u8).contains(&entry.cell);
+    let (cell, form) = (entry.cell & 0x0F, Form::from_code(entry.cell >> 4));
+    // A cell type or form of a newer version is skipped; one that this version knows may contradict the field table.
+    let Some(form) = form else { return Ok(None) };
+    if cell != spec.cell as u8 {
+        let known = (CellType::Unsigned as u8..=CellType::Symbol as u8).contains(&cell);
         return if known { Err(BatchFault::ColumnType(id)) } else { Ok(None) };
     }
+    let most = match form {
+        Form::Plain => None,
+        Form::Steady if may_be_steady(spec) => None,
+        Form::Steps if may_be_steps(spec) => Some(STEP_MAX),
+        Form::Beside if beside(id).is_some() => Some(u64::from(u32::MAX)),
+        Form::Steps | Form::Beside | Form::Steady => return Err(BatchFault::ColumnType(id)),
+    };
     if entry.layer != spec.layer as u8 {
         return Err(BatchFault::ColumnLayer(id));
     }
@@ -202,12 +211,20 @@ fn column(view: &BatchView<'_>, entry: &ArchivedColumnEntry, id: u16) -> Result<
     if Planes::new(base, entry.width, 0, &[]).is_none() {
         return Err(BatchFault::ColumnWidth(id));
     }
-    let run = CellRun::new(base, entry.width, entry.distinct.to_native(), cells, bytes)
-        .ok_or(BatchFault::ColumnLength(id))?;
+    let (width, distinct) = (entry.width, entry.distinct.to_native());
+    let run = match form {
+        Form::Steady => CellRun::steady(base, width, distinct, cells, bytes),
+        Form::Plain | Form::Steps | Form::Beside => CellRun::new(base, width, distinct, cells, bytes),
+    };
+    let run = run.ok_or(BatchFault::ColumnLength(id))?;
     if !run.codes_are_known() {
         return Err(BatchFault::ColumnCode(id));
     }
-    values(view, &run, slot, spec)?;
+    match most {
+        None => values(view, &run, slot, spec)?,
+        Some(most) if !run.all_within(0, most) => return Err(BatchFault::ValueRange(id)),
+        Some(_within) => {}
+    }
     Ok(Some(slot))
 }
 

@@ -2,6 +2,7 @@
 
 use super::{BatchBuilder, ROWS_EXPANDED_BYTES_MAX, RowRefusal, truncated};
 use crate::{
+    batch::column::zigzag,
     batch::slots::{VALUE_MAX, is_plain_text, slot},
     field::{CellType, FieldSpec, Layer, column},
 };
@@ -38,7 +39,7 @@ impl RowWriter<'_> {
     /// Writes a signed integer.
     pub fn signed(&mut self, column: u16, value: i64) -> &mut Self {
         let Some((slot, spec)) = self.field(column, CellType::Signed) else { return self };
-        self.put(slot, spec.layer, (value.cast_unsigned() << 1) ^ (value >> 63).cast_unsigned())
+        self.put(slot, spec.layer, zigzag(value))
     }
 
     /// Writes a double.
