@@ -27,6 +27,7 @@ mod builder;
 mod check;
 mod column;
 mod directory;
+mod distinct;
 mod fault;
 mod intern;
 mod planes;

@@ -10,8 +10,9 @@ use super::{
     BATCH_ALIGNMENT_BYTES, BATCH_VERSION, BatchFault, EXPANDED_TEXT_BYTES_MAX, LEDGER_LINES_MAX, ROWS_MAX,
     SYMBOL_BYTES_MAX, TEXT_BYTES_MAX,
     directory::{ColumnEntry, Directory, LedgerLine, PRELUDE_BYTES, RowListEntry, Run},
+    distinct::Distinct,
     intern::{Sixteens, Symbols},
-    planes::{self, Distinct, Form, step_of},
+    planes::{self, Form, step_of},
     slots::{SLOTS, beside, may_be_steady, may_be_steps, slot as slot_of},
 };
 use crate::{

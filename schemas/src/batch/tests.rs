@@ -436,7 +436,7 @@ fn every_form_comes_back() {
             let late = if row % 50 == 49 { 90_000 } else { 0 };
             [
                 (core::time_micros, 1_760_000_000_000_000 + row * row * 3 - late * exact),
-                (core::duration_micros, (32 + row % 32 << (row % 20)) + exact),
+                (core::duration_micros, ((32 + row % 32) << (row % 20)) + exact),
                 (kernel::pid, pid * (row % 3)),
                 (kernel::tid, pid * (row % 3) + row % 5),
             ]
