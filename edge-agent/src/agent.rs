@@ -1,20 +1,21 @@
 //! Puts the agent together: threads for capture, sampling and the spool, tasks for the uplink and telemetry.
 //!
+//! Without capture or the spool there is no agent: when one of them ends before it is asked to, so does the agent, with
+//! an error, and whoever supervises it starts it again.
+//!
 //! The order of the end: the sampler detaches the probes and hands over what is left, capture empties the ring and
 //! ships it, the spool's thread writes it, the uplink sends it as far as its time allows.
 
+mod spooler;
+
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::Ordering,
-        mpsc::{self, Receiver, RecvTimeoutError},
-    },
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
-use tapio_daemon::{Health, Progress, Registry};
+use tapio_daemon::{Health, Registry};
 use tapio_identity::{Credentials, CredentialsError};
 use tapio_schemas::{
     capability::{ProbeCapability, ProbeState},
@@ -35,13 +36,15 @@ use crate::{
     config::Config,
     event::Event,
     metrics::Metrics,
-    outgoing::{FRAMES_WAITING_MAX, Outbound, Outgoing},
+    outgoing::{FRAMES_WAITING_MAX, Outgoing},
     pipeline::{MEMORY_SOURCE, Pipeline},
     probes::{Capability, CapabilityState, Probes, ProbesConfig},
     sampler::{Sampler, Watched},
     shelf::Shelf,
-    uplink::Uplink,
+    uplink::{self, IdentityFiles, Uplink},
 };
+
+use self::spooler::Spooler;
 
 /// Readings that wait for the capture thread: a round of all containers, and more.
 const READINGS_WAITING_MAX: usize = 16_384;
@@ -75,6 +78,9 @@ pub enum AgentError {
     /// No frame can be made.
     #[error("frames cannot be made")]
     Frame(#[from] FrameFault),
+    /// A part that the agent cannot do without ended before it was asked to.
+    #[error("{0} ended by itself, and the agent with it: what it logged last says why")]
+    Ended(&'static str),
     /// The system refused something.
     #[error("cannot {doing}")]
     System {
@@ -90,10 +96,12 @@ pub enum AgentError {
 ///
 /// # Errors
 /// When it cannot start. A probe that does not load, or an aggregator that cannot be reached, is no error: both are
-/// told, and worked around.
+/// told, and worked around. And when it ends although nobody asked it to.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AgentError> {
-    Agent::start(config, shutdown).await?.finish().await;
-    Ok(())
+    let mut agent = Agent::start(config, shutdown).await?;
+    let ended = agent.until_end().await;
+    agent.finish().await;
+    ended
 }
 
 /// An agent that runs.
@@ -126,7 +134,12 @@ impl Agent {
             .map_err(|source| AgentError::System { doing: "name the telemetry's address", source })?;
         // Durable before the first frame: no number is ever used twice.
         let incarnation = Incarnation(tapio_spool::incarnation::next(&config.state_directory)?);
-        let shelf = Arc::new(Shelf::open(&config.state_directory.join("spool"), config.spool_quota_bytes)?);
+        let shared = Arc::new(Shared::default());
+        let directory = config.state_directory.join("spool");
+        let losses = Arc::clone(&shared.losses);
+        let shelf = Arc::new(Shelf::open(&directory, config.spool_quota_bytes, source, losses)?);
+        // A child, so that the agent can end its own threads without ending whoever started it.
+        let shutdown = shutdown.child_token();
 
         let (registry, health) = (Registry::new(), Health::new());
         let clock = NodeClock::new();
@@ -147,7 +160,7 @@ impl Agent {
             tracing::warn!(probe = capability.name(), state = ?capability.state, "a probe does not work");
         }
 
-        let (watched, shared) = (Arc::new(Watched::default()), Arc::new(Shared::default()));
+        let watched = Arc::new(Watched::default());
         let (readings, taken) = mpsc::sync_channel(READINGS_WAITING_MAX);
         let finished = CancellationToken::new();
         let capture = Capture {
@@ -176,7 +189,8 @@ impl Agent {
         let spooler = Spooler {
             outbound,
             shelf: Arc::clone(&shelf),
-            shared: Arc::clone(&shared),
+            losses: Arc::clone(&shared.losses),
+            metrics: spooler::Metrics::new(&registry),
             progress: health.component("spool", SILENCE_MAX),
             finished: finished.clone(),
         };
@@ -191,6 +205,12 @@ impl Agent {
         let uplink = Uplink {
             aggregators: config.aggregators,
             credentials,
+            files: IdentityFiles {
+                certificate: config.certificate,
+                key: config.key,
+                authority: config.authority,
+            },
+            metrics: uplink::Metrics::new(&registry),
             incarnation,
             node: config.node.as_str().to_owned(),
             capabilities: describe(&capabilities),
@@ -223,9 +243,33 @@ impl Agent {
         &self.capabilities
     }
 
-    /// Waits for the shutdown, then until everything has ended, for a bounded time.
+    /// Waits for the shutdown, or for the end of what the agent cannot do without.
+    ///
+    /// # Errors
+    /// With what ended although no shutdown was asked for.
+    pub async fn until_end(&mut self) -> Result<(), AgentError> {
+        let ended = loop {
+            // Cancel-safe: the tokens only wait, and a task that has ended stays in the set until it is taken.
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return Ok(()),
+                () = self.finished.cancelled() => break "the thread of the capture or of the spool",
+                Some(joined) = self.tasks.join_next() => if let Err(panicked) = joined {
+                    tracing::error!(%panicked, "a task of the agent panicked");
+                    break "a task";
+                },
+            }
+        };
+        // The threads that are left end as they do at a shutdown.
+        self.shutdown.cancel();
+        Err(AgentError::Ended(ended))
+    }
+
+    /// Waits as [`Agent::until_end`] does, then until everything has ended, for a bounded time.
     pub async fn finish(mut self) {
-        self.shutdown.cancelled().await;
+        if let Err(error) = self.until_end().await {
+            tracing::error!(%error, "agent ends by itself");
+        }
         tracing::info!("agent ends");
         let threads = std::mem::take(&mut self.threads);
         let joined = tokio::task::spawn_blocking(move || {
@@ -241,7 +285,7 @@ impl Agent {
         self.finished.cancel();
         self.telemetry.cancel();
         tapio_daemon::shutdown::drain(&mut self.tasks, THREADS_END_MAX).await;
-        if let Err(error) = self.shelf.sync() {
+        if let Err(error) = self.shelf.end() {
             tracing::error!(%error, "the spool's end is not on the disk");
         }
     }
@@ -308,45 +352,5 @@ fn own_events(capabilities: &[Capability], now_nanos: u64) -> Vec<Event> {
     events
 }
 
-/// The thread that owns the disk's delays.
-struct Spooler {
-    outbound: Receiver<Outbound>,
-    shelf: Arc<Shelf>,
-    shared: Arc<Shared>,
-    progress: Progress,
-    finished: CancellationToken,
-}
-
-impl Spooler {
-    fn run(self) {
-        const TURN: Duration = Duration::from_millis(500);
-        loop {
-            match self.outbound.recv_timeout(TURN) {
-                Ok(frame) => self.append(&frame),
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Err(error) = self.shelf.sync_if_due() {
-                        tracing::error!(%error, "the spool is not on the disk");
-                    }
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            self.progress.tick();
-        }
-        self.finished.cancel();
-        self.progress.finish();
-    }
-
-    fn append(&self, frame: &Outbound) {
-        match self.shelf.append(frame.position, &frame.bytes) {
-            Ok(shelved) => {
-                self.shared.evicted.fetch_add(shelved.evicted, Ordering::Relaxed);
-                self.progress.clear();
-            }
-            Err(error) => {
-                self.shared.unspooled.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%error, "a frame is lost: the spool does not take it");
-                self.progress.fault(format!("the spool takes no frames: {error}"));
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

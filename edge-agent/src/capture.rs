@@ -32,6 +32,7 @@ use crate::{
     precorrelate::{NodeVerdict, Precorrelate},
     probes::RingReader,
     sampler::{Reading, Watched},
+    shelf::Losses,
 };
 
 /// Records that are taken before anything else is looked at.
@@ -56,10 +57,8 @@ pub(crate) struct Shared {
     pub(crate) clock_error_micros: AtomicU64,
     /// Records taken.
     pub(crate) records: AtomicU64,
-    /// Frames that the spool could not take.
-    pub(crate) unspooled: AtomicU64,
-    /// Frames that the quota forced out.
-    pub(crate) evicted: AtomicU64,
+    /// What the spool could not keep.
+    pub(crate) losses: Arc<Losses>,
 }
 
 impl Default for Shared {
@@ -70,8 +69,7 @@ impl Default for Shared {
             in_force: Mutex::default(),
             clock_error_micros: AtomicU64::new(u64::MAX),
             records: AtomicU64::new(0),
-            unspooled: AtomicU64::new(0),
-            evicted: AtomicU64::new(0),
+            losses: Arc::default(),
         }
     }
 }
@@ -161,6 +159,7 @@ impl Capture {
         let now = clock::boot_nanos();
         self.write_ready(now);
         self.flush(now);
+        self.outgoing.finish();
         self.progress.finish();
     }
 
@@ -209,10 +208,9 @@ impl Capture {
     fn flush(&mut self, now: u64) {
         let clock = self.clock_offset();
         let tally = &mut self.pipeline.tally;
-        let unspooled = self.shared.unspooled.swap(0, Ordering::Relaxed);
-        tally.add_at(Stage::EdgeSpool, Fate::Lost, "frames", "spool-refused", unspooled);
-        let evicted = self.shared.evicted.swap(0, Ordering::Relaxed);
-        tally.add_at(Stage::EdgeSpool, Fate::Lost, "frames", "quota", evicted);
+        for (subject, reason, count) in self.shared.losses.take() {
+            tally.add_at(Stage::EdgeSpool, Fate::Lost, subject, reason, count);
+        }
         let until = BootNanos(self.pipeline.fold.told_until(now)).to_unix(clock);
         self.metrics.lost(tally.lost());
         let is_urgent = self.outgoing.is_urgent();

@@ -2,15 +2,19 @@
 //!
 //! Rows go into one batch; the batch becomes a frame when something in it is urgent, when it is full, or when it is
 //! old. Each frame carries the ledger since the frame before. Called by [`crate::capture`]; hands frames over to the
-//! thread that spools them.
+//! thread that spools them, and holds them, up to a limit, while that thread waits for its disk. A frame that is given
+//! up leaves its ledger to the next one.
 
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::{
+    collections::VecDeque,
+    sync::mpsc::{SyncSender, TrySendError},
+};
 
 use tapio_schemas::{
     batch::{AlignedVec, BatchBuilder, BatchLimits, BatchView},
     ids::{FrameId, Incarnation, RuleSetVersion, Sequence, SourceId},
     intent::Severity,
-    ledger::{Fate, Stage},
+    ledger::{Fate, LedgerEntry, Stage},
     units::{ClockOffset, UnixMicros},
 };
 use tapio_wire::{
@@ -28,12 +32,16 @@ const BULK_WAIT_NANOS: u64 = 200_000_000;
 const BULK_ROWS: u32 = 500;
 /// Without events, a frame says this often that the node lives and what it lost.
 const QUIET_WAIT_NANOS: u64 = 500_000_000;
-/// Frames that wait for the spool's thread.
-pub(crate) const FRAMES_WAITING_MAX: usize = 64;
+/// Frames that the channel to the spool's thread holds.
+pub(crate) const FRAMES_WAITING_MAX: usize = 16;
+/// Bytes of frames that wait before the channel: many seconds of a busy node, in which a slow disk may catch up.
+const BYTES_WAITING_MAX: usize = 16 << 20;
 
 /// A frame on its way to the spool.
 pub(crate) struct Outbound {
     pub(crate) position: Position,
+    /// How many events it has.
+    pub(crate) events: u32,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -46,6 +54,11 @@ pub(crate) struct Outgoing {
     incarnation: Incarnation,
     sequence: u64,
     frames: SyncSender<Outbound>,
+    /// Made, but not yet taken by the spool's thread.
+    waiting: VecDeque<Outbound>,
+    waiting_bytes: usize,
+    /// The ledger of frames that were given up.
+    untold: Vec<LedgerEntry>,
     urgent_since: Option<u64>,
     rows_since: Option<u64>,
     flushed_nanos: u64,
@@ -69,6 +82,9 @@ impl Outgoing {
             incarnation,
             sequence: 0,
             frames,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            untold: Vec::new(),
             urgent_since: None,
             rows_since: None,
             flushed_nanos: 0,
@@ -130,29 +146,39 @@ impl Outgoing {
         self.urgent_since = None;
         self.rows_since = None;
         self.flushed_nanos = now_nanos;
-        let rows = u64::from(self.batch.rows());
-        tally.add_at(Stage::Batch, Fate::Carried, "events", "", rows);
+        let rows = self.batch.rows();
         let until = until.max(self.since);
         let ledger = self.batch.ledger_mut();
         (ledger.since, ledger.until) = (self.since, until);
+        for LedgerEntry { stage, fate, subject, reason, count } in self.untold.drain(..) {
+            ledger.add(stage, fate, &subject, &reason, count);
+        }
         tally.drain_into(ledger);
-        self.since = until;
+        // Told again by the next frame if this one is given up: all but that its events were carried.
+        self.untold.clone_from(&ledger.entries);
+        ledger.add(Stage::Batch, Fate::Carried, "events", "", rows.into());
         let id = FrameId {
             source: self.source,
             incarnation: self.incarnation,
             sequence: Sequence(self.sequence.saturating_add(1)),
         };
         if let Err(reason) = self.ship(id, lane, clock) {
-            tally.add_at(Stage::Batch, Fate::Lost, "events", reason, rows);
+            tracing::warn!(reason, rows, "a frame is given up");
+            tally.add_at(Stage::Batch, Fate::Lost, "events", reason, rows.into());
             return None;
         }
+        // The frame is on its way, and only now its number and its window are used.
+        self.sequence = id.sequence.0;
+        self.since = until;
+        self.untold.clear();
         Some((id, BatchView::open(&self.bytes).ok()?))
     }
 
     fn ship(&mut self, id: FrameId, lane: Lane, clock: ClockOffset) -> Result<(), &'static str> {
-        let summary = self.batch.finish(&mut self.bytes).map_err(|_fault| "batch-fault")?;
-        // From here on the number is used, whatever becomes of the frame: a gap is visible at the other end.
-        self.sequence = id.sequence.0;
+        let summary = self.batch.finish(&mut self.bytes).map_err(|_fault| {
+            self.batch.clear();
+            "batch-fault"
+        })?;
         let meta = FrameMeta {
             lane,
             clock,
@@ -162,9 +188,47 @@ impl Outgoing {
         };
         let mut bytes = Vec::new();
         self.encoder.encode(meta, &self.bytes, &mut bytes).map_err(|_fault| "frame-too-large")?;
-        self.frames.try_send(Outbound { position: id.into(), bytes }).map_err(|error| match error {
-            TrySendError::Full(_) => "spool-behind",
-            TrySendError::Disconnected(_) => "spool-gone",
-        })
+        self.hand_over()?;
+        if self.waiting_bytes.saturating_add(bytes.len()) > BYTES_WAITING_MAX {
+            return Err("spool-behind");
+        }
+        self.waiting_bytes += bytes.len();
+        self.waiting.push_back(Outbound { position: id.into(), events: summary.rows, bytes });
+        // That the thread is gone is found out with the next frame.
+        let _handed_over = self.hand_over();
+        Ok(())
+    }
+
+    /// Gives the spool's thread as many frames as it takes without being waited for, in order.
+    fn hand_over(&mut self) -> Result<(), &'static str> {
+        while let Some(frame) = self.waiting.pop_front() {
+            let length = frame.bytes.len();
+            match self.frames.try_send(frame) {
+                Ok(()) => self.waiting_bytes -= length,
+                Err(TrySendError::Full(frame)) => {
+                    self.waiting.push_front(frame);
+                    break;
+                }
+                Err(TrySendError::Disconnected(frame)) => {
+                    self.waiting.push_front(frame);
+                    return Err("spool-gone");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The end: waits until the spool's thread has taken what waits for it.
+    pub(crate) fn finish(&mut self) {
+        for frame in self.waiting.drain(..) {
+            let events = frame.events;
+            if self.frames.send(frame).is_err() {
+                tracing::error!(events, "a frame is lost: the spool's thread is gone");
+            }
+        }
+        self.waiting_bytes = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;

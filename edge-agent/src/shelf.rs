@@ -3,19 +3,30 @@
 //! Frames stay until they are stored at the other end, or the quota forces the oldest out, which is counted. The
 //! uplink asks by [`Position`], the spool knows ordinals; the index between them is made again at start by reading
 //! the frames' headers.
+//!
+//! The disk is the spool's thread's alone: it appends, syncs, trims, and opens the spool again when a failure has left
+//! unknown what is on it. The uplink, which runs with other tasks, reads through file handles of its own and changes
+//! only the index: it never waits for an fsync.
+
+mod losses;
 
 use std::{
-    collections::VecDeque,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    collections::{HashSet, VecDeque},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use tapio_schemas::ids::{Incarnation, Sequence};
+use tapio_schemas::ids::{Incarnation, Sequence, SourceId};
 use tapio_spool::{Item, Ordinal, QuotaPolicy, Reader, Spool, SpoolConfig, SpoolError, SyncPolicy};
 use tapio_wire::{Position, frame::FrameHeader};
 use tokio::sync::Notify;
+
+pub(crate) use self::losses::{Loss, Losses};
 
 /// A segment of the spool; the quota has room for several.
 const SEGMENT_BYTES_MAX: u64 = 8 << 20;
@@ -23,135 +34,322 @@ const SEGMENT_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const QUOTA_BYTES_MIN: u64 = 2 * SEGMENT_BYTES_MAX;
 /// The power-loss promise: no more than this is lost when the node loses power; a killed agent loses nothing.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// What is stored is forgotten on the disk this often. A trim that is lost with the agent only means that the next one
+/// offers frames which the aggregator knows to be stored.
+const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+/// The first wait before a spool that cannot be opened again is tried once more; it doubles up to [`REOPEN_MAX`].
+const REOPEN_MIN: Duration = Duration::from_millis(500);
+/// The longest wait before it is tried once more.
+const REOPEN_MAX: Duration = Duration::from_secs(60);
 
 /// The frames that are not yet stored.
 pub(crate) struct Shelf {
-    inner: Mutex<Inner>,
+    directory: PathBuf,
+    config: SpoolConfig,
+    /// Whose frames these are.
+    source: SourceId,
+    losses: Arc<Losses>,
+    /// Held during I/O, by the spool's thread alone. Locked before the index, never after it.
+    disk: Mutex<Disk>,
+    /// Never held during I/O.
+    index: Mutex<Index>,
+    /// Rises when the spool was opened again: readers of before see nothing new.
+    generation: AtomicU64,
     /// A frame was appended.
     pub(crate) appended: Notify,
 }
 
-struct Inner {
-    spool: Spool,
-    index: VecDeque<(Position, Ordinal)>,
-    /// The last frame that was appended in this life.
-    last: Option<Position>,
+struct Disk {
+    /// None while it cannot be opened.
+    spool: Option<Spool>,
+    /// It was closed for good.
+    ended: bool,
+    /// Not opened again before this.
+    reopen_at: Instant,
+    reopen_wait: Duration,
+    trimmed_at: Instant,
 }
 
-/// What an append did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shelved {
-    /// Frames that the quota forced out.
-    pub(crate) evicted: u64,
-    /// Frames that are kept.
-    pub(crate) frames: u64,
+#[derive(Clone, Copy)]
+struct Kept {
+    position: Position,
+    ordinal: Ordinal,
+    events: u32,
+}
+
+struct Index {
+    kept: VecDeque<Kept>,
+    /// The last frame that was appended in this life.
+    last: Option<Position>,
+    /// Up to here everything is stored.
+    stored: Position,
+    /// Records below this are of no use any more.
+    trim: Option<Ordinal>,
+    /// The ordinal behind the last frame that is kept.
+    next: Ordinal,
+    /// The readers are made from this one.
+    reader: Reader,
+}
+
+/// A spool that was just opened.
+struct Opened {
+    spool: Spool,
+    kept: VecDeque<Kept>,
+    other_sources: Vec<u32>,
+    no_frames: u64,
 }
 
 impl Shelf {
-    /// Opens the spool in `directory` and finds the frames of earlier lives.
-    pub(crate) fn open(directory: &Path, quota_bytes: u64) -> Result<Self, SpoolError> {
+    /// Opens the spool in `directory` and finds the frames that `source` made in earlier lives. Those of another source,
+    /// which the node was before it was renamed, no aggregator takes from this one: they are counted as lost.
+    pub(crate) fn open(
+        directory: &Path,
+        quota_bytes: u64,
+        source: SourceId,
+        losses: Arc<Losses>,
+    ) -> Result<Self, SpoolError> {
         let config = SpoolConfig {
             segment_bytes_max: SEGMENT_BYTES_MAX,
             quota_bytes: quota_bytes.max(QUOTA_BYTES_MIN),
             quota_policy: QuotaPolicy::EvictOldest,
             sync: SyncPolicy::AtMostEvery(SYNC_INTERVAL),
         };
-        let (spool, recovery) = Spool::open(directory, config)?;
-        tracing::info!(?recovery, "spool is open");
-        let mut index = VecDeque::new();
-        let mut reader = spool.read_from(spool.first());
-        while let Some(item) = reader.next_item()? {
-            if let Item::Record { ordinal, payload } = item {
-                match FrameHeader::parse(payload) {
-                    Ok(header) => index.push_back((Position::from(header.meta.id), ordinal)),
-                    Err(fault) => tracing::warn!(%fault, "a spooled record is no frame, it is passed over"),
-                }
-            }
+        let Opened { spool, kept, other_sources, no_frames } = open_spool(directory, &config, source)?;
+        if !other_sources.is_empty() {
+            let frames = other_sources.len();
+            tracing::warn!(frames, %source, "the spool has frames of another source, they are given up");
         }
-        Ok(Self { inner: Mutex::new(Inner { spool, index, last: None }), appended: Notify::new() })
+        other_sources.into_iter().for_each(|events| losses.add(Loss::OtherSource, events));
+        (0..no_frames).for_each(|_| losses.add(Loss::NoFrame, 0));
+        let index = Index {
+            kept,
+            last: None,
+            stored: Position::START,
+            trim: None,
+            next: spool.next(),
+            reader: spool.read_from(spool.first()),
+        };
+        let now = Instant::now();
+        let disk = Disk {
+            spool: Some(spool),
+            ended: false,
+            reopen_at: now,
+            reopen_wait: REOPEN_MIN,
+            trimmed_at: now,
+        };
+        Ok(Self {
+            directory: directory.to_owned(),
+            config,
+            source,
+            losses,
+            disk: Mutex::new(disk),
+            index: Mutex::new(index),
+            generation: AtomicU64::new(0),
+            appended: Notify::new(),
+        })
     }
 
-    /// Appends a frame.
-    pub(crate) fn append(&self, position: Position, frame: &[u8]) -> Result<Shelved, SpoolError> {
-        let mut inner = self.lock();
-        let appended = inner.spool.append(&[frame])?;
-        inner.index.push_back((position, appended.ordinals.start));
-        inner.last = Some(position);
-        let first = inner.spool.first();
-        while inner.index.front().is_some_and(|(_, ordinal)| *ordinal < first) {
-            inner.index.pop_front();
+    /// Appends a frame of `events` events. One that the spool does not take is counted as lost.
+    pub(crate) fn append(&self, position: Position, events: u32, frame: &[u8]) -> Result<(), SpoolError> {
+        let mut disk = self.disk();
+        let mut written = self.write(&mut disk, frame);
+        if matches!(written, Err(SpoolError::Poisoned { .. })) {
+            written = self.reopen(&mut disk).and_then(|()| self.write(&mut disk, frame));
         }
-        let frames = u64::try_from(inner.index.len()).unwrap_or(u64::MAX);
-        drop(inner);
+        let (ordinal, first) = written.inspect_err(|_error| self.losses.add(Loss::Refused, events))?;
+        let mut index = self.index();
+        index.last = Some(position);
+        index.next = ordinal.next();
+        if position > index.stored {
+            index.kept.push_back(Kept { position, ordinal, events });
+        } else {
+            // The uplink was faster: it has read the frame, and it is stored already.
+            index.trim = Some(ordinal.next());
+        }
+        while let Some(evicted) = index.kept.front().copied().filter(|kept| kept.ordinal < first) {
+            index.kept.pop_front();
+            self.losses.add(Loss::Quota, evicted.events);
+        }
+        drop(index);
         self.appended.notify_one();
-        Ok(Shelved { evicted: appended.evicted.records, frames })
+        Ok(())
     }
 
-    /// Forces to the disk what is due.
-    pub(crate) fn sync_if_due(&self) -> Result<(), SpoolError> {
-        self.lock().spool.sync_if_due()
+    /// Writes a record; returns its ordinal, and the oldest that is still there.
+    fn write(&self, disk: &mut Disk, frame: &[u8]) -> Result<(Ordinal, Ordinal), SpoolError> {
+        let spool = disk.spool.as_mut().ok_or_else(|| self.closed())?;
+        let ordinal = spool.next();
+        match spool.append(&[frame]) {
+            Ok(_appended) => {}
+            // It is there, and was only not forced to the disk.
+            Err(error) if spool.next() > ordinal => {
+                tracing::error!(%error, "the spool's end is not on the disk");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok((ordinal, spool.first()))
+    }
+
+    fn closed(&self) -> SpoolError {
+        SpoolError::Poisoned { dir: self.directory.clone(), reason: "it is not open".to_owned() }
+    }
+
+    /// Does what is due on the disk: forces it out, forgets what is stored, opens the spool again after a failure.
+    pub(crate) fn tend(&self) -> Result<(), SpoolError> {
+        let mut disk = self.disk();
+        let tended = if disk.trimmed_at.elapsed() >= TRIM_INTERVAL { self.trim(&mut disk) } else { Ok(()) };
+        let tended = tended.and_then(|()| {
+            let spool = disk.spool.as_mut().ok_or_else(|| self.closed())?;
+            spool.sync_if_due()
+        });
+        match tended {
+            Err(SpoolError::Poisoned { .. }) => self.reopen(&mut disk),
+            tended => tended,
+        }
+    }
+
+    fn trim(&self, disk: &mut Disk) -> Result<(), SpoolError> {
+        disk.trimmed_at = Instant::now();
+        let spool = disk.spool.as_mut().ok_or_else(|| self.closed())?;
+        let until = self.index().trim;
+        until.map_or(Ok(()), |until| spool.trim_until(until))
+    }
+
+    /// Opens the spool again: only that tells what is on the disk.
+    fn reopen(&self, disk: &mut Disk) -> Result<(), SpoolError> {
+        if disk.ended || Instant::now() < disk.reopen_at {
+            return Err(self.closed());
+        }
+        // First, because the lock of its directory goes with it.
+        disk.spool = None;
+        let opened = open_spool(&self.directory, &self.config, self.source).inspect_err(|_error| {
+            disk.reopen_at = Instant::now() + disk.reopen_wait;
+            disk.reopen_wait = (disk.reopen_wait * 2).min(REOPEN_MAX);
+        })?;
+        disk.reopen_wait = REOPEN_MIN;
+        disk.reopen_at = Instant::now() + REOPEN_MIN;
+        let mut index = self.index();
+        let there: HashSet<Position> = opened.kept.iter().map(|kept| kept.position).collect();
+        for gone in index.kept.iter().filter(|kept| !there.contains(&kept.position)) {
+            self.losses.add(Loss::Damaged, gone.events);
+        }
+        let stored = index.stored;
+        index.kept = opened.kept.into_iter().filter(|kept| kept.position > stored).collect();
+        // What was given up stays so: it would only be found again.
+        index.next = opened.spool.next();
+        index.reader = opened.spool.read_from(opened.spool.first());
+        self.generation.fetch_add(1, Ordering::Release);
+        drop(index);
+        disk.spool = Some(opened.spool);
+        self.appended.notify_one();
+        tracing::warn!("the spool was opened again");
+        Ok(())
     }
 
     /// The oldest frame that is kept; without one, the next that life `incarnation` will make.
     pub(crate) fn oldest_or_next(&self, incarnation: Incarnation) -> Position {
-        let inner = self.lock();
-        if let Some((oldest, _)) = inner.index.front() {
-            return *oldest;
+        let index = self.index();
+        if let Some(oldest) = index.kept.front() {
+            return oldest.position;
         }
         let made =
-            inner.last.filter(|last| last.incarnation == incarnation).map_or(0, |last| last.sequence.0);
+            index.last.filter(|last| last.incarnation == incarnation).map_or(0, |last| last.sequence.0);
         Position { incarnation, sequence: Sequence(made.saturating_add(1)) }
     }
 
     /// The newest frame that is kept.
     pub(crate) fn newest(&self) -> Option<Position> {
-        self.lock().index.back().map(|(position, _)| *position)
+        self.index().kept.back().map(|kept| kept.position)
     }
 
     /// How many frames are kept.
     pub(crate) fn frames(&self) -> u64 {
-        u64::try_from(self.lock().index.len()).unwrap_or(u64::MAX)
+        u64::try_from(self.index().kept.len()).unwrap_or(u64::MAX)
     }
 
-    /// Everything up to `position` is stored: it may go.
-    pub(crate) fn stored(&self, position: Position) -> Result<(), SpoolError> {
-        let mut inner = self.lock();
-        let mut until = None;
-        while inner.index.front().is_some_and(|(kept, _)| *kept <= position) {
-            until = inner.index.pop_front().map(|(_, ordinal)| ordinal.next());
+    /// Everything up to `position` is stored: it may go, and is removed from the disk with the next trim.
+    pub(crate) fn stored(&self, position: Position) {
+        let mut index = self.index();
+        index.stored = index.stored.max(position);
+        while let Some(stored) = index.kept.front().copied().filter(|kept| kept.position <= position) {
+            index.kept.pop_front();
+            index.trim = Some(stored.ordinal.next());
         }
-        match until {
-            Some(until) => inner.spool.trim_until(until),
-            None => Ok(()),
+    }
+
+    /// The frame at `position` will never be shipped: counts it as lost, once.
+    pub(crate) fn give_up(&self, position: Position, loss: Loss) {
+        let mut index = self.index();
+        if let Ok(at) = index.kept.binary_search_by_key(&position, |kept| kept.position)
+            && let Some(kept) = index.kept.remove(at)
+        {
+            self.losses.add(loss, kept.events);
         }
     }
 
     /// A reader of the frames behind `position`.
     pub(crate) fn read_after(&self, position: Position) -> Frames {
-        let inner = self.lock();
-        let at = inner.index.partition_point(|(kept, _)| *kept <= position);
-        let from = inner.index.get(at).map_or_else(|| inner.spool.next(), |(_, ordinal)| *ordinal);
-        Frames { reader: inner.spool.read_from(from) }
+        let index = self.index();
+        let at = index.kept.partition_point(|kept| kept.position <= position);
+        let from = index.kept.get(at).map_or(index.next, |kept| kept.ordinal);
+        let generation = self.generation.load(Ordering::Acquire);
+        Frames { reader: index.reader.at(from), source: self.source, generation }
     }
 
-    /// Ends in order.
-    pub(crate) fn sync(&self) -> Result<(), SpoolError> {
-        self.lock().spool.sync().map(drop)
+    /// Whether `frames` reads from the spool as it was opened last.
+    pub(crate) fn is_current(&self, frames: &Frames) -> bool {
+        frames.generation == self.generation.load(Ordering::Acquire)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Ends in order. Nothing can be appended any more.
+    pub(crate) fn end(&self) -> Result<(), SpoolError> {
+        let mut disk = self.disk();
+        self.trim(&mut disk)?;
+        disk.ended = true;
+        disk.spool.take().map_or(Ok(()), Spool::close)
     }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open_spool(directory: &Path, config: &SpoolConfig, source: SourceId) -> Result<Opened, SpoolError> {
+    let (spool, recovery) = Spool::open(directory, config.clone())?;
+    tracing::info!(?recovery, "spool is open");
+    let (mut kept, mut other_sources, mut no_frames) = (VecDeque::new(), Vec::new(), 0);
+    let mut reader = spool.read_from(spool.first());
+    while let Some(item) = reader.next_item()? {
+        let Item::Record { ordinal, payload } = item else { continue };
+        match FrameHeader::parse(payload) {
+            Ok(header) if header.meta.id.source == source => {
+                let position = Position::from(header.meta.id);
+                kept.push_back(Kept { position, ordinal, events: header.meta.events });
+            }
+            Ok(header) => other_sources.push(header.meta.events),
+            Err(fault) => {
+                no_frames += 1;
+                tracing::warn!(%fault, "a spooled record is no frame, it is passed over");
+            }
+        }
+    }
+    Ok(Opened { spool, kept, other_sources, no_frames })
 }
 
 /// Reads frames in order.
 pub(crate) struct Frames {
     reader: Reader,
+    source: SourceId,
+    generation: u64,
 }
 
 impl Frames {
-    /// The next frame; `None` when all were read. A gap (evicted meanwhile, damaged) is passed over: the other end
-    /// sees it in the positions.
+    /// The next frame of this source; `None` when all were read. A gap (evicted meanwhile, damaged) is passed over: the
+    /// other end sees it in the positions.
     pub(crate) fn next(&mut self) -> Result<Option<(Position, Bytes)>, SpoolError> {
         loop {
             match self.reader.next_item()? {
@@ -165,7 +363,10 @@ impl Frames {
                     );
                 }
                 Some(Item::Record { payload, .. }) => {
-                    if let Ok(header) = FrameHeader::parse(payload) {
+                    // What is no frame, or another source's, was counted when the spool was opened.
+                    if let Ok(header) = FrameHeader::parse(payload)
+                        && header.meta.id.source == self.source
+                    {
                         return Ok(Some((Position::from(header.meta.id), Bytes::copy_from_slice(payload))));
                     }
                 }
@@ -175,57 +376,4 @@ impl Frames {
 }
 
 #[cfg(test)]
-mod tests {
-    use tapio_schemas::ids::{FrameId, SourceId};
-    use tapio_wire::frame::{FrameEncoder, FrameLimits, FrameMeta};
-
-    use super::*;
-
-    fn frame(position: Position) -> Vec<u8> {
-        let id = FrameId {
-            source: SourceId([1; 16]),
-            incarnation: position.incarnation,
-            sequence: position.sequence,
-        };
-        let mut batch = tapio_schemas::batch::AlignedVec::new();
-        tapio_schemas::batch::BatchBuilder::default().finish(&mut batch).unwrap();
-        let mut bytes = Vec::new();
-        FrameEncoder::new(FrameLimits::default())
-            .unwrap()
-            .encode(FrameMeta::new(id, 0), &batch, &mut bytes)
-            .unwrap();
-        bytes
-    }
-
-    fn positions(mut frames: Frames) -> Vec<Position> {
-        std::iter::from_fn(|| frames.next().unwrap()).map(|(position, _)| position).collect()
-    }
-
-    /// Scenario: frames of two lives are shelved, some are stored, the agent is restarted.
-    /// Guarantees: reading goes on behind any position, over lives; what is stored is gone; what is not survives; an
-    /// empty shelf names the next frame.
-    #[test]
-    fn frames_stay_until_they_are_stored() {
-        let folder = tempfile::tempdir().unwrap();
-        let all = [(7, 1), (7, 2), (9, 1), (9, 2)].map(|(life, number)| Position::new(life, number));
-        let shelf = Shelf::open(folder.path(), 0).unwrap();
-        assert_eq!(shelf.oldest_or_next(Incarnation(7)), all[0]);
-        for position in all {
-            assert_eq!(shelf.append(position, &frame(position)).unwrap().evicted, 0);
-        }
-        assert_eq!(positions(shelf.read_after(Position::START)), all);
-        assert_eq!(positions(shelf.read_after(all[1])), all[2..]);
-        shelf.stored(all[0]).unwrap();
-        drop(shelf);
-        let shelf = Shelf::open(folder.path(), 0).unwrap();
-        assert_eq!((shelf.frames(), shelf.oldest_or_next(Incarnation(11))), (3, all[1]));
-        assert_eq!(positions(shelf.read_after(Position::START)), all[1..]);
-        shelf.stored(all[3]).unwrap();
-        assert_eq!((shelf.newest(), positions(shelf.read_after(all[0]))), (None, vec![]));
-        let next = Position::new(11, 1);
-        shelf.append(next, &frame(next)).unwrap();
-        shelf.stored(next).unwrap();
-        assert_eq!(shelf.oldest_or_next(Incarnation(11)), Position::new(11, 2));
-        shelf.sync().unwrap();
-    }
-}
+mod tests;

@@ -2,31 +2,36 @@
 //!
 //! Reads frames from the shelf, never from the capture side, so that a cut road and a running one differ only in how
 //! far the reader is. A frame leaves the shelf when it is stored at the other end. Must never lose one by itself, and
-//! never decide what is in it. Runs as one task; every wait ends at shutdown.
+//! never decide what is in it. Runs as one task; every wait ends at shutdown. A connection lives no longer than the
+//! certificates that it was made with.
+
+mod ended;
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use prometheus_client::metrics::counter::Counter;
+
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
-use tapio_daemon::Progress;
-use tapio_identity::{Credentials, Expected, NameKind, quic};
+use tapio_daemon::{Progress, Registry, metrics::Drops};
+use tapio_identity::{Credentials, CredentialsError, Expected, NameKind, peer, quic};
 use tapio_schemas::ids::Incarnation;
-use tapio_spool::SpoolError;
 use tapio_wire::{
     Position,
     message::RuleSet,
-    session::{EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus, OfferRefusal, SessionFault},
+    session::{EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus, OfferRefusal},
 };
-use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use self::ended::Ended;
 use crate::{
     capture::Shared,
     clock, precorrelate,
-    shelf::{Frames, Shelf},
+    shelf::{Frames, Loss, Shelf},
 };
 
 /// The first wait before connecting again; it doubles up to [`BACKOFF_MAX`].
@@ -39,46 +44,51 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
 /// The end of the agent waits this long for its last frames to be received.
 const LINGER: Duration = Duration::from_secs(3);
+/// The end of a connection waits this long until the other side has what was written: a close discards it.
+const GOODBYE: Duration = Duration::from_millis(200);
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 64 << 10;
 
-/// Why a connection ended.
-#[derive(Debug, Error)]
-enum Ended {
-    #[error("the local socket cannot be used")]
-    Socket(#[from] std::io::Error),
-    #[error(transparent)]
-    Endpoint(#[from] quic::EndpointError),
-    #[error(transparent)]
-    Connect(#[from] quic::ConnectError),
-    #[error("no connection within {} s", CONNECT_TIME_MAX.as_secs())]
-    ConnectTime,
-    #[error("the connection ended")]
-    Connection(#[from] quinn::ConnectionError),
-    #[error("the stream cannot be read")]
-    Read(#[from] quinn::ReadError),
-    #[error("the stream cannot be written")]
-    Write(#[from] quinn::WriteError),
-    #[error("the aggregator takes no bytes")]
-    WriteTime,
-    #[error("the aggregator closed the stream")]
-    Closed,
-    #[error("the session ended")]
-    Session(#[from] SessionFault),
-    #[error("the spool cannot be read")]
-    Spool(#[from] SpoolError),
-    #[error("the aggregator refused the session ({code}): {text}")]
-    Refused { code: u16, text: String },
-    #[error("the aggregator is going away: {0}")]
-    Draining(String),
-    #[error("the aggregator fell silent")]
-    Silent,
+/// Where the credentials came from: once they have ended there may be new ones.
+pub(crate) struct IdentityFiles {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) authority: PathBuf,
+}
+
+impl IdentityFiles {
+    fn load(&self) -> Result<Credentials, CredentialsError> {
+        Credentials::load(&self.certificate, &self.key, &self.authority)
+    }
+}
+
+/// What the uplink counts.
+pub(crate) struct Metrics {
+    sessions: Counter,
+    ended: Drops,
+    skipped_messages: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        let registry = registry.subsystem("uplink");
+        Self {
+            sessions: registry.counter("sessions", "Sessions that the aggregator opened"),
+            ended: registry.drops("ended_connections", "Connections that ended, and attempts that failed"),
+            skipped_messages: registry.counter(
+                "skipped_messages",
+                "Messages of the aggregator of kinds that this version does not know",
+            ),
+        }
+    }
 }
 
 /// The uplink's task.
 pub(crate) struct Uplink {
     pub(crate) aggregators: Vec<SocketAddr>,
     pub(crate) credentials: Credentials,
+    pub(crate) files: IdentityFiles,
+    pub(crate) metrics: Metrics,
     pub(crate) incarnation: Incarnation,
     pub(crate) node: String,
     pub(crate) capabilities: Vec<String>,
@@ -96,11 +106,13 @@ struct Road<'a> {
     /// Read, but not yet taken by the session.
     waiting: Option<(Position, bytes::Bytes)>,
     send: SendStream,
+    /// When the first of the two certificates ends, and whose it is.
+    until: (SystemTime, &'static str),
 }
 
 impl Uplink {
     /// Connects, and connects again, until the agent has ended and its frames are received or the time is over.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let mut session = EdgeSession::new(EdgeConfig {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: self.capabilities.clone(),
@@ -113,13 +125,16 @@ impl Uplink {
                 break;
             };
             attempt = attempt.wrapping_add(1);
+            self.renew();
             let ended = self.connected(&mut session, address, &mut backoff).await;
+            self.metrics.skipped_messages.inc_by(session.skipped());
             session.disconnect();
             self.shared.clock_error_micros.store(u64::MAX, Ordering::Relaxed);
             match ended {
                 Ok(()) => break,
                 Err(ended) => {
-                    let error = chain(&ended);
+                    self.metrics.ended.add(ended.name(), 1);
+                    let error = ended::chain(&ended);
                     tracing::warn!(%address, error, "no road to the aggregator, frames stay in the spool");
                     self.progress.fault(format!("no road to {address}: {error}"));
                 }
@@ -132,6 +147,24 @@ impl Uplink {
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
         self.progress.finish();
+    }
+
+    /// Loads the credentials anew if their time is over.
+    fn renew(&mut self) {
+        if self.credentials.remaining(SystemTime::now()).is_some() {
+            return;
+        }
+        match self.files.load() {
+            Ok(renewed) if renewed.name() == self.credentials.name() => {
+                tracing::info!("the node has a new certificate");
+                self.credentials = renewed;
+            }
+            Ok(other) => {
+                tracing::error!(name = %other.name(), "the new certificate is another machine's, it is not used");
+            }
+            // The attempt to connect fails too, and health tells it.
+            Err(error) => tracing::error!(%error, "the node's certificate has ended and there is no new one"),
+        }
     }
 
     async fn connected(
@@ -154,9 +187,11 @@ impl Uplink {
             }
             () = self.finished.cancelled() => return Ok(()),
         };
+        let theirs = peer::peer_not_after(&connection)?;
+        let until = (theirs, "the aggregator's").min((self.credentials.not_after(), "this node's"));
         let (send, receive) = connection.open_bi().await?;
         session.connect(self.shelf.oldest_or_next(self.incarnation), clock::now())?;
-        let mut road = Road { session, frames: None, waiting: None, send };
+        let mut road = Road { session, frames: None, waiting: None, send, until };
         let result = self.converse(&mut road, receive, backoff).await;
         close(&endpoint, &connection, &mut road.send).await;
         result
@@ -172,6 +207,10 @@ impl Uplink {
         loop {
             self.events(road, backoff)?;
             self.offer(road)?;
+            if lingering.is_none() && self.finished.is_cancelled() {
+                lingering = Some(tokio::time::Instant::now() + LINGER);
+                road.session.drain("the agent ends")?;
+            }
             while let Some(bytes) = road.session.poll_output() {
                 let written = tokio::time::timeout(WRITE_TIME_MAX, road.send.write_chunk(bytes)).await;
                 written.map_err(|_elapsed| Ended::WriteTime)??;
@@ -183,16 +222,18 @@ impl Uplink {
                 self.shared.clock_error_micros.store(error, Ordering::Relaxed);
             }
             self.progress.tick();
-            if self.finished.is_cancelled() {
-                let until = *lingering.get_or_insert_with(|| tokio::time::Instant::now() + LINGER);
-                let is_all_received = self.is_all_received(road);
-                if is_all_received || tokio::time::Instant::now() >= until {
-                    return Ok(());
-                }
+            if let Some(until) = lingering
+                && (self.is_all_received(road) || tokio::time::Instant::now() >= until)
+            {
+                return Ok(());
             }
+            let (until, whose) = road.until;
+            let good_for =
+                until.duration_since(SystemTime::now()).map_err(|_over| Ended::Expired { whose })?;
             let timeout = road.session.next_timeout().map_or(Duration::from_secs(1), |at| {
                 Duration::from_micros(at.0.saturating_sub(clock::now().monotonic.0))
             });
+            let timeout = timeout.min(good_for);
             let timeout = if lingering.is_some() { timeout.min(Duration::from_millis(50)) } else { timeout };
             // Cancel-safe: a chunk is read or not, the others only wait.
             tokio::select! {
@@ -229,14 +270,16 @@ impl Uplink {
             match event {
                 EdgeEvent::Welcomed { received, stored } => {
                     tracing::info!(%received, %stored, "session is open");
-                    *backoff = BACKOFF_MIN;
-                    self.progress.clear();
-                    self.shelf.stored(stored)?;
+                    self.metrics.sessions.inc();
+                    self.shelf.stored(stored);
+                    if self.is_all_received(road) {
+                        self.works(backoff);
+                    }
                     road.frames = None;
                     road.waiting = None;
                 }
-                EdgeEvent::Received(_) => {}
-                EdgeEvent::Stored(position) => self.shelf.stored(position)?,
+                EdgeEvent::Received(_) => self.works(backoff),
+                EdgeEvent::Stored(position) => self.shelf.stored(position),
                 EdgeEvent::RuleSet(rules) => self.apply(road, &rules)?,
                 EdgeEvent::Refused { code, text } => return Err(Ended::Refused { code, text }),
                 EdgeEvent::Draining(reason) => return Err(Ended::Draining(reason)),
@@ -244,6 +287,13 @@ impl Uplink {
             }
         }
         Ok(())
+    }
+
+    /// The road works. A session that is only opened says nothing yet: it may be refused over its first frame, and would
+    /// be at once again, for ever.
+    fn works(&self, backoff: &mut Duration) {
+        *backoff = BACKOFF_MIN;
+        self.progress.clear();
     }
 
     fn apply(&self, road: &mut Road<'_>, pushed: &RuleSet) -> Result<(), Ended> {
@@ -263,6 +313,9 @@ impl Uplink {
 
     /// Gives the session the frames that it has room for.
     fn offer(&self, road: &mut Road<'_>) -> Result<(), Ended> {
+        if road.frames.as_ref().is_some_and(|frames| !self.shelf.is_current(frames)) {
+            (road.frames, road.waiting) = (None, None);
+        }
         while let Some(after) = road.session.offer_after() {
             let frames = road.frames.get_or_insert_with(|| self.shelf.read_after(after));
             let (position, frame) = match road.waiting.take() {
@@ -281,7 +334,7 @@ impl Uplink {
                 // The aggregator has it already.
                 Err(OfferRefusal::OutOfOrder { .. }) => {}
                 Err(refusal @ OfferRefusal::TooLarge) => {
-                    self.shared.unspooled.fetch_add(1, Ordering::Relaxed);
+                    self.shelf.give_up(position, Loss::TooLarge);
                     tracing::error!(%position, %refusal, "a frame cannot be shipped");
                 }
             }
@@ -292,7 +345,9 @@ impl Uplink {
 
 async fn close(endpoint: &Endpoint, connection: &Connection, send: &mut SendStream) {
     // The other side may be gone already: then there is nobody to be polite to.
-    drop(send.finish());
+    if send.finish().is_ok() && connection.close_reason().is_none() {
+        let _elapsed = tokio::time::timeout(GOODBYE, send.stopped()).await;
+    }
     connection.close(VarInt::from_u32(0), b"end of session");
     let _elapsed = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
 }
@@ -301,17 +356,6 @@ async fn close(endpoint: &Endpoint, connection: &Connection, send: &mut SendStre
 fn jittered(wait: Duration) -> Duration {
     let part = clock::boot_nanos() / 1_000 % 512;
     wait / 2 + wait / 2 * u32::try_from(part).unwrap_or(0) / 512
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@
 //! values are codes into a table of the batch). A column names a `base` and a `width` of 0 to 8 bytes: its cells are
 //! stored minus the base, in byte planes (plane `k` holds byte `k` of all cells), so that equal high bytes lie side by
 //! side and a constant column needs no bytes at all. A column of few distinct values has one plane of codes instead,
-//! and behind it the planes of its `distinct` values. A column of a layer other than core has a cell only for the rows
+//! and behind it the planes of its `distinct` values. Sizes and durations that lie on the steps of
+//! [`coarse`](crate::units::coarse) are stored as numbers of steps, threads as what lies between them and their
+//! process, and times as what lies between them and the row before, with an anchor every sixteen rows. A column of a layer other than core has a cell only for the rows
 //! that have the layer: a bitmap lists them, and a layer that all rows have needs none. An absent column reads as the
 //! default in every row. The directory's shape is frozen with the batch version; what is added comes as columns, and a
 //! reader skips column ids and cell types that it does not know.
@@ -25,6 +27,7 @@ mod builder;
 mod check;
 mod column;
 mod directory;
+mod distinct;
 mod fault;
 mod intern;
 mod planes;
@@ -58,6 +61,24 @@ pub const ROWS_MAX: u32 = 65_536;
 
 /// The most columns that a batch may have, those of unknown ids included.
 pub const COLUMNS_MAX: usize = 250;
+
+/// The most bytes of one text.
+///
+/// This and the limits below bound what a batch *becomes*: a text is stored once and named often, so that a frame of
+/// a few kilobytes could otherwise stand for gigabytes of what a reader makes of it.
+pub const TEXT_BYTES_MAX: usize = 64 << 10;
+
+/// The most bytes of all texts of a batch together. A reader that keeps a table of texts for each column needs at most
+/// this for each.
+pub const SYMBOL_BYTES_MAX: usize = 4 << 20;
+
+/// The most lines of a batch's ledger: those that a sender tells one by one, and one more for each stage and fate that
+/// stands for the rest.
+pub const LEDGER_LINES_MAX: usize = 2_048 + 64;
+
+/// The most bytes of the texts of a batch when each is written out wherever it is named: in the cells of the columns
+/// that hold plain texts (`String` in ClickHouse), and in the lines of the ledger.
+pub const EXPANDED_TEXT_BYTES_MAX: usize = 64 << 20;
 
 /// The alignment of a batch's bytes, and of its blob within them.
 pub const BATCH_ALIGNMENT_BYTES: usize = 16;

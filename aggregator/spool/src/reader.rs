@@ -98,6 +98,12 @@ impl Reader {
         Self { shared, next, open: None, payload: Vec::new() }
     }
 
+    /// Another reader of the same spool, that starts at `ordinal`: for who may not wait for the writer.
+    #[must_use]
+    pub fn at(&self, ordinal: Ordinal) -> Self {
+        Self::new(Arc::clone(&self.shared), ordinal)
+    }
+
     /// The ordinal of the next record, if it is not missing.
     #[must_use]
     pub const fn position(&self) -> Ordinal {

@@ -7,22 +7,32 @@ use thiserror::Error;
 
 pub use self::row::RowWriter;
 use super::{
-    BATCH_ALIGNMENT_BYTES, BATCH_VERSION, BatchFault, ROWS_MAX,
+    BATCH_ALIGNMENT_BYTES, BATCH_VERSION, BatchFault, EXPANDED_TEXT_BYTES_MAX, LEDGER_LINES_MAX, ROWS_MAX,
+    SYMBOL_BYTES_MAX, TEXT_BYTES_MAX,
     directory::{ColumnEntry, Directory, LedgerLine, PRELUDE_BYTES, RowListEntry, Run},
+    distinct::Distinct,
     intern::{Sixteens, Symbols},
-    planes::{self, Distinct},
-    slots::SLOTS,
+    planes::{self, Form, step_of},
+    slots::{SLOTS, beside, may_be_steady, may_be_steps, slot as slot_of},
 };
 use crate::{
     event::UnifiedEvent,
-    field::{Cell, FIELDS, Layer},
-    ledger::{Ledger, LedgerEntry},
+    field::{Cell, FIELDS, FieldSpec, Layer},
+    ledger::{Fate, Ledger, LedgerEntry, Stage},
 };
 
 const LAYERS: usize = Layer::ALL.len();
 
-/// The most lines that a batch's ledger has. Counts of further lines go into one line per stage and fate.
-const LEDGER_LINES_MAX: usize = 2_048;
+/// The most lines of a ledger that are told one by one. Counts of further lines go into one line per stage and fate.
+const LEDGER_LINES_TOLD_MAX: usize = 2_048;
+
+const _: () = assert!(LEDGER_LINES_TOLD_MAX + Stage::ALL.len() * Fate::ALL.len() <= LEDGER_LINES_MAX);
+
+/// The most bytes of a subject or reason in the ledger; longer ones are cut at a character's boundary.
+const LEDGER_NAME_BYTES_MAX: usize = 256;
+
+/// What the texts of a batch's rows may have when written out: the ledger's part is left free for it.
+const ROWS_EXPANDED_BYTES_MAX: usize = EXPANDED_TEXT_BYTES_MAX - LEDGER_LINES_MAX * 2 * LEDGER_NAME_BYTES_MAX;
 
 /// What the texts of the ledger may add to the symbol table, beyond the events' limit.
 const LEDGER_TEXT_BYTES_MAX: usize = 128 * 1_024;
@@ -35,11 +45,12 @@ const LEDGER_OVERFLOW: &str = "ledger-full";
 pub struct BatchLimits {
     /// The most rows; at most [`ROWS_MAX`].
     pub rows_max: u32,
-    /// The most bytes of distinct texts.
+    /// The most bytes of distinct texts; at most [`SYMBOL_BYTES_MAX`], of which the ledger needs a small part.
     pub symbol_bytes_max: usize,
     /// The most distinct sixteen-byte values.
     pub sixteens_max: usize,
-    /// The most bytes of one text; longer ones are cut at a character's boundary and counted.
+    /// The most bytes of one text, at most [`TEXT_BYTES_MAX`]; longer ones are cut at a character's boundary and
+    /// counted.
     pub text_bytes_max: usize,
 }
 
@@ -58,6 +69,10 @@ pub enum RowRefusal {
     /// The symbol table is full: finish the batch and write the row again.
     #[error("the batch's symbol table is full")]
     SymbolsFull,
+    /// The texts of the rows, each written out wherever it is named, are as long as they may be: finish the batch and
+    /// write the row again.
+    #[error("the batch's texts are, written out, as long as they may be")]
+    TextsFull,
     /// The table of sixteen-byte values is full: finish the batch and write the row again.
     #[error("the batch's table of sixteen-byte values is full")]
     SixteensFull,
@@ -104,10 +119,16 @@ pub struct BatchBuilder {
     symbols: Symbols,
     sixteens: Sixteens,
     ledger: Ledger,
+    /// Bytes of the rows' plain texts, each written out wherever it is named.
+    expanded_bytes: usize,
     truncated_texts: u64,
     lowered_values: u64,
     directory: Directory,
     distinct: Distinct,
+    /// A column's cells in the form that they are stored in.
+    formed: Vec<u64>,
+    /// The columns in the order in which they are written, with how often their cells change.
+    order: Vec<(usize, usize)>,
     blob: AlignedVec,
 }
 
@@ -122,7 +143,8 @@ impl BatchBuilder {
     #[must_use]
     pub fn new(mut limits: BatchLimits) -> Self {
         limits.rows_max = limits.rows_max.clamp(1, ROWS_MAX);
-        limits.text_bytes_max = limits.text_bytes_max.min(limits.symbol_bytes_max);
+        limits.symbol_bytes_max = limits.symbol_bytes_max.min(SYMBOL_BYTES_MAX - LEDGER_TEXT_BYTES_MAX);
+        limits.text_bytes_max = limits.text_bytes_max.min(limits.symbol_bytes_max).min(TEXT_BYTES_MAX);
         Self {
             limits,
             rows: 0,
@@ -132,10 +154,13 @@ impl BatchBuilder {
             symbols: Symbols::new(),
             sixteens: Sixteens::new(),
             ledger: Ledger::default(),
+            expanded_bytes: 0,
             truncated_texts: 0,
             lowered_values: 0,
             directory: Directory::default(),
             distinct: Distinct::new(),
+            formed: Vec::new(),
+            order: Vec::new(),
             blob: AlignedVec::new(),
         }
     }
@@ -206,6 +231,7 @@ impl BatchBuilder {
         self.symbols.clear();
         self.sixteens.clear();
         self.ledger.entries.clear();
+        self.expanded_bytes = 0;
         self.truncated_texts = 0;
         self.lowered_values = 0;
     }
@@ -275,42 +301,61 @@ impl BatchBuilder {
 
     fn fill_columns(&mut self, blob: &mut AlignedVec) {
         self.directory.columns.clear();
-        for (spec, cells) in FIELDS.iter().zip(&mut self.columns) {
+        self.order.clear();
+        for (slot, (spec, cells)) in FIELDS.iter().zip(&mut self.columns).enumerate() {
+            if cells.iter().all(|cell| *cell == 0) {
+                continue;
+            }
             let layer_cells = match spec.layer {
                 Layer::Core => self.rows,
                 layer => self.layers.get(layer as usize).map_or(0, |rows| rows.cells),
             };
-            if cells.iter().all(|cell| *cell == 0) {
-                continue;
-            }
             cells.resize(layer_cells as usize, 0);
+            let changes = cells.windows(2).filter(|pair| pair.first() != pair.last()).count();
+            self.order.push((changes, slot));
+        }
+        // Columns that change as often lie side by side: the compressor works block by block, with one code for all
+        // literals of a block, and columns that change together are found to be equal.
+        self.order.sort_unstable_by_key(|(changes, slot)| (std::cmp::Reverse(*changes), *slot));
+        for (_changes, slot) in &self.order {
+            let (Some(spec), Some(cells)) = (FIELDS.get(*slot), self.columns.get(*slot)) else { continue };
             let offset = count(blob.len());
-            let (base, width, distinct) = self.distinct.encode(cells, blob);
+            let steady = may_be_steady(spec).then(|| planes::encode_steady(cells, &mut self.formed, blob));
+            let (form, (base, width, distinct)) = if let Some(stored) = steady.flatten() {
+                (Form::Steady, stored)
+            } else {
+                let beside = beside(spec.id).and_then(slot_of);
+                let beside = beside.and_then(|(slot, _spec)| self.columns.get(slot));
+                let form = form(spec, cells, beside, &mut self.formed);
+                let stored = if form == Form::Plain { cells } else { &self.formed };
+                (form, self.distinct.encode(stored, blob))
+            };
             self.directory.columns.push(ColumnEntry {
                 base,
                 offset,
                 length: count(blob.len()) - offset,
                 id: spec.id,
                 distinct,
-                cell: spec.cell as u8,
+                cell: spec.cell as u8 | (form as u8) << 4,
                 width,
                 layer: spec.layer as u8,
             });
         }
+        self.directory.columns.sort_unstable_by_key(|entry| entry.id);
     }
 
     fn fill_ledger(&mut self) {
         let mut ledger = std::mem::take(&mut self.ledger);
-        if ledger.entries.len() > LEDGER_LINES_MAX {
-            for LedgerEntry { stage, fate, count, .. } in ledger.entries.split_off(LEDGER_LINES_MAX) {
+        if ledger.entries.len() > LEDGER_LINES_TOLD_MAX {
+            for LedgerEntry { stage, fate, count, .. } in ledger.entries.split_off(LEDGER_LINES_TOLD_MAX) {
                 ledger.add(stage, fate, LEDGER_OVERFLOW, LEDGER_OVERFLOW, count);
             }
         }
         let bytes_max = self.symbols.text_bytes() + LEDGER_TEXT_BYTES_MAX;
         self.directory.ledger.clear();
         for entry in &ledger.entries {
-            let subject = truncated(&entry.subject, self.limits.text_bytes_max);
-            let reason = truncated(&entry.reason, self.limits.text_bytes_max);
+            let subject = truncated(&entry.subject, LEDGER_NAME_BYTES_MAX);
+            let reason = truncated(&entry.reason, LEDGER_NAME_BYTES_MAX);
             self.directory.ledger.push(LedgerLine {
                 count: entry.count,
                 subject: self.symbols.code(subject, bytes_max).unwrap_or(0),
@@ -321,6 +366,27 @@ impl BatchBuilder {
         }
         self.ledger = ledger;
     }
+}
+
+/// Chooses the form of a column, and writes its cells to `formed` unless it is the plain one.
+fn form(spec: &FieldSpec, cells: &[u64], beside: Option<&Vec<u64>>, formed: &mut Vec<u64>) -> Form {
+    /// Numbers that lie farther apart have nothing to do with each other.
+    const FAR: u64 = 1 << 16;
+    formed.clear();
+    if let Some(beside) = beside {
+        let base = beside.iter().copied().chain(std::iter::repeat(0));
+        formed
+            .extend(cells.iter().zip(base).map(|(cell, base)| cell.wrapping_sub(base) & u64::from(u32::MAX)));
+        if formed.iter().all(|cell| *cell < FAR) {
+            return Form::Beside;
+        }
+    } else if may_be_steps(spec) && cells.iter().any(|cell| *cell > u64::from(u8::MAX)) {
+        formed.extend(cells.iter().map_while(|cell| step_of(*cell)));
+        if formed.len() == cells.len() {
+            return Form::Steps;
+        }
+    }
+    Form::Plain
 }
 
 /// Puts prelude, archived directory and blob together.

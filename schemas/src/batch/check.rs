@@ -1,15 +1,17 @@
 //! The one semantic pass over a batch: everything that the archive's structure check cannot see.
 //!
-//! After it, every code is in its table, every column has one cell for each row of its layer, and every value is one
-//! that its field can have: readers need no checks of their own.
+//! After it, every code is in its table, every column has one cell for each row of its layer, every value is one that
+//! its field can have, and what the batch becomes when its texts are written out is bounded: readers need no checks of
+//! their own.
 
 use super::{
-    BatchFault, COLUMNS_MAX, ROWS_MAX,
+    BatchFault, COLUMNS_MAX, EXPANDED_TEXT_BYTES_MAX, LEDGER_LINES_MAX, ROWS_MAX, SYMBOL_BYTES_MAX,
+    TEXT_BYTES_MAX,
     directory::{ArchivedColumnEntry, ArchivedDirectory},
     is_readable,
-    planes::{CellRun, Planes},
+    planes::{CellRun, Form, Planes, STEP_MAX},
     rows::{LAYERS, LayerRows},
-    slots::{SLOTS, VALUE_MAX, slot},
+    slots::{SLOTS, VALUE_MAX, beside, is_plain_text, may_be_steady, may_be_steps, slot},
     view::BatchView,
 };
 use crate::field::{CellType, FieldSpec, Layer, column};
@@ -30,15 +32,19 @@ pub(super) fn view<'a>(
     if directory.columns.len() > COLUMNS_MAX {
         return Err(BatchFault::TooManyColumns);
     }
+    if directory.ledger.len() > LEDGER_LINES_MAX {
+        return Err(BatchFault::LedgerLines(directory.ledger.len()));
+    }
     if directory.since_micros.to_native() > directory.until_micros.to_native() {
         return Err(BatchFault::WindowReversed);
     }
+    let (symbol_ends, longest) = symbol_ends(directory, blob)?;
     let mut view = BatchView {
         directory,
         blob,
         places: [0; SLOTS],
         layers: [LayerRows::default(); LAYERS],
-        symbol_ends: symbol_ends(directory, blob)?,
+        symbol_ends,
         sixteens: sixteens(directory, blob)?,
     };
     row_lists(&mut view, rows)?;
@@ -64,7 +70,38 @@ pub(super) fn view<'a>(
     {
         return Err(BatchFault::LedgerCode);
     }
+    if expanded_text_exceeds(&view, longest, EXPANDED_TEXT_BYTES_MAX) {
+        return Err(BatchFault::ExpandedSize);
+    }
     Ok(view)
+}
+
+/// Whether the texts of plain columns and of the ledger have more than `most` bytes, each written out wherever it is
+/// named. `longest` is the length of the longest text: mostly it decides without a look at the cells.
+fn expanded_text_exceeds(view: &BatchView<'_>, longest: usize, most: usize) -> bool {
+    let lines = view.directory.ledger.iter();
+    let mut named: usize = 0;
+    for column in view.columns().filter(|column| is_plain_text(column.spec())) {
+        named = named.saturating_add(column.len() as usize);
+    }
+    named = named.saturating_add(lines.len().saturating_mul(2));
+    if named.saturating_mul(longest) <= most {
+        return false;
+    }
+    let mut total: usize = 0;
+    for line in lines {
+        total += view.symbol(line.subject.to_native()).len() + view.symbol(line.reason.to_native()).len();
+    }
+    for column in view.columns().filter(|column| is_plain_text(column.spec())) {
+        for cell in 0..column.len() {
+            let code = column.word(cell).and_then(|code| u32::try_from(code).ok()).unwrap_or(0);
+            total = total.saturating_add(view.symbol(code).len());
+            if total > most {
+                return true;
+            }
+        }
+    }
+    total > most
 }
 
 fn range(blob: &[u8], offset: u32, length: usize) -> Option<&[u8]> {
@@ -72,26 +109,40 @@ fn range(blob: &[u8], offset: u32, length: usize) -> Option<&[u8]> {
     blob.get(from..from.checked_add(length)?)
 }
 
-fn symbol_ends<'a>(directory: &'a ArchivedDirectory, blob: &'a [u8]) -> Result<Planes<'a>, BatchFault> {
+/// Where the texts end, and how long the longest is.
+fn symbol_ends<'a>(
+    directory: &'a ArchivedDirectory,
+    blob: &'a [u8],
+) -> Result<(Planes<'a>, usize), BatchFault> {
     let run = &directory.symbol_ends;
     let cells = run.cells.to_native();
     let length = (cells as usize).saturating_mul(usize::from(run.width));
     let bytes = range(blob, run.offset.to_native(), length).ok_or(BatchFault::SymbolTable)?;
     let ends = Planes::new(run.base.to_native(), run.width, cells, bytes).ok_or(BatchFault::SymbolTable)?;
     let text = directory.symbols.as_str();
+    if text.len() > SYMBOL_BYTES_MAX {
+        return Err(BatchFault::SymbolBytes(text.len()));
+    }
     // Every text but code 0 has at least one byte, which also bounds the number of codes by bytes that are there.
     if cells as usize > text.len() {
         return Err(BatchFault::SymbolTable);
     }
-    let mut before = 0;
+    let (mut before, mut longest) = (0, 0);
     for index in 0..cells {
         let end = ends.get(index).and_then(|end| usize::try_from(end).ok()).unwrap_or(0);
         if end <= before || !text.is_char_boundary(end) {
             return Err(BatchFault::SymbolTable);
         }
+        longest = longest.max(end - before);
         before = end;
     }
-    if before == text.len() { Ok(ends) } else { Err(BatchFault::SymbolTable) }
+    if before != text.len() {
+        return Err(BatchFault::SymbolTable);
+    }
+    if longest > TEXT_BYTES_MAX {
+        return Err(BatchFault::TextLength(longest));
+    }
+    Ok((ends, longest))
 }
 
 fn sixteens<'a>(directory: &ArchivedDirectory, blob: &'a [u8]) -> Result<&'a [[u8; 16]], BatchFault> {
@@ -138,11 +189,20 @@ fn column(view: &BatchView<'_>, entry: &ArchivedColumnEntry, id: u16) -> Result<
     let length = entry.length.to_native() as usize;
     let bytes = range(view.blob, entry.offset.to_native(), length).ok_or(BatchFault::ColumnRange(id))?;
     let Some((slot, spec)) = slot(id) else { return Ok(None) };
-    if entry.cell != spec.cell as u8 {
-        // A cell type of a newer version is skipped; one that this version knows contradicts the field table.
-        let known = (CellType::Unsigned as u8..=CellType::Symbol as u8).contains(&entry.cell);
+    let (cell, form) = (entry.cell & 0x0F, Form::from_code(entry.cell >> 4));
+    // A cell type or form of a newer version is skipped; one that this version knows may contradict the field table.
+    let Some(form) = form else { return Ok(None) };
+    if cell != spec.cell as u8 {
+        let known = (CellType::Unsigned as u8..=CellType::Symbol as u8).contains(&cell);
         return if known { Err(BatchFault::ColumnType(id)) } else { Ok(None) };
     }
+    let most = match form {
+        Form::Plain => None,
+        Form::Steady if may_be_steady(spec) => None,
+        Form::Steps if may_be_steps(spec) => Some(STEP_MAX),
+        Form::Beside if beside(id).is_some() => Some(u64::from(u32::MAX)),
+        Form::Steps | Form::Beside | Form::Steady => return Err(BatchFault::ColumnType(id)),
+    };
     if entry.layer != spec.layer as u8 {
         return Err(BatchFault::ColumnLayer(id));
     }
@@ -151,12 +211,20 @@ fn column(view: &BatchView<'_>, entry: &ArchivedColumnEntry, id: u16) -> Result<
     if Planes::new(base, entry.width, 0, &[]).is_none() {
         return Err(BatchFault::ColumnWidth(id));
     }
-    let run = CellRun::new(base, entry.width, entry.distinct.to_native(), cells, bytes)
-        .ok_or(BatchFault::ColumnLength(id))?;
+    let (width, distinct) = (entry.width, entry.distinct.to_native());
+    let run = match form {
+        Form::Steady => CellRun::steady(base, width, distinct, cells, bytes),
+        Form::Plain | Form::Steps | Form::Beside => CellRun::new(base, width, distinct, cells, bytes),
+    };
+    let run = run.ok_or(BatchFault::ColumnLength(id))?;
     if !run.codes_are_known() {
         return Err(BatchFault::ColumnCode(id));
     }
-    values(view, &run, slot, spec)?;
+    match most {
+        None => values(view, &run, slot, spec)?,
+        Some(most) if !run.all_within(0, most) => return Err(BatchFault::ValueRange(id)),
+        Some(_within) => {}
+    }
     Ok(Some(slot))
 }
 

@@ -3,8 +3,17 @@
 use super::{planes::CellRun, rows::LayerRows, view::BatchView};
 use crate::field::{Cell, CellType, FieldSpec, Layer};
 
+pub(super) const fn zigzag(value: i64) -> u64 {
+    (value.cast_unsigned() << 1) ^ (value >> 63).cast_unsigned()
+}
+
 pub(super) const fn unzigzag(word: u64) -> i64 {
     (word >> 1).cast_signed() ^ -((word & 1).cast_signed())
+}
+
+/// The value that lies `cell` beyond `base`, modulo 2^32.
+const fn from_base(base: u64, cell: u64) -> u64 {
+    base.wrapping_add(cell) & u32::MAX as u64
 }
 
 /// A column of a known field that the batch has. It has one cell for each row of its layer.
@@ -13,11 +22,18 @@ pub struct ColumnView<'v, 'a> {
     view: &'v BatchView<'a>,
     spec: &'static FieldSpec,
     cells: CellRun<'a>,
+    /// What the cells are counted from, where they are.
+    base: Option<CellRun<'a>>,
 }
 
 impl<'v, 'a> ColumnView<'v, 'a> {
-    pub(super) const fn new(view: &'v BatchView<'a>, spec: &'static FieldSpec, cells: CellRun<'a>) -> Self {
-        Self { view, spec, cells }
+    pub(super) const fn new(
+        view: &'v BatchView<'a>,
+        spec: &'static FieldSpec,
+        cells: CellRun<'a>,
+        base: Option<CellRun<'a>>,
+    ) -> Self {
+        Self { view, spec, cells, base }
     }
 
     /// The field that the column holds.
@@ -54,13 +70,14 @@ impl<'v, 'a> ColumnView<'v, 'a> {
     #[inline]
     #[must_use]
     pub fn word(&self, index: u32) -> Option<u64> {
-        self.cells.get(index)
+        let cell = self.cells.get(index)?;
+        Some(self.base.map_or(cell, |base| from_base(base.get(index).unwrap_or(0), cell)))
     }
 
     /// The cell at `index` with its meaning.
     #[must_use]
     pub fn get(&self, index: u32) -> Option<Cell<'a>> {
-        self.cells.get(index).map(|word| self.cell_of(word))
+        self.word(index).map(|word| self.cell_of(word))
     }
 
     /// All cells, in order, with their rows.
@@ -73,6 +90,11 @@ impl<'v, 'a> ColumnView<'v, 'a> {
     pub fn copy_words(&self, out: &mut Vec<u64>) {
         out.resize(self.cells.cells() as usize, 0);
         self.cells.copy_to(out);
+        if let Some(base) = self.base {
+            for (index, cell) in (0..).zip(out.iter_mut()) {
+                *cell = from_base(base.get(index).unwrap_or(0), *cell);
+            }
+        }
     }
 
     pub(super) fn cell_of(&self, word: u64) -> Cell<'a> {

@@ -46,7 +46,8 @@ pub(super) struct ColumnEntry {
     pub(super) id: u16,
     /// How many values the column's table has; 0 if its cells are the values themselves.
     pub(super) distinct: u16,
-    /// The code of a [`crate::field::CellType`].
+    /// The code of a [`crate::field::CellType`] in the low four bits, and of a [`super::planes::Form`] in the high ones:
+    /// to a reader that does not know the form it is a cell type that it does not know.
     pub(super) cell: u8,
     /// Bytes per cell.
     pub(super) width: u8,

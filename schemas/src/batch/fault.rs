@@ -77,12 +77,24 @@ pub enum BatchFault {
     /// A text's end is out of order, inside a character or outside the symbol table.
     #[error("the symbol table's ends do not cut its text")]
     SymbolTable,
+    /// A text is longer than a text may be.
+    #[error("a text of the batch has {0} bytes, more than a text may have")]
+    TextLength(usize),
+    /// The texts together are longer than they may be.
+    #[error("the batch's texts have {0} bytes, more than they may have")]
+    SymbolBytes(usize),
+    /// The texts would be too long if each were written out wherever it is named.
+    #[error("the batch's texts, written out wherever they are named, have more bytes than they may have")]
+    ExpandedSize,
     /// The table of sixteen-byte values lies outside the blob.
     #[error("the table of sixteen-byte values lies outside the blob")]
     SixteenTable,
     /// A line of the ledger names a text that is not in the symbol table.
     #[error("the ledger has a code that is not in the symbol table")]
     LedgerCode,
+    /// The ledger has more lines than it may have.
+    #[error("the ledger has {0} lines, more than it may have")]
+    LedgerLines(usize),
 }
 
 impl BatchFault {
@@ -114,8 +126,12 @@ impl BatchFault {
             Self::RowListLength(_) => "row-list-length",
             Self::RowListRange(_) => "row-list-range",
             Self::SymbolTable => "symbol-table",
+            Self::TextLength(_) => "text-length",
+            Self::SymbolBytes(_) => "symbol-bytes",
+            Self::ExpandedSize => "expanded-size",
             Self::SixteenTable => "sixteen-table",
             Self::LedgerCode => "ledger-code",
+            Self::LedgerLines(_) => "ledger-lines",
         }
     }
 }

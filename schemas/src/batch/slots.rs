@@ -1,6 +1,9 @@
 //! Where a column id stands in the field table, found without a search, and how great its values may be.
 
-use crate::field::{CellType, FIELDS, FieldSpec};
+use crate::field::{
+    CellType, FIELDS, FieldSpec,
+    column::{core, kernel},
+};
 
 /// How many fields there are.
 pub(super) const SLOTS: usize = FIELDS.len();
@@ -46,6 +49,32 @@ pub const fn value_max(spec: &FieldSpec) -> u64 {
         b"DateTime64(6, 'UTC')" => 9_999_999_999_999_999,
         _ => u64::MAX,
     }
+}
+
+/// The column of the same layer that the cells of `id` may be counted from, because they are mostly near: a thread's
+/// number is its process's or a little greater.
+pub(super) const fn beside(id: u16) -> Option<u16> {
+    match id {
+        kernel::tid => Some(kernel::pid),
+        _ => None,
+    }
+}
+
+/// Whether the cells of the field `spec` may be stored as distances: they rise from row to row.
+pub(super) const fn may_be_steady(spec: &FieldSpec) -> bool {
+    spec.id == core::time_micros
+}
+
+/// Whether the cells of the field `spec` may be stored as steps: sizes and durations, which 64 bits hold.
+pub(super) const fn may_be_steps(spec: &FieldSpec) -> bool {
+    matches!(spec.cell, CellType::Unsigned) && value_max(spec) == u64::MAX
+}
+
+/// Whether a cell of the field `spec` is written out as a text of its own wherever it is stored, rather than as a code
+/// into a table of texts.
+#[must_use]
+pub(super) const fn is_plain_text(spec: &FieldSpec) -> bool {
+    matches!(spec.cell, CellType::Symbol) && matches!(spec.clickhouse.as_bytes(), b"String")
 }
 
 /// [`value_max`] by slot.

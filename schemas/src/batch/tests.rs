@@ -2,7 +2,12 @@
 
 use proptest::prelude::*;
 
-use super::{builder::assemble, directory::Directory, *};
+use super::{
+    builder::assemble,
+    directory::{Directory, LedgerLine, Run},
+    planes::{self, Planes},
+    *,
+};
 use crate::{
     event::UnifiedEvent,
     field::{Cell, CellType, FIELDS, Layer, column},
@@ -201,7 +206,11 @@ fn small() -> Vec<UnifiedEvent> {
             number(column::network::status, 500),
             number(column::network::remote_address, 77),
         ],
-        vec![number(column::core::time_micros, 1_000_300), text(column::kernel::path, "/etc/hosts")],
+        vec![
+            number(column::core::time_micros, 1_000_300),
+            number(column::core::duration_micros, 1_024),
+            text(column::kernel::path, "/etc/hosts"),
+        ],
         vec![
             number(column::core::count, 300),
             text(column::network::route, "/"),
@@ -227,6 +236,78 @@ fn forged(change: impl FnOnce(&mut Directory, &mut AlignedVec)) -> Result<u64, B
 
 fn entry(directory: &mut Directory, id: u16) -> &mut directory::ColumnEntry {
     directory.columns.iter_mut().find(|entry| entry.id == id).unwrap()
+}
+
+/// Adds a text to the symbol table behind the others; returns its code.
+fn name_text(directory: &mut Directory, blob: &mut AlignedVec, text: &str) -> u32 {
+    let Run { base, offset, cells, width } = directory.symbol_ends;
+    let bytes = &blob[offset as usize..][..cells as usize * usize::from(width)];
+    let before = Planes::new(base, width, cells, bytes).unwrap();
+    let mut ends: Vec<u64> = (0..cells).map(|cell| before.get(cell).unwrap()).collect();
+    directory.symbols.push_str(text);
+    ends.push(directory.symbols.len() as u64);
+    let offset = u32::try_from(blob.len()).unwrap();
+    let (base, width) = planes::encode(&ends, blob);
+    directory.symbol_ends = Run { base, offset, cells: cells + 1, width };
+    cells + 1
+}
+
+/// Bytes of the small batch's texts.
+fn d_symbols() -> usize {
+    let bytes = batch_of(&small());
+    BatchView::open(&bytes).unwrap().directory.symbols.len()
+}
+
+/// Scenario: a frame of a few kilobytes holds one long text that every row names; and a builder is given rows until it
+/// takes no more of them.
+/// Guarantees: what would be gigabytes when written out is refused before anything is; what a builder makes is not.
+#[test]
+fn a_long_text_is_not_named_without_end() {
+    let text = "x".repeat(TEXT_BYTES_MAX + 9);
+    let mut builder = BatchBuilder::new(BatchLimits { rows_max: ROWS_MAX, ..BatchLimits::default() });
+    for _ in 0..ROWS_MAX {
+        let mut row = builder.begin_row().unwrap();
+        row.text(column::kernel::path, "/a");
+        row.commit().unwrap();
+    }
+    let mut blob = AlignedVec::new();
+    builder.fill_directory(&mut blob);
+    let directory = builder.directory_mut();
+    let code = name_text(directory, &mut blob, &text[..TEXT_BYTES_MAX]);
+    entry(directory, column::kernel::path).base = u64::from(code);
+    let mut out = AlignedVec::new();
+    assemble(directory, &blob, &mut out).unwrap();
+    assert!(out.len() < TEXT_BYTES_MAX + 1_024);
+    assert_eq!(BatchView::open(&out).err(), Some(BatchFault::ExpandedSize));
+
+    let limits = BatchLimits {
+        rows_max: ROWS_MAX,
+        symbol_bytes_max: usize::MAX,
+        text_bytes_max: usize::MAX,
+        ..BatchLimits::default()
+    };
+    let mut builder = BatchBuilder::new(limits);
+    let refusal = loop {
+        let mut row = builder.begin_row().unwrap();
+        row.text(column::kernel::path, &text).text(column::network::target, &text);
+        if let Err(refusal) = row.commit() {
+            break refusal;
+        }
+    };
+    assert!(refusal == RowRefusal::TextsFull && refusal.is_full());
+    let line = |number: u32| LedgerEntry {
+        stage: Stage::Capture,
+        fate: Fate::Lost,
+        subject: text.clone(),
+        reason: number.to_string(),
+        count: 1,
+    };
+    builder.ledger_mut().entries = (0..3_000).map(line).collect();
+    let summary = builder.finish(&mut out).unwrap();
+    assert_eq!((summary.rows, summary.truncated_texts), (503, 1_008));
+    let view = BatchView::open(&out).unwrap();
+    assert_eq!(view.text(column::kernel::path, 502).len(), TEXT_BYTES_MAX);
+    assert_eq!(view.ledger().lost(), 3_000);
 }
 
 /// Scenario: a sender that archives well writes a directory that lies, in every way that the pass knows.
@@ -268,12 +349,24 @@ fn every_semantic_fault_has_its_name() {
         case(BatchFault::ColumnCode(core::time_micros), |d, blob| {
             let entry = entry(d, core::time_micros);
             // Three codes and a table of one value of two bytes: as many bytes as before, and one more behind.
-            (entry.distinct, entry.width, entry.length) = (1, 2, 5);
+            (entry.cell, entry.distinct, entry.width, entry.length) = (1, 1, 2, 5);
             blob.as_mut_slice()[entry.offset as usize..][..5].copy_from_slice(&[0, 1, 0, 9, 9]);
         }),
         case(BatchFault::ColumnLength(core::time_micros), |d, _| entry(d, core::time_micros).distinct = 300),
         case(BatchFault::ValueRange(network::status), |d, _| entry(d, network::status).base = 70_000),
         case(BatchFault::ValueRange(core::time_micros), |d, _| entry(d, core::time_micros).base = 1 << 60),
+        case(BatchFault::ColumnType(network::status), |d, _| entry(d, network::status).cell |= 1 << 4),
+        case(BatchFault::ColumnType(network::status), |d, _| entry(d, network::status).cell |= 2 << 4),
+        case(BatchFault::ColumnType(network::status), |d, _| entry(d, network::status).cell |= 3 << 4),
+        // There is no such step.
+        case(BatchFault::ValueRange(core::duration_micros), |d, _| {
+            assert_eq!(entry(d, core::duration_micros).cell, 1 | 1 << 4);
+            entry(d, core::duration_micros).base = 1_920;
+        }),
+        case(BatchFault::ColumnLength(core::time_micros), |d, _| {
+            let entry = entry(d, core::time_micros);
+            (entry.cell, entry.distinct) = (1 | 3 << 4, 3);
+        }),
         case(BatchFault::SymbolCode(network::route), |d, _| entry(d, network::route).base = 40),
         case(BatchFault::SixteenCode(trace::trace_id), |d, _| entry(d, trace::trace_id).base = 3),
         case(BatchFault::ZeroCount, |d, _| d.columns.retain(|entry| entry.id != core::count)),
@@ -307,6 +400,17 @@ fn every_semantic_fault_has_its_name() {
         case(BatchFault::SixteenTable, |d, _| d.sixteens = 1 << 28),
         case(BatchFault::LedgerCode, |d, _| d.ledger[0].subject = 99),
         case(BatchFault::LedgerCode, |d, _| d.ledger[1].reason = 99),
+        case(BatchFault::LedgerLines(2_113), |d, _| d.ledger = vec![d.ledger[0]; 2_113]),
+        case(BatchFault::TextLength(65_537), |d, blob| {
+            name_text(d, blob, &"x".repeat(65_537));
+        }),
+        case(BatchFault::SymbolBytes(d_symbols() + (4 << 20)), |d, blob| {
+            name_text(d, blob, &"x".repeat(4 << 20));
+        }),
+        case(BatchFault::ExpandedSize, |d, blob| {
+            let reason = name_text(d, blob, &"x".repeat(65_536));
+            d.ledger = vec![LedgerLine { reason, ..d.ledger[0] }; 2_000];
+        }),
         // The kernel's columns have one cell; without their row list they would have three.
         case(BatchFault::ColumnLength(kernel::path), |d, _| {
             entry(d, kernel::path).width = 1;
@@ -318,6 +422,49 @@ fn every_semantic_fault_has_its_name() {
         assert_eq!(forged(change), Err(fault), "{}", fault.name());
     }
     assert!(forged(|_, _| {}).is_ok());
+}
+
+/// Scenario: a thousand events of processes with many threads, in order of time, with coarse and with exact durations.
+/// Guarantees: each column comes back whatever form it is stored in, cell by cell, all at once and by rows.
+#[test]
+fn every_form_comes_back() {
+    use column::{core, kernel};
+    for exact in [0, 1] {
+        let mut builder = BatchBuilder::default();
+        let cells = |row: u64| {
+            let pid = 4_000 + row % 7 * 100;
+            let late = if row % 50 == 49 { 90_000 } else { 0 };
+            [
+                (core::time_micros, 1_760_000_000_000_000 + row * row * 3 - late * exact),
+                (core::duration_micros, ((32 + row % 32) << (row % 20)) + exact),
+                (kernel::pid, pid * (row % 3)),
+                (kernel::tid, pid * (row % 3) + row % 5),
+            ]
+        };
+        for number in 0..1_000 {
+            let mut row = builder.begin_row().unwrap();
+            for (id, value) in cells(number) {
+                row.unsigned(id, value);
+            }
+            row.commit().unwrap();
+        }
+        let mut out = AlignedVec::new();
+        builder.finish(&mut out).unwrap();
+        let view = BatchView::open(&out).unwrap();
+        let forms: Vec<u8> = view.directory.columns.iter().map(|entry| entry.cell >> 4).collect();
+        // Time, count, duration, process, thread.
+        assert_eq!(forms, [3, 0, if exact == 0 { 1 } else { 0 }, 0, 2]);
+        let mut words = Vec::new();
+        for row in view.iter() {
+            for (id, value) in cells(row.row().into()) {
+                assert_eq!((row.unsigned(id), view.unsigned(id, row.row())), (value, value), "column {id}");
+            }
+        }
+        for (index, (id, _)) in cells(0).into_iter().enumerate() {
+            view.copy_rows(id, &mut words);
+            assert!((0..1_000).zip(&words).all(|(row, word)| cells(row)[index].1 == *word), "column {id}");
+        }
+    }
 }
 
 /// Scenario: a newer sender adds a column, a layer and a cell type, and its version is one more.
@@ -364,7 +511,7 @@ fn broken_envelopes_have_names() {
     assert_eq!(opened(&|bytes| bytes[12] = 1), Err(BatchFault::Prelude));
     assert_eq!(opened(&|bytes| bytes[3] = 1), Err(BatchFault::Truncated));
     // Without its last field, the archive's root begins elsewhere.
-    assert_eq!(opened(&|bytes| bytes[0] -= 16), Err(BatchFault::Prelude));
+    assert_eq!(opened(&|bytes| bytes[0] -= 15), Err(BatchFault::Prelude));
     let mut moved = AlignedVec::<16>::new();
     moved.resize(8, 0);
     moved.extend_from_slice(&bytes);

@@ -6,13 +6,13 @@ use super::{
     BATCH_ALIGNMENT_BYTES, BatchFault, check,
     column::{ColumnView, unzigzag},
     directory::{ArchivedDirectory, PRELUDE_BYTES},
-    planes::{CellRun, Planes},
+    planes::{CellRun, Form, Planes},
     rows::{LAYERS, LayerRows, RowView, Rows},
-    slots::{SLOTS, slot},
+    slots::{SLOTS, beside, slot},
 };
 use crate::{
     event::UnifiedEvent,
-    field::{FIELDS, Layer},
+    field::{FIELDS, FieldSpec, Layer},
     ids::FrameId,
     ledger::{Fate, Ledger, LedgerEntry, Stage},
     units::UnixMicros,
@@ -91,14 +91,28 @@ impl<'a> BatchView<'a> {
     #[inline]
     #[must_use]
     pub fn column(&self, id: u16) -> Option<ColumnView<'_, 'a>> {
+        let (spec, form, cells) = self.run(id)?;
+        // A column that the batch does not have is zero everywhere.
+        let base = (form == Form::Beside).then(|| beside(id).and_then(|other| self.run(other)));
+        let base = base.map(|found| found.map(|(_spec, _form, cells)| cells).unwrap_or_default());
+        Some(ColumnView::new(self, spec, cells, base))
+    }
+
+    #[inline]
+    fn run(&self, id: u16) -> Option<(&'static FieldSpec, Form, CellRun<'a>)> {
         let (slot, spec) = slot(id)?;
         let place = usize::from(*self.places.get(slot)?).checked_sub(1)?;
         let entry = self.directory.columns.get(place)?;
         let from = entry.offset.to_native() as usize;
         let bytes = self.blob.get(from..from + entry.length.to_native() as usize)?;
         let cells = self.layers.get(spec.layer as usize)?.len();
-        CellRun::new(entry.base.to_native(), entry.width, entry.distinct.to_native(), cells, bytes)
-            .map(|cells| ColumnView::new(self, spec, cells))
+        let form = Form::from_code(entry.cell >> 4)?;
+        let (base, width, distinct) = (entry.base.to_native(), entry.width, entry.distinct.to_native());
+        let run = match form {
+            Form::Steady => CellRun::steady(base, width, distinct, cells, bytes),
+            Form::Plain | Form::Steps | Form::Beside => CellRun::new(base, width, distinct, cells, bytes),
+        };
+        run.map(|run| (spec, form, run.of_form(form)))
     }
 
     /// All columns of known fields that the batch has, by ascending id.

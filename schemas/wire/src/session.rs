@@ -19,7 +19,7 @@ mod edge;
 mod fault;
 mod outbox;
 
-pub use aggregator::{AggregatorConfig, AggregatorEvent, AggregatorSession, SourceState};
+pub use aggregator::{AggregatorConfig, AggregatorEvent, AggregatorSession, SessionCounts, SourceState};
 pub use edge::{EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus, OfferRefusal};
 pub use fault::SessionFault;
 

@@ -22,7 +22,7 @@ use tapio_wire::{
     },
     session::{
         AggregatorConfig, AggregatorEvent, AggregatorSession, EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus,
-        Now, OfferRefusal, SessionFault, SourceState,
+        Now, OfferRefusal, SessionCounts, SessionFault, SourceState,
     },
 };
 
@@ -348,6 +348,37 @@ fn a_peer_that_does_not_read_is_cut_off() {
     let beat = bytes_of(&Message::Heartbeat(Heartbeat::default()));
     let fault = (0..5_000).find_map(|_| both.aggregator.handle_bytes(&beat, at(3)).err());
     assert_eq!(fault, Some(SessionFault::OutputFull));
+}
+
+/// Scenario: frames 2 and 3 were given up by the source; the aggregator ends the session over frame 4, twice, and takes
+/// it the third time; then frame 4 comes once more.
+/// Guarantees: the gap comes behind the frame that shows it, so that who counts it when it is taken counts it once; what
+/// came again is counted once.
+#[test]
+fn a_gap_is_told_behind_the_frame_that_shows_it() {
+    let known = SourceState { accepted: Position::new(3, 1), ..SourceState::default() };
+    let mut gaps = 0;
+    for attempt in 0..3 {
+        let mut both = Both::greeted(AggregatorConfig::default());
+        both.aggregator.welcome(known, at(1)).unwrap();
+        both.carry(at(2)).unwrap();
+        both.edge.offer(Position::new(3, 4), frame(4)).unwrap();
+        both.carry(at(3)).unwrap();
+        assert!(matches!(both.aggregator.poll_event(), Some(AggregatorEvent::Frame { .. })));
+        if attempt < 2 {
+            both.aggregator.refuse(refusal::PROTOCOL, "the frame's batch is faulty");
+            continue;
+        }
+        let gap = AggregatorEvent::Gap { after: Position::new(3, 1), before: Position::new(3, 4) };
+        gaps += both.aggregator_events().iter().filter(|event| **event == gap).count();
+        both.aggregator.handle_bytes(&bytes_of(&Message::Frame(frame(4))), at(4)).unwrap();
+        both.aggregator.handle_bytes(&[3, 0, 0, 0, 200, 1, 2, 3], at(4)).unwrap();
+        assert_eq!(both.aggregator_events(), []);
+        let once = SessionCounts { duplicate_frames: 1, skipped_messages: 1 };
+        assert_eq!(both.aggregator.take_counts(), once);
+        assert_eq!(both.aggregator.take_counts(), SessionCounts::default());
+    }
+    assert_eq!(gaps, 1);
 }
 
 proptest! {

@@ -1,8 +1,9 @@
 //! One row on its way into a batch: what is written at once, and taken back where the row is given up.
 
-use super::{BatchBuilder, RowRefusal, truncated};
+use super::{BatchBuilder, ROWS_EXPANDED_BYTES_MAX, RowRefusal, truncated};
 use crate::{
-    batch::slots::{VALUE_MAX, slot},
+    batch::column::zigzag,
+    batch::slots::{VALUE_MAX, is_plain_text, slot},
     field::{CellType, FieldSpec, Layer, column},
 };
 
@@ -14,13 +15,15 @@ pub struct RowWriter<'b> {
     columns: u128,
     /// One bit for each layer other than core that the row has.
     layers: u16,
+    /// Bytes of the row's plain texts.
+    expanded_bytes: usize,
     refusal: Option<RowRefusal>,
     committed: bool,
 }
 
 impl<'b> RowWriter<'b> {
     pub(super) const fn new(builder: &'b mut BatchBuilder) -> Self {
-        Self { builder, columns: 0, layers: 0, refusal: None, committed: false }
+        Self { builder, columns: 0, layers: 0, expanded_bytes: 0, refusal: None, committed: false }
     }
 }
 
@@ -36,7 +39,7 @@ impl RowWriter<'_> {
     /// Writes a signed integer.
     pub fn signed(&mut self, column: u16, value: i64) -> &mut Self {
         let Some((slot, spec)) = self.field(column, CellType::Signed) else { return self };
-        self.put(slot, spec.layer, (value.cast_unsigned() << 1) ^ (value >> 63).cast_unsigned())
+        self.put(slot, spec.layer, zigzag(value))
     }
 
     /// Writes a double.
@@ -74,6 +77,10 @@ impl RowWriter<'_> {
             self.refusal = Some(RowRefusal::SymbolsFull);
             return self;
         };
+        if is_plain_text(spec) {
+            // A cell that is written twice is counted twice: rather too much than too little.
+            self.expanded_bytes = self.expanded_bytes.saturating_add(short.len());
+        }
         self.put(slot, spec.layer, u64::from(code))
     }
 
@@ -90,6 +97,11 @@ impl RowWriter<'_> {
         if let Some(refusal) = self.refusal {
             return Err(refusal);
         }
+        let expanded_bytes = self.builder.expanded_bytes.saturating_add(self.expanded_bytes);
+        if expanded_bytes > ROWS_EXPANDED_BYTES_MAX {
+            return Err(RowRefusal::TextsFull);
+        }
+        self.builder.expanded_bytes = expanded_bytes;
         self.committed = true;
         let row = self.builder.rows;
         self.builder.rows += 1;

@@ -6,13 +6,18 @@ use tapio_schemas::{
 };
 use zstd::{
     bulk::{Compressor, Decompressor},
-    zstd_safe::{CParameter, compress_bound},
+    zstd_safe::{CParameter, InBuffer, OutBuffer, ResetDirective, compress_bound},
 };
 
 use super::{FrameFault, FrameHeader, FrameMeta, HEADER_BYTES};
 
 /// Level 3 costs a third more CPU for 2 % of the bytes.
 const COMPRESSION_LEVEL: i32 = 1;
+
+/// How many bytes of a batch are compressed as one block. The compressor has one code for all literals of a block, and
+/// planes of different columns want different ones: blocks of about four planes of a full batch take 2 % less than one
+/// block for all, shorter ones pay more for their codes than they save.
+const BLOCK_BYTES: usize = 4_096;
 
 /// The most dictionaries that a decoder keeps.
 const DICTIONARIES_MAX: usize = 16;
@@ -92,10 +97,8 @@ impl FrameEncoder {
         out: &mut Vec<u8>,
     ) -> Result<FrameHeader, FrameFault> {
         self.limits.check(0, batch.len())?;
-        self.payload.clear();
-        self.payload.reserve(compress_bound(batch.len()));
-        let compressed = self.compressor.compress_to_buffer(batch, &mut self.payload);
-        let payload_bytes = compressed.map_err(|_error| FrameFault::Compress)?;
+        self.compress(batch).map_err(|_code| FrameFault::Compress)?;
+        let payload_bytes = self.payload.len();
         self.limits.check(payload_bytes, batch.len())?;
         let header = FrameHeader {
             meta,
@@ -107,6 +110,41 @@ impl FrameEncoder {
         out.extend_from_slice(&header.to_bytes()?);
         out.extend_from_slice(&self.payload);
         Ok(header)
+    }
+}
+
+impl FrameEncoder {
+    /// Compresses `batch` to the payload, block by block.
+    fn compress(&mut self, batch: &[u8]) -> Result<(), usize> {
+        let blocks = batch.len() / BLOCK_BYTES + 1;
+        self.payload.clear();
+        // Each block has a header of three bytes, also one that cannot be compressed.
+        self.payload.reserve(compress_bound(batch.len()) + 8 * blocks);
+        let context = self.compressor.context_mut();
+        context.reset(ResetDirective::SessionOnly)?;
+        context.set_pledged_src_size(Some(batch.len() as u64))?;
+        let mut out = OutBuffer::around(&mut self.payload);
+        let mut rest = batch;
+        loop {
+            let (block, behind) = rest.split_at_checked(BLOCK_BYTES).unwrap_or((rest, &[]));
+            let mut input = InBuffer::around(block);
+            while input.pos() < block.len() {
+                let (read, written) = (input.pos(), out.pos());
+                context.compress_stream(&mut out, &mut input)?;
+                if (input.pos(), out.pos()) == (read, written) {
+                    return Err(0);
+                }
+            }
+            if behind.is_empty() {
+                break;
+            }
+            // There is room for all of it, so nothing may be left over.
+            if context.flush_stream(&mut out)? != 0 {
+                return Err(0);
+            }
+            rest = behind;
+        }
+        if context.end_stream(&mut out)? == 0 { Ok(()) } else { Err(0) }
     }
 }
 

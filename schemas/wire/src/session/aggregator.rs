@@ -75,7 +75,10 @@ pub enum AggregatorEvent {
         /// All of its bytes.
         bytes: Bytes,
     },
-    /// The frames between these two will not come: the source no longer has them. Comes before the second's `Frame`.
+    /// The frames between these two will not come: the source no longer has them.
+    ///
+    /// Comes right behind the second's `Frame`. Who ends the session over that frame has not taken this, and is told
+    /// again when the frame comes again: so a gap that is counted when it is taken is counted once.
     Gap {
         /// The last frame before the gap.
         after: Position,
@@ -90,6 +93,15 @@ pub enum AggregatorEvent {
     Draining(String),
     /// The source said nothing for too long: disconnect.
     Silent,
+}
+
+/// What a session met that is no event. See [`AggregatorSession::take_counts`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionCounts {
+    /// Frames that came again although they had been handed over.
+    pub duplicate_frames: u64,
+    /// Messages of kinds that this version does not know.
+    pub skipped_messages: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +139,8 @@ pub struct AggregatorSession {
     ack_due: Option<Micros>,
     silent_at: Micros,
     duplicates: u64,
+    /// What [`Self::take_counts`] has given.
+    counted: SessionCounts,
 }
 
 impl AggregatorSession {
@@ -154,6 +168,7 @@ impl AggregatorSession {
             ack_due: None,
             silent_at: Micros(now.monotonic.0.saturating_add(HELLO_WAIT.0)),
             duplicates: 0,
+            counted: SessionCounts::default(),
         }
     }
 
@@ -185,6 +200,18 @@ impl AggregatorSession {
     #[must_use]
     pub const fn skipped(&self) -> u64 {
         self.reader.skipped()
+    }
+
+    /// What was counted since the last call, for metrics: to be added to their counters as often as one likes, and once
+    /// when the session is over.
+    pub const fn take_counts(&mut self) -> SessionCounts {
+        let now =
+            SessionCounts { duplicate_frames: self.duplicates, skipped_messages: self.reader.skipped() };
+        let before = std::mem::replace(&mut self.counted, now);
+        SessionCounts {
+            duplicate_frames: now.duplicate_frames - before.duplicate_frames,
+            skipped_messages: now.skipped_messages - before.skipped_messages,
+        }
     }
 
     /// Accepts the session; `known` is how far this source's frames have come.
@@ -461,12 +488,11 @@ impl AggregatorSession {
             self.acknowledge_soon(now);
             return Ok(());
         }
-        if let Some(after) = self.gap_before(position) {
-            self.events.push_back(AggregatorEvent::Gap { after, before: position });
-        }
+        let gap = self.gap_before(position);
         self.known.accepted = position;
         self.pending.push_back((position, length));
         self.events.push_back(AggregatorEvent::Frame { header, bytes });
+        self.events.extend(gap.map(|after| AggregatorEvent::Gap { after, before: position }));
         Ok(())
     }
 

@@ -56,17 +56,54 @@ impl Random {
     }
 }
 
-/// Bytes under way in one direction, in order.
+/// Bytes on their way.
+struct Chunk {
+    /// When they arrive.
+    at: u64,
+    /// When they were sent.
+    sent: u64,
+    bytes: Bytes,
+}
+
+/// Bytes under way in one direction of one connection, in order.
 #[derive(Default)]
-struct Lane(VecDeque<(u64, Bytes)>);
+struct Lane(VecDeque<Chunk>);
 
 impl Lane {
-    fn send(&mut self, bytes: Bytes, at: u64) {
-        let at = self.0.back().map_or(at, |(last, _)| at.max(*last));
-        self.0.push_back((at, bytes));
+    fn send(&mut self, bytes: Bytes, sent: u64, at: u64) {
+        let at = self.0.back().map_or(at, |last| at.max(last.at));
+        self.0.push_back(Chunk { at, sent, bytes });
     }
-    fn arrive(&mut self, now: u64) -> Option<Bytes> {
-        self.0.front().is_some_and(|(at, _)| *at <= now).then(|| self.0.pop_front().unwrap().1)
+    fn arrive(&mut self, now: u64) -> Option<Chunk> {
+        self.0.front().is_some_and(|chunk| chunk.at <= now).then(|| self.0.pop_front().unwrap())
+    }
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(|chunk| chunk.bytes.len() as u64).sum()
+    }
+}
+
+/// What happened in a world, or in many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    /// Connections that broke.
+    pub(crate) breaks: u64,
+    /// Bytes that were under way when their connection broke, and did not arrive.
+    pub(crate) lost_bytes: u64,
+    /// Pieces that arrived behind others that were sent later, over another connection.
+    pub(crate) overtaken: u64,
+    /// Frames that came again, and were not handed over again.
+    pub(crate) duplicates: u64,
+    /// Gaps that the aggregator was told of.
+    pub(crate) gaps: u64,
+}
+
+impl Sums {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.breaks += other.breaks;
+        self.lost_bytes += other.lost_bytes;
+        self.overtaken += other.overtaken;
+        self.duplicates += other.duplicates;
+        self.gaps += other.gaps;
     }
 }
 
@@ -75,6 +112,8 @@ struct Accepted {
     session: AggregatorSession,
     to_aggregator: Lane,
     to_edge: Lane,
+    /// The connection takes a path of its own, so much longer than the shortest.
+    detour_micros: u64,
     /// The source's end is gone.
     orphaned: bool,
 }
@@ -100,9 +139,9 @@ pub(crate) struct World {
     /// Handed over and not yet durable.
     pending: Vec<(Position, Bytes)>,
     durable: Vec<(Position, Bytes)>,
-    pub(crate) breaks: u64,
-    pub(crate) duplicates: u64,
-    pub(crate) gaps: u64,
+    /// When the latest of all pieces that have arrived at the aggregator was sent.
+    latest_sent: u64,
+    pub(crate) sums: Sums,
 }
 
 fn frame(position: Position, payload_bytes: usize) -> Bytes {
@@ -142,9 +181,8 @@ impl World {
             known: SourceState::default(),
             pending: Vec::new(),
             durable: Vec::new(),
-            breaks: 0,
-            duplicates: 0,
-            gaps: 0,
+            latest_sent: 0,
+            sums: Sums::default(),
         }
     }
 
@@ -216,10 +254,13 @@ impl World {
         if let Some(last) = self.connections.last_mut()
             && !last.orphaned
         {
-            self.breaks += 1;
+            self.sums.breaks += 1;
             last.orphaned = true;
+            let under_way = last.to_aggregator.bytes() + last.to_edge.bytes();
             let keep = self.random.below(last.to_aggregator.0.len() as u64 + 1);
+            last.to_edge.0.clear();
             last.to_aggregator.0.truncate(usize::try_from(keep).unwrap());
+            self.sums.lost_bytes += under_way - last.to_aggregator.bytes();
             self.edge.disconnect();
         }
     }
@@ -248,6 +289,7 @@ impl World {
                     session: AggregatorSession::new(SOURCE, config(), self.aggregator_now()),
                     to_aggregator: Lane::default(),
                     to_edge: Lane::default(),
+                    detour_micros: self.random.below(20_000),
                     orphaned: false,
                 });
             }
@@ -267,8 +309,8 @@ impl World {
             // The road cuts where it likes.
             while !bytes.is_empty() {
                 let cut = 1 + self.random.below(bytes.len() as u64);
-                let at = self.time + self.random.below(8_000);
-                last.to_aggregator.send(bytes.split_to(usize::try_from(cut).unwrap()), at);
+                let at = self.time + last.detour_micros + self.random.below(8_000);
+                last.to_aggregator.send(bytes.split_to(usize::try_from(cut).unwrap()), self.time, at);
             }
         }
     }
@@ -277,8 +319,10 @@ impl World {
         let (edge_now, aggregator_now) = (self.edge_now(), self.aggregator_now());
         let mut index = 0;
         while index < self.connections.len() {
-            while let Some(bytes) = self.connections[index].to_aggregator.arrive(self.time) {
-                self.connections[index].session.handle_bytes(&bytes, aggregator_now).unwrap();
+            while let Some(chunk) = self.connections[index].to_aggregator.arrive(self.time) {
+                self.sums.overtaken += u64::from(chunk.sent < self.latest_sent);
+                self.latest_sent = self.latest_sent.max(chunk.sent);
+                self.connections[index].session.handle_bytes(&chunk.bytes, aggregator_now).unwrap();
                 index = self.take_aggregator_events(index);
             }
             index += 1;
@@ -286,8 +330,8 @@ impl World {
         // An orphan whose bytes have all arrived is closed by its transport.
         self.connections.retain(|connection| !connection.orphaned || !connection.to_aggregator.0.is_empty());
         if let Some(last) = self.connections.last_mut().filter(|last| !last.orphaned) {
-            while let Some(bytes) = last.to_edge.arrive(self.time) {
-                self.edge.handle_bytes(&bytes, edge_now).unwrap();
+            while let Some(chunk) = last.to_edge.arrive(self.time) {
+                self.edge.handle_bytes(&chunk.bytes, edge_now).unwrap();
             }
         }
         while let Some(event) = self.edge.poll_event() {
@@ -331,14 +375,14 @@ impl World {
                     assert!(self.pending.len() <= CREDIT_FRAMES as usize * 2, "credit is exceeded");
                 }
                 AggregatorEvent::Gap { after, before } => {
-                    self.gaps += 1;
+                    self.sums.gaps += 1;
                     self.reported.push((after, before));
                 }
                 AggregatorEvent::Heartbeat(_) => {}
                 other => panic!("unexpected {other:?}"),
             }
         }
-        self.duplicates = self.duplicates.max(self.connections[index].session.duplicates());
+        self.sums.duplicates += self.connections[index].session.take_counts().duplicate_frames;
         index
     }
 
@@ -368,8 +412,8 @@ impl World {
                 Err(fault) => panic!("{fault}"),
             }
             while let Some(bytes) = connection.session.poll_output() {
-                let at = self.time + self.random.below(8_000);
-                connection.to_edge.send(bytes, at);
+                let at = self.time + connection.detour_micros + self.random.below(8_000);
+                connection.to_edge.send(bytes, self.time, at);
             }
         }
     }
