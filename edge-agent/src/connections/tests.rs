@@ -25,10 +25,9 @@ const fn loopback(last: u8) -> [u8; 16] {
 
 const fn tuple(local_port: u16, remote_port: u16) -> SockTuple {
     SockTuple {
-        family: 2,
+        network: 1,
         local_port,
         remote_port,
-        reserved: 0,
         local_address: loopback(1),
         remote_address: loopback(1),
     }

@@ -211,7 +211,7 @@ impl<H: Host> Pipeline<H> {
 }
 
 fn address(failed: &FailedSyscall, is_local: bool) -> SockTuple {
-    let none = SockTuple { family: failed.family, ..SockTuple::default() };
+    let none = SockTuple::default();
     if is_local {
         SockTuple { local_address: failed.address, local_port: failed.port, ..none }
     } else {

@@ -50,10 +50,9 @@ const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0,
 
 const fn tuple(local_port: u16, remote_port: u16) -> SockTuple {
     SockTuple {
-        family: 2,
+        network: 1,
         local_port,
         remote_port,
-        reserved: 0,
         local_address: LOOPBACK,
         remote_address: LOOPBACK,
     }

@@ -6,7 +6,7 @@ use super::*;
 const MILLI: u64 = 1_000_000;
 
 fn tuple(local_port: u16, remote_port: u16) -> SockTuple {
-    SockTuple { family: 2, local_port, remote_port, ..SockTuple::default() }
+    SockTuple { local_port, remote_port, ..SockTuple::default() }
 }
 
 fn record(key: u64, direction: u8, tid: u32, time_nanos: u64) -> PayloadHead {
