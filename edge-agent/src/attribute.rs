@@ -254,10 +254,12 @@ mod tests {
         groups: Vec<Group>,
         processes: HashMap<u32, Group>,
         walks: Cell<u32>,
+        asked: Cell<u32>,
     }
 
     impl Host for Fake {
         fn group_of(&self, pid: u32) -> Option<Group> {
+            self.asked.set(self.asked.get() + 1);
             self.processes.get(&pid).cloned()
         }
         fn groups(&self) -> Vec<Group> {
@@ -311,6 +313,24 @@ mod tests {
         assert_eq!(host.walks.get(), walks);
         // The process has moved on: its group says nothing about this record.
         assert_eq!(attribution.place(&host, 10, 42, 3 * SECOND), Place::Unknown);
+    }
+
+    /// Scenario: a host with ten thousand groups, and within ten seconds a hundred thousand records of processes that are
+    /// gone, in groups that are gone.
+    /// Guarantees: walks keep their distance, few processes are asked, and every record is counted.
+    #[test]
+    fn a_storm_of_the_gone_costs_little() {
+        let groups = (1..=10_000).map(|id| group(id, &format!("/system.slice/{id}"))).collect();
+        let host = Fake { groups, ..Fake::default() };
+        let mut attribution = Attribution::default();
+        for step in 0..100_000_u32 {
+            let now = SECOND + u64::from(step) * 100_000;
+            let id = 1_000_000 + u64::from(step);
+            assert_eq!(attribution.place(&host, id, step + 2, now), Place::Unknown);
+        }
+        assert!(host.walks.get() <= 11, "{}", host.walks.get());
+        assert!(host.asked.get() <= 41 * ASKED_MAX, "{}", host.asked.get());
+        assert_eq!(attribution.counts().unknown, 100_000);
     }
 
     /// Scenario: a container ends, its last records arrive later, and later still a group that was unknown appears.
