@@ -1,15 +1,22 @@
 //! Repeats of one failure are counted here instead of filling the ring.
 //!
+//! Failures of one process, call and errno are one key, whatever their paths and addresses: a program that searches
+//! a thousand paths must not cost a thousand records. Whether they were all alike is remembered, so that the path of
+//! one is never told of the others.
+//!
 //! There are two maps and one is active. To drain, the agent makes the other one active, waits until no program can
 //! still be running on the old one, and empties it at leisure: no count is lost between a read and a removal.
 
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
+use core::{
+    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg},
+    mem::offset_of,
+};
 
 use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray},
 };
-use tapio_kernel_abi::{FailedSyscall, FoldKey, FoldValue, ProbeStats};
+use tapio_kernel_abi::{FLAG_MIXED, FailedSyscall, FoldKey, FoldValue, KIND_FAILED_SYSCALL, ProbeStats};
 
 use crate::{
     offsets::*,
@@ -32,13 +39,45 @@ static FOLDS_ACTIVE: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static FOLD_SCRATCH: PerCpuArray<FoldValue> = PerCpuArray::with_max_entries(1, 0);
 
-/// Sends the failure, or adds it to the count of its key. `fill` writes the record's body, not its count.
+/// Words of a record from its flags on: what [`detail_of`] hashes.
+const DETAIL_AT: usize = offset_of!(FailedSyscall, flags) / 8;
+const DETAIL_WORDS: usize = size_of::<FailedSyscall>() / 8 - DETAIL_AT;
+
+/// Sends the failure, or adds it to the count of its key. `describe` writes the record, but for header and count.
 #[inline(always)]
-pub fn fold(stats: *mut ProbeStats, key: FoldKey, fill: impl FnOnce(*mut FailedSyscall)) -> Outcome {
+pub fn fold(stats: *mut ProbeStats, key: FoldKey, describe: impl FnOnce(*mut FailedSyscall)) -> Outcome {
+    let Some(scratch) = FOLD_SCRATCH.get_ptr_mut(0) else { return Outcome::Unreadable };
+    // SAFETY: the scratch value is this processor's own.
+    let detail = unsafe {
+        describe(&raw mut (*scratch).sample);
+        detail_of(&raw const (*scratch).sample)
+    };
     if FOLDS_ACTIVE.get(0).copied().unwrap_or(0) & 1 == 0 {
-        fold_in(&FOLDS_EVEN, stats, key, fill)
+        fold_in(&FOLDS_EVEN, stats, key, scratch, detail)
     } else {
-        fold_in(&FOLDS_ODD, stats, key, fill)
+        fold_in(&FOLDS_ODD, stats, key, scratch, detail)
+    }
+}
+
+/// Hash of the path and address, 0 where there is neither. Not against somebody who seeks collisions: all that those
+/// would win is that a path of their own process is told of another failure of it.
+///
+/// # Safety
+/// The record can be read, and is described.
+#[inline(always)]
+unsafe fn detail_of(record: *const FailedSyscall) -> u64 {
+    // SAFETY: the caller vouches for the record, whose size is a multiple of eight bytes, as is its alignment.
+    unsafe {
+        if (*record).flags == 0 {
+            return 0;
+        }
+        let words = record.cast::<u64>();
+        let mut hash = 0u64;
+        for index in 0..DETAIL_WORDS {
+            hash = (hash ^ *words.add(DETAIL_AT + index)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash ^= hash >> 32;
+        }
+        hash
     }
 }
 
@@ -47,17 +86,17 @@ fn fold_in(
     folds: &HashMap<FoldKey, FoldValue>,
     stats: *mut ProbeStats,
     key: FoldKey,
-    fill: impl FnOnce(*mut FailedSyscall),
+    scratch: *mut FoldValue,
+    detail: u64,
 ) -> Outcome {
-    let Some(scratch) = FOLD_SCRATCH.get_ptr_mut(0) else { return Outcome::Unreadable };
     let now = task::now();
     if let Some(value) = folds.get_ptr_mut(key) {
-        if !is_due(value, now) {
+        if !is_due(value, now, detail) {
             return Outcome::Folded;
         }
         // SAFETY: the scratch value is this processor's own; the map's value stays while programs run.
         return unsafe {
-            fill(&raw mut (*scratch).sample);
+            write_header(scratch);
             let pending = &raw mut (*value).pending;
             let count = atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(pending, 0);
             if count == 0 {
@@ -65,6 +104,10 @@ fn fold_in(
                 return Outcome::Folded;
             }
             (*scratch).sample.count = count;
+            // Read behind the exchange: whoever is in the count has said before whether it differs.
+            if count > 1 && (&raw const (*value).mixed).read_volatile() != 0 {
+                (*scratch).sample.flags |= FLAG_MIXED;
+            }
             match emit_copy((&raw const (*scratch).sample).cast(), size_of::<FailedSyscall>() as u64) {
                 Outcome::Emitted => Outcome::Emitted,
                 _ => {
@@ -76,30 +119,59 @@ fn fold_in(
     }
     // SAFETY: the scratch value is this processor's own.
     unsafe {
-        fill(&raw mut (*scratch).sample);
+        write_header(scratch);
         (*scratch).sample.count = 1;
         (*scratch).pending = 0;
+        (*scratch).detail = detail;
+        (*scratch).mixed = 0;
         (*scratch).emitted_at_nanos = now;
         (*scratch).last_at_nanos = now;
         match folds.insert(key, &*scratch, NOEXIST) {
             Ok(()) => {}
-            Err(error) if error == -EEXIST => return add(folds, key, now),
+            Err(error) if error == -EEXIST => return add(folds, key, now, detail),
             Err(_) => count_map_full(stats),
         }
         match emit_copy((&raw const (*scratch).sample).cast(), size_of::<FailedSyscall>() as u64) {
             Outcome::Emitted => Outcome::Emitted,
-            _ => add(folds, key, now),
+            _ => add(folds, key, now, detail),
         }
+    }
+}
+
+/// # Safety
+/// The scratch value is this processor's own.
+#[inline(always)]
+unsafe fn write_header(scratch: *mut FoldValue) {
+    // SAFETY: the caller vouches for the value.
+    unsafe {
+        let header = &raw mut (*scratch).sample.header;
+        task::write_header(header, KIND_FAILED_SYSCALL, size_of::<FailedSyscall>());
+    }
+}
+
+/// Counts a failure that no record carries yet.
+///
+/// # Safety
+/// `value` is a live value of the map.
+#[inline(always)]
+unsafe fn count(value: *mut FoldValue, now: u64, detail: u64) {
+    // SAFETY: the caller vouches for the value; what changes in it is only touched atomically.
+    unsafe {
+        (&raw mut (*value).last_at_nanos).write_volatile(now);
+        let mixed = &raw mut (*value).mixed;
+        if (*value).detail != detail && mixed.read_volatile() == 0 {
+            atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(mixed, 1);
+        }
+        add_atomically(&raw mut (*value).pending, 1);
     }
 }
 
 /// Counts a repeat and says whether this processor is the one to send the count now.
 #[inline(always)]
-fn is_due(value: *mut FoldValue, now: u64) -> bool {
+fn is_due(value: *mut FoldValue, now: u64, detail: u64) -> bool {
     // SAFETY: the map's value stays while programs run; all its counters are only touched atomically.
     unsafe {
-        (&raw mut (*value).last_at_nanos).write_volatile(now);
-        add_atomically(&raw mut (*value).pending, 1);
+        count(value, now, detail);
         let emitted_at = &raw mut (*value).emitted_at_nanos;
         let before = emitted_at.read_volatile();
         now.wrapping_sub(before) >= FOLD_INTERVAL_NANOS.load()
@@ -113,13 +185,10 @@ fn is_due(value: *mut FoldValue, now: u64) -> bool {
 
 /// Adds one to a key's count, for whoever sends it next.
 #[inline(always)]
-fn add(folds: &HashMap<FoldKey, FoldValue>, key: FoldKey, now: u64) -> Outcome {
+fn add(folds: &HashMap<FoldKey, FoldValue>, key: FoldKey, now: u64, detail: u64) -> Outcome {
     let Some(value) = folds.get_ptr_mut(key) else { return Outcome::RingFull };
     // SAFETY: as in `is_due`.
-    unsafe {
-        (&raw mut (*value).last_at_nanos).write_volatile(now);
-        add_atomically(&raw mut (*value).pending, 1);
-    }
+    unsafe { count(value, now, detail) };
     Outcome::Folded
 }
 

@@ -50,6 +50,9 @@ globals! {
     SIGINFO_CODE: u32,
     SIGINFO_FIELDS: u32,
     SKC_FAMILY: u32,
+    /// Where the socket's network namespace is; 0 = not told.
+    SKC_NET: u32,
+    NET_INUM: u32,
     SKC_STATE: u32,
     SKC_DADDR: u32,
     SKC_RCV_SADDR: u32,

@@ -23,8 +23,8 @@ fn resident_bytes(mm: u64, counter: u64) -> u64 {
     if pages > 0 { pages as u64 * u64::from(PAGE_BYTES.load()) } else { 0 }
 }
 
-/// `mark_victim(pid)` before Linux 6.8, `mark_victim(task, uid)` since. Never filtered: the agent's own death must be
-/// seen by whoever adopts the ring.
+/// `mark_victim(pid)` before Linux 6.8, `mark_victim(task, uid)` since. Never filtered, the agent not even by itself:
+/// a kill for memory is told whomever it hits.
 #[raw_tracepoint(tracepoint = "mark_victim")]
 pub fn on_oom_victim(ctx: RawTracePointContext) -> i32 {
     hit(ProbeId::OomVictim, |_| {

@@ -103,14 +103,13 @@ pub fn on_payload(ctx: RawTracePointContext) -> i32 {
             return Outcome::Filtered;
         }
         let Some(argument) = field::<u64>(regs, &REGS_SECOND) else { return Outcome::Unreadable };
-        let Some((base, bytes)) = first_buffer(rule.form, argument) else { return Outcome::Filtered };
-        if bytes < HEAD_BYTES_MIN {
+        let Some((base, bytes)) = first_buffer(rule.form, argument) else { return unread(regs) };
+        // Bytes that the caller had thrown away have no buffer (`MSG_TRUNC`).
+        if bytes < HEAD_BYTES_MIN || base == 0 {
             return Outcome::Filtered;
         }
         // SAFETY: the helper checks the address.
-        let Ok(first) = (unsafe { bpf_probe_read_user(base as *const u64) }) else {
-            return Outcome::Filtered;
-        };
+        let Ok(first) = (unsafe { bpf_probe_read_user(base as *const u64) }) else { return unread(regs) };
         if !is_http1(first) || task::is_agent() || is_compat() {
             return Outcome::Filtered;
         }
@@ -145,6 +144,16 @@ pub fn on_payload(ctx: RawTracePointContext) -> i32 {
             send(scratch, base, wanted)
         }
     })
+}
+
+/// What was moved cannot be read: a loss if it was moved on a TCP socket, of no interest elsewhere.
+#[inline(always)]
+fn unread(regs: u64) -> Outcome {
+    if task::is_agent() || is_compat() {
+        return Outcome::Filtered;
+    }
+    let Some(fd) = field::<u64>(regs, &REGS_FIRST) else { return Outcome::Unreadable };
+    if tcp_socket(fd & 0xffff_ffff).is_some() { Outcome::Unreadable } else { Outcome::Filtered }
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@ use tapio_kernel_abi::{Owner, ProbeStats, SockTuple};
 use crate::{
     offsets::*,
     outcome::count_map_full,
-    read::{at, field},
+    read::{at, field, pointer},
 };
 
 pub const AF_INET: u16 = 2;
@@ -86,22 +86,31 @@ pub fn tuple(sock: u64) -> Option<SockTuple> {
         AF_INET6 => (field(sock, &SKC_V6_RCV_SADDR)?, field(sock, &SKC_V6_DADDR)?),
         _ => return None,
     };
-    Some(SockTuple { family, local_port, remote_port, reserved: 0, local_address, remote_address })
+    Some(SockTuple { network: network(sock), local_port, remote_port, local_address, remote_address })
 }
 
-/// Both ends of a received segment, as this machine sees them.
+/// Inode number of the socket's network namespace, 0 when it is not known.
+#[inline(always)]
+pub fn network(sock: u64) -> u32 {
+    if SKC_NET.load() == 0 {
+        return 0;
+    }
+    pointer(sock, &SKC_NET).and_then(|network| field(network, &NET_INUM)).unwrap_or(0)
+}
+
+/// Both ends of a received segment, as this machine sees them, in a network that it does not name.
 #[inline(always)]
 pub fn tuple_of_received(skb: u64) -> Option<SockTuple> {
     let head = field::<u64>(skb, &SKB_HEAD)?;
     let network = head + u64::from(field::<u16>(skb, &SKB_NETWORK_HEADER)?);
     let transport = head + u64::from(field::<u16>(skb, &SKB_TRANSPORT_HEADER)?);
     // Offsets of the protocols' own headers: RFC 791, RFC 8200, RFC 9293.
-    let (family, remote_address, local_address) = match at::<u8>(network)? >> 4 {
-        4 => (AF_INET, mapped(at(network + 12)?), mapped(at(network + 16)?)),
-        6 => (AF_INET6, at(network + 8)?, at(network + 24)?),
+    let (remote_address, local_address) = match at::<u8>(network)? >> 4 {
+        4 => (mapped(at(network + 12)?), mapped(at(network + 16)?)),
+        6 => (at(network + 8)?, at(network + 24)?),
         _ => return None,
     };
     let remote_port = u16::from_be(at(transport)?);
     let local_port = u16::from_be(at(transport + 2)?);
-    Some(SockTuple { family, local_port, remote_port, reserved: 0, local_address, remote_address })
+    Some(SockTuple { network: 0, local_port, remote_port, local_address, remote_address })
 }

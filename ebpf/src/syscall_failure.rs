@@ -56,18 +56,17 @@ pub fn on_sys_failure(ctx: RawTracePointContext) -> i32 {
         let key = FoldKey { tgid: task::current_tgid(), number: number as u16, errno: errno as u16 };
         fold(stats, key, |record| {
             // SAFETY: the record is the processor's own scratch memory.
-            unsafe { write_failure(record, regs, number, errno, shape) }
+            unsafe { describe(record, regs, number, errno, shape) }
         })
     })
 }
 
 #[inline(always)]
-unsafe fn write_failure(record: *mut FailedSyscall, regs: u64, number: u32, errno: u64, shape: u16) {
+unsafe fn describe(record: *mut FailedSyscall, regs: u64, number: u32, errno: u64, shape: u16) {
     let first = field::<u64>(regs, &REGS_FIRST).unwrap_or(0);
     let second = field::<u64>(regs, &REGS_SECOND).unwrap_or(0);
     // SAFETY: the caller vouches for the record.
     unsafe {
-        task::write_header(&raw mut (*record).header, KIND_FAILED_SYSCALL, size_of::<FailedSyscall>());
         (*record).number = number as u16;
         (*record).errno = errno as u16;
         (*record).fd = match shape {

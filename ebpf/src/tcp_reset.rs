@@ -46,7 +46,12 @@ pub fn on_rst_sent(ctx: RawTracePointContext) -> i32 {
         let sock: u64 = ctx.arg(0);
         let skb: u64 = ctx.arg(1);
         let reason = if RESET_REASON_ARGUMENT.load() != 0 { ctx.arg::<u64>(2) as u32 } else { 0 };
-        let tuple = if skb != 0 { sock::tuple_of_received(skb) } else { sock::tuple(sock) };
+        let tuple = if skb == 0 {
+            sock::tuple(sock)
+        } else {
+            let network = if sock == 0 { 0 } else { sock::network(sock) };
+            sock::tuple_of_received(skb).map(|tuple| SockTuple { network, ..tuple })
+        };
         reset(sock, tuple, RESET_SENT, reason)
     })
 }

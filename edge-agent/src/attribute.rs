@@ -21,8 +21,13 @@ const GROUPS_MAX: usize = 16_384;
 const GONE_KEPT_NANOS: u64 = 300_000_000_000;
 /// How long a group that could not be found is not looked for again.
 const UNKNOWN_KEPT_NANOS: u64 = 1_000_000_000;
-/// A walk over all groups happens at most this often for the sake of an unknown one.
+/// A walk over all groups happens at most this often for the sake of an unknown one,
 const WALK_INTERVAL_NANOS: u64 = 250_000_000;
+/// and the less often, the more groups there are: one costs some microseconds, so that walks take a tenth of the time
+/// at most.
+const WALK_INTERVAL_NANOS_PER_GROUP: u64 = 100_000;
+/// Processes that are asked for their group between two walks.
+const ASKED_MAX: u32 = 256;
 
 /// A container and where its control group is.
 #[derive(Debug, PartialEq, Eq)]
@@ -89,6 +94,11 @@ pub(crate) struct Attribution {
     containers: HashMap<String, Arc<Container>>,
     changes: Vec<Change>,
     walked_at_nanos: Option<u64>,
+    /// Groups that the last walk found.
+    walked_groups: u64,
+    /// Processes asked since [`Self::asked_since_nanos`].
+    asked: u32,
+    asked_since_nanos: u64,
     counts: AttributionCounts,
 }
 
@@ -97,7 +107,9 @@ impl Attribution {
     pub(crate) fn scan(&mut self, host: &impl Host, now_nanos: u64) {
         self.walked_at_nanos = Some(now_nanos);
         self.counts.walks += 1;
-        for group in host.groups() {
+        let groups = host.groups();
+        self.walked_groups = u64::try_from(groups.len()).unwrap_or(u64::MAX);
+        for group in groups {
             self.learn(&group, now_nanos);
         }
     }
@@ -120,12 +132,13 @@ impl Attribution {
 
     fn look_up(&mut self, host: &impl Host, cgroup_id: u64, pid: u32, now_nanos: u64) -> Place {
         // One process's own answer is cheap, and right as long as the process has not moved on.
-        let of_process = if pid == 0 { None } else { host.group_of(pid) };
+        let of_process = if pid == 0 { None } else { self.ask(host, pid, now_nanos) };
         if let Some(group) = of_process.filter(|group| group.id == cgroup_id) {
             return self.learn(&group, now_nanos);
         }
-        let may_walk =
-            self.walked_at_nanos.is_none_or(|at| now_nanos.saturating_sub(at) >= WALK_INTERVAL_NANOS);
+        let interval =
+            WALK_INTERVAL_NANOS.max(self.walked_groups.saturating_mul(WALK_INTERVAL_NANOS_PER_GROUP));
+        let may_walk = self.walked_at_nanos.is_none_or(|at| now_nanos.saturating_sub(at) >= interval);
         if may_walk {
             self.scan(host, now_nanos);
             if let Some(entry) = self.groups.get(&cgroup_id)
@@ -138,6 +151,18 @@ impl Attribution {
         }
         self.counts.unknown += 1;
         Place::Unknown
+    }
+
+    /// The group of a process, unless too many were asked of late.
+    fn ask(&mut self, host: &impl Host, pid: u32, now_nanos: u64) -> Option<Group> {
+        if now_nanos.saturating_sub(self.asked_since_nanos) >= WALK_INTERVAL_NANOS {
+            (self.asked, self.asked_since_nanos) = (0, now_nanos);
+        }
+        if self.asked >= ASKED_MAX {
+            return None;
+        }
+        self.asked += 1;
+        host.group_of(pid)
     }
 
     fn learn(&mut self, group: &Group, now_nanos: u64) -> Place {
@@ -229,10 +254,12 @@ mod tests {
         groups: Vec<Group>,
         processes: HashMap<u32, Group>,
         walks: Cell<u32>,
+        asked: Cell<u32>,
     }
 
     impl Host for Fake {
         fn group_of(&self, pid: u32) -> Option<Group> {
+            self.asked.set(self.asked.get() + 1);
             self.processes.get(&pid).cloned()
         }
         fn groups(&self) -> Vec<Group> {
@@ -286,6 +313,24 @@ mod tests {
         assert_eq!(host.walks.get(), walks);
         // The process has moved on: its group says nothing about this record.
         assert_eq!(attribution.place(&host, 10, 42, 3 * SECOND), Place::Unknown);
+    }
+
+    /// Scenario: a host with ten thousand groups, and within ten seconds a hundred thousand records of processes that are
+    /// gone, in groups that are gone.
+    /// Guarantees: walks keep their distance, few processes are asked, and every record is counted.
+    #[test]
+    fn a_storm_of_the_gone_costs_little() {
+        let groups = (1..=10_000).map(|id| group(id, &format!("/system.slice/{id}"))).collect();
+        let host = Fake { groups, ..Fake::default() };
+        let mut attribution = Attribution::default();
+        for step in 0..100_000_u32 {
+            let now = SECOND + u64::from(step) * 100_000;
+            let id = 1_000_000 + u64::from(step);
+            assert_eq!(attribution.place(&host, id, step + 2, now), Place::Unknown);
+        }
+        assert!(host.walks.get() <= 11, "{}", host.walks.get());
+        assert!(host.asked.get() <= 41 * ASKED_MAX, "{}", host.asked.get());
+        assert_eq!(attribution.counts().unknown, 100_000);
     }
 
     /// Scenario: a container ends, its last records arrive later, and later still a group that was unknown appears.

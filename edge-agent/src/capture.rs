@@ -1,7 +1,8 @@
 //! The capture thread: takes records from the ring, time after time, and sends what became of them on its way.
 //!
-//! The only owner of the pipeline's state. It never waits for anything but records: files, disks and the network are
-//! other threads' business.
+//! The only owner of the pipeline's state. It waits for nothing but records: disks, the network and what is sampled are
+//! other threads' business. The one thing that it reads is the name of a control group that is not known yet, because
+//! a container that lives for a moment cannot be asked later; [`crate::attribute`] bounds what that costs.
 
 use std::{
     sync::{
@@ -14,6 +15,7 @@ use std::{
 
 use tapio_correlation::RuleSet;
 use tapio_daemon::Progress;
+use tapio_kernel_abi::ProbeId;
 use tapio_schemas::{
     entity::EntityKind,
     ids::RuleSetVersion,
@@ -43,6 +45,8 @@ const READINGS_PER_TURN: usize = 8_192;
 const WAIT: Duration = Duration::from_millis(10);
 /// How often the clocks are compared.
 const CLOCK_NANOS: u64 = 1_000_000_000;
+/// A record is stamped, and then it gets its place in the ring: what is stamped so much earlier has one.
+const STAMP_NANOS_MAX: u64 = 1_000_000;
 /// An urgent frame takes what is being folded along, but not more often than this.
 const EARLY_CLOSE_NANOS: u64 = 100_000_000;
 
@@ -155,8 +159,13 @@ impl Capture {
                 break;
             }
         }
-        // What the node's rules made of the last frame.
         let now = clock::boot_nanos();
+        self.pipeline.heard(now);
+        self.pipeline.finish(now);
+        self.pipeline.fold.close(now, &mut self.pipeline.tally);
+        self.write_ready(now);
+        self.flush(now);
+        // What the node's rules made of the last frame.
         self.write_ready(now);
         self.flush(now);
         self.outgoing.finish();
@@ -166,6 +175,7 @@ impl Capture {
     fn take_records(&mut self) -> usize {
         let Some(ring) = &mut self.ring else {
             std::thread::sleep(WAIT);
+            self.pipeline.heard(clock::boot_nanos());
             return 0;
         };
         if let Err(error) = ring.poll(WAIT) {
@@ -175,7 +185,19 @@ impl Capture {
             return 0;
         }
         let pipeline = &mut self.pipeline;
-        ring.for_each(RECORDS_PER_TURN, |record| pipeline.record(&record))
+        let mut heard = clock::boot_nanos();
+        let mut last = heard;
+        let taken = ring.for_each(RECORDS_PER_TURN, |record| {
+            last = record.header().time_nanos;
+            pipeline.record(&record);
+        });
+        if taken == RECORDS_PER_TURN {
+            // More may lie behind the last one.
+            heard = heard.min(last);
+        }
+        pipeline.heard(heard.saturating_sub(STAMP_NANOS_MAX));
+        pipeline.tally.add(Fate::Lost, "ring", "bad-record", ring.take_bad().total());
+        taken
     }
 
     /// Returns whether the sampler has ended and nothing of it is left.
@@ -211,7 +233,10 @@ impl Capture {
         for (subject, reason, count) in self.shared.losses.take() {
             tally.add_at(Stage::EdgeSpool, Fate::Lost, subject, reason, count);
         }
-        let until = BootNanos(self.pipeline.fold.told_until(now)).to_unix(clock);
+        let dropped = self.watched.take_dropped_failures();
+        tally.add(Fate::Lost, ProbeId::FailedSyscall.name(), "reading-dropped", dropped);
+        let until = BootNanos(self.pipeline.told_until()).to_unix(clock);
+        let tally = &mut self.pipeline.tally;
         self.metrics.lost(tally.lost());
         let is_urgent = self.outgoing.is_urgent();
         let Some((frame, view)) = self.outgoing.flush(until, clock, now, tally) else { return };

@@ -170,7 +170,7 @@ impl Connections {
         direction: Direction,
         now: u64,
     ) {
-        if let Some(socket) = self.sockets.get_mut(&sock_key) {
+        if let Some(socket) = self.known(sock_key, tuple) {
             socket.owner = owner;
             socket.last_nanos = now;
             if socket.direction == Direction::Unknown {
@@ -216,7 +216,7 @@ impl Connections {
     }
 
     fn touch(&mut self, sock_key: u64, tuple: &SockTuple, owner: &Owner, now: u64) {
-        if let Some(socket) = self.sockets.get_mut(&sock_key) {
+        if let Some(socket) = self.known(sock_key, tuple) {
             socket.last_nanos = now;
             if owner.is_known() {
                 socket.owner = *owner;
@@ -224,6 +224,12 @@ impl Connections {
             return;
         }
         self.insert(sock_key, *tuple, *owner, Direction::Unknown, None, now);
+    }
+
+    /// What is known of this connection: not of one that the kernel kept at the same place before.
+    fn known(&mut self, sock_key: u64, tuple: &SockTuple) -> Option<&mut Socket> {
+        let remote = |tuple: &SockTuple| (tuple.remote_address, tuple.remote_port);
+        self.sockets.get_mut(&sock_key).filter(|socket| remote(&socket.tuple) == remote(tuple))
     }
 
     fn tell(&mut self, sock_key: u64) {

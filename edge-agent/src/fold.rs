@@ -64,6 +64,7 @@ fn policy(event: &Event) -> Policy {
         intent::REQUEST_SERVED_ERROR
         | intent::REQUEST_CALLED_ERROR
         | intent::REQUEST_UNANSWERED
+        | intent::REQUEST_UNFINISHED
         | intent::CONNECTION_REFUSED
         | intent::CONNECTION_RESET
         | intent::CONNECTION_TIMED_OUT
@@ -103,20 +104,20 @@ impl Fold {
     }
 
     fn merge(&mut self, key: Key, event: Event, tally: &mut Tally) {
+        // Of what lasted, the end is what was heard of now; the start may be long ago.
+        let time = event.time.0.saturating_add(event.duration_nanos);
         if let Some(group) = self.groups.get_mut(&key) {
             group.count = group.count.saturating_add(event.count);
             group.records = group.records.saturating_add(event.records);
             group.duration_nanos = group.duration_nanos.saturating_add(event.duration_nanos);
             blur(group, &event);
-            return;
-        }
-        if self.groups.len() >= GROUPS_MAX {
+        } else if self.groups.len() >= GROUPS_MAX {
             self.ship(event, tally);
             return;
+        } else {
+            self.groups.insert(key, event);
         }
-        let time = event.time.0;
         self.oldest_nanos = Some(self.oldest_nanos.map_or(time, |oldest| oldest.min(time)));
-        self.groups.insert(key, event);
     }
 
     fn ship(&mut self, event: Event, tally: &mut Tally) {
@@ -147,9 +148,9 @@ impl Fold {
         }
     }
 
-    /// The time up to which nothing is held back.
-    pub(crate) fn told_until(&self, now_nanos: u64) -> u64 {
-        self.oldest_nanos.map_or(now_nanos, |oldest| oldest.min(now_nanos))
+    /// The time up to which nothing is held back of what was heard up to `heard_nanos`.
+    pub(crate) fn told_until(&self, heard_nanos: u64) -> u64 {
+        self.oldest_nanos.map_or(heard_nanos, |oldest| oldest.min(heard_nanos))
     }
 
     /// The events that are to be written.
@@ -160,15 +161,11 @@ impl Fold {
 
 /// What differs among the occurrences is no longer said of all of them.
 fn blur(group: &mut Event, event: &Event) {
+    if group.trace != event.trace {
+        group.trace = None;
+    }
     if let (Some(group), Some(event)) = (&mut group.process, &event.process) {
-        if group.pid != event.pid || group.start_nanos != event.start_nanos {
-            let cgroup_id = group.cgroup_id;
-            let (syscall, errno) = (group.syscall, group.errno);
-            let (path, comm) = (group.path.take(), group.comm);
-            *group = ProcessPart { cgroup_id, syscall, errno, path, comm, ..ProcessPart::default() };
-        } else if group.tid != event.tid {
-            group.tid = 0;
-        }
+        blur_process(group, event);
     }
     if let (Some(group), Some(event)) = (&mut group.network, &event.network) {
         if group.tuple.local_port != event.tuple.local_port {
@@ -188,6 +185,34 @@ fn blur(group: &mut Event, event: &Event) {
     }
 }
 
+fn blur_process(group: &mut ProcessPart, event: &ProcessPart) {
+    if group.pid != event.pid || group.start_nanos != event.start_nanos {
+        // What remains is equal by the key, or looked at below.
+        *group = ProcessPart {
+            cgroup_id: group.cgroup_id,
+            comm: group.comm,
+            syscall: group.syscall,
+            errno: group.errno,
+            signal: group.signal,
+            exit_code: group.exit_code,
+            path: group.path.take(),
+            ..ProcessPart::default()
+        };
+    }
+    if group.tid != event.tid {
+        group.tid = 0;
+    }
+    if group.cgroup_id != event.cgroup_id {
+        group.cgroup_id = 0;
+    }
+    if group.comm != event.comm {
+        group.comm = Default::default();
+    }
+    if group.sender_pid != event.sender_pid {
+        group.sender_pid = 0;
+    }
+}
+
 fn key_of(event: &Event) -> Key {
     let mut first = DefaultHasher::new();
     hash(event, &mut first);
@@ -201,6 +226,7 @@ fn hash(event: &Event, state: &mut DefaultHasher) {
     event.intent.hash(state);
     event.probe.hash(state);
     event.severity.code().hash(state);
+    event.attributes.hash(state);
     event.container.as_ref().map(|container| Arc::as_ptr(container).addr()).hash(state);
     event.peer.as_ref().map(|peer| Arc::as_ptr(peer).addr()).hash(state);
     if let Some(process) = &event.process {
@@ -233,13 +259,17 @@ mod tests {
     use tapio_schemas::intent::EventKind;
 
     use super::*;
-    use crate::event::Direction;
+    use crate::event::{Direction, TraceLink};
 
     fn request(intent: &'static str, status: u16, port: u16) -> Event {
         let tuple = SockTuple { local_port: 80, remote_port: port, ..SockTuple::default() };
         Event {
             records: 2,
             duration_nanos: 10,
+            trace: Some(TraceLink {
+                trace_id: [u8::try_from(port % 256).unwrap(); 16],
+                ..TraceLink::UNDECIDED
+            }),
             process: Some(ProcessPart { pid: 1, tid: u32::from(port), ..ProcessPart::default() }),
             network: Some(NetworkPart {
                 tuple,
@@ -253,7 +283,8 @@ mod tests {
     }
 
     /// Scenario: a second of normal requests from many ports, and a storm of failures.
-    /// Guarantees: the first become one event with their sum; of the second each ships up to the bound.
+    /// Guarantees: the first become one event with their sum, which claims no thread, port or trace that only some had;
+    /// of the second each ships up to the bound, with its trace.
     #[test]
     fn repeats_fold_and_failures_ship() {
         let (mut fold, mut tally) = (Fold::default(), Tally::default());
@@ -262,15 +293,17 @@ mod tests {
             fold.push(request(intent::REQUEST_SERVED_ERROR, 500, port), &mut tally);
         }
         assert_eq!(fold.ready().len(), 256);
-        assert_eq!(fold.told_until(5_000), 0);
+        assert!(fold.ready().iter().all(|event| event.trace.is_some()));
+        assert_eq!(fold.told_until(5_000), 10, "the end of the first request");
         fold.close(WINDOW_NANOS, &mut tally);
         let folded: Vec<_> = fold.ready().drain(256..).collect();
         let served = folded.iter().find(|event| event.intent == intent::REQUEST_SERVED).unwrap();
         assert_eq!((served.count, served.duration_nanos, served.records), (1_000, 10_000, 2_000));
         let process = served.process.as_ref().unwrap();
         assert_eq!((process.pid, process.tid, served.network.as_ref().unwrap().tuple.remote_port), (1, 0, 0));
+        assert_eq!(served.trace, None);
         let failed = folded.iter().find(|event| event.intent == intent::REQUEST_SERVED_ERROR).unwrap();
-        assert_eq!(failed.count, 1_000 - 256);
+        assert_eq!((failed.count, failed.trace), (1_000 - 256, None));
         assert_eq!(fold.told_until(5_000), 5_000);
     }
 

@@ -35,6 +35,11 @@ const CONTAINER_SOURCE: &str = "container";
 const PROCESSES_MAX: usize = 65_536;
 /// How often what is over is forgotten.
 const SWEEP_NANOS: u64 = 5_000_000_000;
+/// The probes that remember a socket's owner in the kernel.
+const OWNERS_OF: [ProbeId; 2] = [ProbeId::TcpState, ProbeId::Payload];
+/// So long after the kernel had no room for an owner, a socket without one counts as lost: those that found no room may
+/// still be open.
+const OWNERS_FULL_KEPT_NANOS: u64 = 60_000_000_000;
 
 /// Everything that interprets records.
 pub(crate) struct Pipeline<H> {
@@ -50,8 +55,11 @@ pub(crate) struct Pipeline<H> {
     pub(crate) tally: Tally,
     exchanges: Vec<Exchange>,
     kernel: HashMap<ProbeId, (ProbeStats, u64)>,
+    /// When the kernel last found no room for a socket's owner.
+    owners_full_nanos: Option<u64>,
     containers_changed: bool,
     swept_nanos: u64,
+    heard_nanos: u64,
     records: u64,
 }
 
@@ -70,8 +78,10 @@ impl<H: Host> Pipeline<H> {
             tally: Tally::default(),
             exchanges: Vec::new(),
             kernel: HashMap::new(),
+            owners_full_nanos: None,
             containers_changed: true,
             swept_nanos: 0,
+            heard_nanos: 0,
             records: 0,
         }
     }
@@ -115,7 +125,7 @@ impl<H: Host> Pipeline<H> {
                 // The kernel has counted it as folded: it stands for no record of the ring.
                 self.folded_failures(&record);
             }
-            Reading::Counters(counters) => self.count_kernel(&counters),
+            Reading::Counters(counters) => self.count_kernel(&counters, now_nanos),
         }
         self.tell_containers(now_nanos, false);
     }
@@ -130,6 +140,17 @@ impl<H: Host> Pipeline<H> {
             self.connections.sweep(now_nanos);
             self.endpoints.sweep(now_nanos);
         }
+        self.count_requests();
+    }
+
+    /// The agent ends: what waits for more is told, or counted.
+    pub(crate) fn finish(&mut self, now_nanos: u64) {
+        self.requests.finish(now_nanos, &mut self.exchanges);
+        self.tell_exchanges(now_nanos);
+        self.count_requests();
+    }
+
+    fn count_requests(&mut self) {
         let counts = self.requests.take_counts();
         for (reason, count) in counts.filtered() {
             self.tally.add(Fate::Filtered, ProbeId::Payload.name(), reason, count);
@@ -137,6 +158,17 @@ impl<H: Host> Pipeline<H> {
         for (reason, count) in counts.lost() {
             self.tally.add(Fate::Lost, ProbeId::Payload.name(), reason, count);
         }
+    }
+
+    /// Every record of before `until_nanos` was taken.
+    pub(crate) fn heard(&mut self, until_nanos: u64) {
+        self.heard_nanos = self.heard_nanos.max(until_nanos);
+    }
+
+    /// The time up to which everything that happened was heard and is not held back.
+    pub(crate) fn told_until(&self) -> u64 {
+        let untold = self.requests.untold_since().unwrap_or(u64::MAX);
+        self.fold.told_until(self.heard_nanos.min(untold))
     }
 
     /// An event of the agent's own.
@@ -172,8 +204,10 @@ impl<H: Host> Pipeline<H> {
     }
 
     /// What could not be kept or named, by reason, since the start.
-    pub(crate) fn shortfalls(&self) -> [(&'static str, u64); 6] {
+    pub(crate) fn shortfalls(&self) -> [(&'static str, u64); 8] {
         [
+            ("map-full", self.kernel.values().map(|(stats, _)| stats.map_full).sum()),
+            ("head-cut", self.requests.heads_cut()),
             ("unknown-group", self.attribution.counts().unknown),
             ("group-table-full", self.attribution.counts().forgotten),
             ("process-table-full", self.processes.refused()),
@@ -189,6 +223,22 @@ impl<H: Host> Pipeline<H> {
 
     fn owner_place(&mut self, owner: &Owner, now_nanos: u64) -> Option<Place> {
         owner.is_known().then(|| self.place(owner.cgroup_id, owner.tgid, now_nanos))
+    }
+
+    /// Whether only containers are wanted, and this is none.
+    fn is_out_of_scope(&self, place: &Place) -> bool {
+        self.scope == Scope::Containers && *place == Place::Host
+    }
+
+    /// A record whose socket is nobody's: by nature, or because the kernel had no room to remember whose.
+    fn without_owner(&mut self, probe: ProbeId, now_nanos: u64) {
+        let is_full =
+            self.owners_full_nanos.is_some_and(|at| now_nanos.saturating_sub(at) < OWNERS_FULL_KEPT_NANOS);
+        if is_full {
+            self.tally.add(Fate::Lost, probe.name(), "owner-map-full", 1);
+        } else {
+            self.filtered(probe, "no-owner");
+        }
     }
 
     fn push(&mut self, event: Event) {
@@ -261,13 +311,16 @@ impl<H: Host> Pipeline<H> {
     }
 
     /// The kernel's own part of the ledger: what changed since the counters were last read.
-    fn count_kernel(&mut self, counters: &[ProbeCounters]) {
+    fn count_kernel(&mut self, counters: &[ProbeCounters], now_nanos: u64) {
         for counter in counters {
             let name = counter.probe.name();
             let missed = counter.run.map_or(0, |run| run.recursion_misses);
             let (before, missed_before) =
                 self.kernel.insert(counter.probe, (counter.stats, missed)).unwrap_or_default();
             let now = counter.stats;
+            if OWNERS_OF.contains(&counter.probe) && now.map_full > before.map_full {
+                self.owners_full_nanos = Some(now_nanos);
+            }
             let mut add = |fate, reason, now: u64, before: u64| {
                 self.tally.add_at(Stage::Kernel, fate, name, reason, now.saturating_sub(before));
             };

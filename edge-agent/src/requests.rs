@@ -1,4 +1,4 @@
-//! HTTP/1 exchanges: which request got which answer, on which socket, in which trace.
+//! HTTP/1 exchanges: which request got which answer, on which socket, in which trace; and which got none, and why.
 //!
 //! A socket's role follows from what it was seen to do: a request that was read makes it a server, one that was
 //! written a client. An exchange is complete when the answer goes the other way. What does not fit together (two
@@ -39,8 +39,16 @@ const END_KEPT_NANOS: u64 = 1_000_000_000;
 pub(crate) enum Answer {
     /// The status came.
     Status(u16),
-    /// The connection ended first.
+    /// The peer, or the network, ended the connection first.
     None,
+    /// The process that served or made it ended first.
+    Ended {
+        /// By itself and with code 0: it may have had all that it wanted.
+        in_order: bool,
+    },
+    /// The connection ended, and who ended it says nothing of the answer: this end did, which may have read an answer
+    /// in pieces that are too small to be seen; or it was served here, and its caller went away.
+    Dropped,
 }
 
 /// A request and what became of it.
@@ -56,6 +64,8 @@ pub(crate) struct Exchange {
     pub(crate) target: Option<Arc<str>>,
     pub(crate) answer: Answer,
     pub(crate) trace: Option<TraceLink>,
+    /// The request's head was longer than what is captured, and named no trace as far as it was seen.
+    pub(crate) is_head_cut: bool,
     pub(crate) tuple: SockTuple,
     pub(crate) process: ProcessPart,
     pub(crate) request_bytes: u64,
@@ -73,10 +83,10 @@ pub(crate) struct RequestCounts {
     pub(crate) answer_alone: u64,
     /// Several requests before an answer: which answer is whose cannot be told.
     pub(crate) pipelined: u64,
-    /// A served request whose socket or process ended before an answer was written.
-    pub(crate) unfinished: u64,
     /// A request that waited too long.
     pub(crate) expired: u64,
+    /// A request that was open when the agent ended.
+    pub(crate) agent_ended: u64,
     /// No room to keep it.
     pub(crate) table_full: u64,
     /// Interim answers (status below 200).
@@ -93,8 +103,8 @@ impl RequestCounts {
         [
             ("answer-without-request", self.answer_alone),
             ("pipelined", self.pipelined),
-            ("unfinished", self.unfinished),
             ("expired", self.expired),
+            ("agent-ended", self.agent_ended),
             ("table-full", self.table_full),
         ]
     }
@@ -113,7 +123,24 @@ struct Socket {
     /// Requests without an answer since the conversation could not be followed any more.
     untold: u32,
     ended_nanos: Option<u64>,
+    /// The peer ended it, or the network did.
+    is_peers_end: bool,
     last_nanos: u64,
+}
+
+impl Socket {
+    const fn new(tuple: SockTuple, now_nanos: u64) -> Self {
+        Self { tuple, open: None, untold: 0, ended_nanos: None, is_peers_end: false, last_nanos: now_nanos }
+    }
+}
+
+/// How a socket came to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SocketEnd {
+    /// By a reset, whose record may come before that of the write that it answers.
+    pub(crate) is_reset: bool,
+    /// The peer ended it first, or the network did; otherwise this end.
+    pub(crate) is_peers: bool,
 }
 
 /// The conversations that are under way.
@@ -125,6 +152,7 @@ pub(crate) struct Requests {
     threads: Threads,
     routes: Routes,
     counts: RequestCounts,
+    heads_cut: u64,
     swept_nanos: u64,
 }
 
@@ -145,6 +173,8 @@ impl Requests {
     fn request(&mut self, record: &PayloadHead, request: &Request<'_>) {
         let is_read = record.direction == DIRECTION_READ;
         let header = &record.header;
+        let is_head_cut = !request.is_complete && request.trace.is_none();
+        self.heads_cut += u64::from(is_head_cut);
         let exchange = Exchange {
             direction: if is_read { Direction::In } else { Direction::Out },
             started_nanos: header.time_nanos,
@@ -154,6 +184,7 @@ impl Requests {
             target: None,
             answer: Answer::None,
             trace: self.link(request.trace, is_read, header.tgid, header.start_nanos, header.tid),
+            is_head_cut,
             tuple: record.tuple,
             process: ProcessPart::of_header(header),
             request_bytes: u64::from(record.total_bytes),
@@ -166,13 +197,7 @@ impl Requests {
             self.counts.table_full += 1;
             return;
         }
-        let socket = self.sockets.entry(record.sock_key).or_insert_with(|| Socket {
-            tuple: record.tuple,
-            open: None,
-            untold: 0,
-            ended_nanos: None,
-            last_nanos: 0,
-        });
+        let socket = self.sockets.entry(record.sock_key).or_insert_with(|| Socket::new(record.tuple, 0));
         socket.last_nanos = header.time_nanos;
         if socket.untold > 0 || socket.open.is_some() {
             // Two requests wait: from here on, answers cannot be told apart until all are there.
@@ -246,34 +271,38 @@ impl Requests {
         }
     }
 
-    /// The socket is over: closed, or reset by its peer. Says whether a call on it waits for its answer.
-    pub(crate) fn socket_ended(
-        &mut self,
-        sock_key: u64,
-        tuple: &SockTuple,
-        is_reset: bool,
-        now_nanos: u64,
-    ) -> bool {
-        let Some(socket) = self.sockets.get_mut(&sock_key) else {
-            // Remembered for the record of a write that is still to come.
-            if is_reset && self.sockets.len() < SOCKETS_MAX {
-                let socket = Socket {
-                    tuple: *tuple,
-                    open: None,
-                    untold: 0,
-                    ended_nanos: Some(now_nanos),
-                    last_nanos: now_nanos,
-                };
-                self.sockets.insert(sock_key, socket);
-                self.ended.push(sock_key);
+    /// The socket is over: closed, or reset by its peer.
+    pub(crate) fn socket_ended(&mut self, sock_key: u64, tuple: &SockTuple, end: SocketEnd, now_nanos: u64) {
+        if !self.sockets.contains_key(&sock_key) {
+            if !end.is_reset || self.sockets.len() >= SOCKETS_MAX {
+                return;
             }
-            return false;
-        };
+            // Remembered for the record of a write that is still to come.
+            self.sockets.insert(sock_key, Socket::new(*tuple, now_nanos));
+        }
+        let Some(socket) = self.sockets.get_mut(&sock_key) else { return };
+        socket.is_peers_end |= end.is_peers;
         if socket.ended_nanos.is_none() {
             socket.ended_nanos = Some(now_nanos);
             self.ended.push(sock_key);
         }
-        socket.open.as_ref().is_some_and(|open| open.exchange.direction == Direction::Out)
+    }
+
+    /// Whether something is known of this connection.
+    pub(crate) fn knows(&self, sock_key: u64, tuple: &SockTuple) -> bool {
+        self.sockets.get(&sock_key).is_some_and(|known| is_same(&known.tuple, tuple))
+    }
+
+    /// Whether this connection's end is remembered: what is still heard of it comes after it.
+    pub(crate) fn has_ended(&self, sock_key: u64, tuple: &SockTuple) -> bool {
+        let known = self.sockets.get(&sock_key).filter(|known| is_same(&known.tuple, tuple));
+        known.is_some_and(|known| known.ended_nanos.is_some())
+    }
+
+    /// The earliest end of a connection whose open request is not told yet, because its answer may still come.
+    pub(crate) fn untold_since(&self) -> Option<u64> {
+        let sockets = self.ended.iter().filter_map(|key| self.sockets.get(key));
+        sockets.filter(|socket| socket.open.is_some()).filter_map(|socket| socket.ended_nanos).min()
     }
 
     /// A new connection uses the key: an end that is remembered for it is not its own.
@@ -300,17 +329,31 @@ impl Requests {
         self.threads.candidates(tgid, start_nanos, tid)
     }
 
-    /// A process ended: the requests that it served get no answer.
-    pub(crate) fn process_ended(&mut self, tgid: u32, start_nanos: u64) {
+    /// A process ended: the requests that it served, and the calls that it made, get no answer. Its sockets are closed
+    /// after this, so that nobody else is blamed for them.
+    pub(crate) fn process_ended(
+        &mut self,
+        tgid: u32,
+        start_nanos: u64,
+        in_order: bool,
+        now_nanos: u64,
+        out: &mut Vec<Exchange>,
+    ) {
         self.threads.process_ended(tgid, start_nanos);
-        for socket in self.sockets.values_mut() {
-            let is_its = |open: &mut Open| {
-                open.exchange.direction == Direction::In && open.exchange.process.pid == tgid
-            };
-            if let Some(open) = socket.open.take_if(is_its) {
-                self.counts.unfinished += u64::from(open.exchange.records);
-            }
-        }
+        let is_its = |open: &mut Open| {
+            let process = &open.exchange.process;
+            (process.pid, process.start_nanos) == (tgid, start_nanos)
+        };
+        let open = self.sockets.values_mut().filter_map(|socket| socket.open.take_if(is_its));
+        let mut ended: Vec<Exchange> = open
+            .map(|Open { exchange, .. }| Exchange {
+                ended_nanos: now_nanos.max(exchange.started_nanos),
+                answer: Answer::Ended { in_order },
+                ..exchange
+            })
+            .collect();
+        ended.sort_by_key(|exchange| exchange.started_nanos);
+        out.append(&mut ended);
     }
 
     /// Settles what waited for a late record, and forgets what is quiet.
@@ -355,13 +398,29 @@ impl Requests {
         let Some(open) = socket.open else { return };
         self.threads.closed(sock_key);
         let mut exchange = open.exchange;
-        if exchange.direction == Direction::Out {
-            let ended = socket.ended_nanos.unwrap_or(now_nanos);
-            exchange.ended_nanos = ended.max(exchange.started_nanos);
-            out.push(exchange);
-        } else {
-            self.counts.unfinished += u64::from(exchange.records);
+        let ended = socket.ended_nanos.unwrap_or(now_nanos);
+        exchange.ended_nanos = ended.max(exchange.started_nanos);
+        let is_unanswered = exchange.direction == Direction::Out && socket.is_peers_end;
+        exchange.answer = if is_unanswered { Answer::None } else { Answer::Dropped };
+        out.push(exchange);
+    }
+
+    /// The agent ends: what has ended is told, what is open is counted.
+    pub(crate) fn finish(&mut self, now_nanos: u64, out: &mut Vec<Exchange>) {
+        for key in std::mem::take(&mut self.ended) {
+            // The kernel may use the place again, for a connection that is open.
+            if self.sockets.get(&key).is_some_and(|socket| socket.ended_nanos.is_some()) {
+                self.forget(key, now_nanos, out);
+            }
         }
+        let open = self.sockets.drain().filter_map(|(_, socket)| socket.open);
+        self.counts.agent_ended += open.map(|open| u64::from(open.exchange.records)).sum::<u64>();
+        self.threads = Threads::default();
+    }
+
+    /// Heads since the start that were cut before they named a trace.
+    pub(crate) const fn heads_cut(&self) -> u64 {
+        self.heads_cut
     }
 
     /// What was counted since the last call.

@@ -56,6 +56,8 @@ pub(crate) enum Reading {
 pub(crate) struct Watched {
     containers: Mutex<Vec<Arc<Container>>>,
     dropped: AtomicU64,
+    /// Failures of the readings among them, since they were last taken.
+    dropped_failures: AtomicU64,
 }
 
 impl Watched {
@@ -71,6 +73,18 @@ impl Watched {
     /// Readings that were dropped because the capture thread was behind.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Failed calls that were dropped so since the last call.
+    pub(crate) fn take_dropped_failures(&self) -> u64 {
+        self.dropped_failures.swap(0, Ordering::Relaxed)
+    }
+
+    fn drop_reading(&self, reading: &Reading) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        if let Reading::Folded(record) = reading {
+            self.dropped_failures.fetch_add(record.count, Ordering::Relaxed);
+        }
     }
 }
 
@@ -138,9 +152,7 @@ impl Sampler {
     }
 
     fn tell(&self, reading: Reading) {
-        if let Err(TrySendError::Full(_)) = self.readings.try_send(reading) {
-            self.watched.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+        hand_over(&self.readings, &self.watched, reading);
     }
 
     fn read(&self, container: &Arc<Container>, known: &mut HashMap<String, Known>) {
@@ -185,6 +197,12 @@ impl Sampler {
     }
 }
 
+fn hand_over(readings: &SyncSender<Reading>, watched: &Watched, reading: Reading) {
+    if let Err(TrySendError::Full(reading)) = readings.try_send(reading) {
+        watched.drop_reading(&reading);
+    }
+}
+
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
@@ -223,4 +241,48 @@ fn limit(directory: &Path, version: Version) -> u64 {
     let pod = directory.parent().and_then(|pod| number(pod.join(name)).ok());
     let limits = [own, pod].into_iter().flatten().filter(|limit| *limit < NO_LIMIT_MIN);
     limits.min().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_kernel_abi::{COMM_BYTES, Header, PATH_BYTES};
+
+    use super::*;
+
+    /// Scenario: the capture thread is behind, and readings are dropped: of a container, and of failures that the kernel
+    /// has counted.
+    /// Guarantees: each reading is counted, and so is every failure that it stood for, once.
+    #[test]
+    fn dropped_failures_are_counted() {
+        let (sender, _receiver) = std::sync::mpsc::sync_channel(0);
+        let watched = Watched::default();
+        let header = Header {
+            kind: 0,
+            record_bytes: 0,
+            cpu: 0,
+            time_nanos: 0,
+            tgid: 1,
+            tid: 1,
+            cgroup_id: 1,
+            start_nanos: 1,
+            comm: [0; COMM_BYTES],
+        };
+        let failed = FailedSyscall {
+            header,
+            count: 7,
+            number: 0,
+            errno: 2,
+            fd: -1,
+            flags: 0,
+            path_bytes: 0,
+            family: 0,
+            port: 0,
+            address: [0; 16],
+            path: [0; PATH_BYTES],
+        };
+        hand_over(&sender, &watched, Reading::Counters(Vec::new()));
+        hand_over(&sender, &watched, Reading::Folded(Box::new(failed)));
+        assert_eq!((watched.dropped(), watched.take_dropped_failures()), (2, 7));
+        assert_eq!(watched.take_dropped_failures(), 0);
+    }
 }

@@ -163,6 +163,8 @@ intents! {
     REQUEST_CALLED_ERROR = "request-called-error";
     /// A call to another service got no answer: its connection ended first.
     REQUEST_UNANSWERED = "request-unanswered";
+    /// A request had no answer when the process that served or made it ended, or when its connection ended.
+    REQUEST_UNFINISHED = "request-unfinished";
     /// A container was first seen.
     CONTAINER_SEEN = "container-seen";
     /// A container's control group is gone.

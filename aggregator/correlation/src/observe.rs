@@ -130,7 +130,8 @@ fn sort_of(name: &str, rules: &RuleSet) -> Sort {
         | intent::REQUEST_CALLED
         | intent::REQUEST_CALLED_ERROR
         | intent::REQUEST_UNANSWERED => Says::Calls,
-        intent::CONNECTION_RESET | intent::CONNECTION_CLOSED => Says::CallsIfOut,
+        // Of a served one nothing is said: its listener may have ended with it.
+        intent::CONNECTION_RESET | intent::CONNECTION_CLOSED | intent::REQUEST_UNFINISHED => Says::CallsIfOut,
         _ => Says::Nothing,
     };
     Sort { is_needed: rules.needs(name), says }

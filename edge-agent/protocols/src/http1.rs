@@ -32,8 +32,8 @@ pub struct Request<'a> {
     pub target: &'a str,
     /// The trace that the sender says it belongs to.
     pub trace: Option<TraceParent>,
-    /// What the headers say of the message.
-    pub framing: Framing,
+    /// Whether the blank line behind the headers was seen: if not, an absent header may only not have been reached.
+    pub is_complete: bool,
 }
 
 /// The beginning of a response.
@@ -41,19 +41,6 @@ pub struct Request<'a> {
 pub struct Response {
     /// The status, 100 to 999.
     pub status: u16,
-    /// What the headers say of the message.
-    pub framing: Framing,
-}
-
-/// What the headers that were seen say of the message's end and of its connection's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Framing {
-    /// Whether the blank line behind the headers was seen: if not, an absent header may only not have been reached.
-    pub complete: bool,
-    /// `Content-Length`, where it is one number.
-    pub content_length: Option<u64>,
-    /// Whether the connection stays open behind this exchange; `None` where the headers do not decide.
-    pub keep_alive: Option<bool>,
 }
 
 impl Response {
@@ -78,28 +65,26 @@ fn request(bytes: &[u8]) -> Option<Head<'_>> {
     }
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut headers);
-    let complete = finished(parsed.parse(bytes))?;
+    let is_complete = finished(parsed.parse(bytes))?;
     // Set only when the whole first line was there.
-    let version = parsed.version?;
+    parsed.version?;
     let (method, target) = (parsed.method?, parsed.path?);
     if method.is_empty() || target.is_empty() {
         return None;
     }
-    let seen = Seen::of(parsed.headers, version, complete);
-    Some(Head::Request(Request { method, target, trace: seen.trace, framing: seen.framing }))
+    Some(Head::Request(Request { method, target, trace: trace(parsed.headers), is_complete }))
 }
 
 fn response(bytes: &[u8]) -> Option<Head<'_>> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Response::new(&mut headers);
-    let complete = finished(parsed.parse(bytes))?;
-    let (version, status) = (parsed.version?, parsed.code?);
+    finished(parsed.parse(bytes))?;
+    let status = parsed.code?;
     // `HTTP/1.1 20` may be the beginning of 200 to 209: a status counts when its line went on.
     if !(100..1000).contains(&status) || !matches!(bytes.get(12), Some(b' ' | b'\r' | b'\n')) {
         return None;
     }
-    let seen = Seen::of(parsed.headers, version, complete);
-    Some(Head::Response(Response { status, framing: seen.framing }))
+    Some(Head::Response(Response { status }))
 }
 
 /// Whether the head ended; `None` where it is broken. Too many headers are no fault of the message.
@@ -111,47 +96,12 @@ fn finished(result: httparse::Result<usize>) -> Option<bool> {
     }
 }
 
-struct Seen {
-    trace: Option<TraceParent>,
-    framing: Framing,
-}
-
-impl Seen {
-    fn of(headers: &[httparse::Header<'_>], version: u8, complete: bool) -> Self {
-        let mut traces = 0_u32;
-        let mut seen = Self {
-            trace: None,
-            // HTTP/1.1 keeps the connection unless a header says otherwise (RFC 9112, section 9.3).
-            framing: Framing { complete, content_length: None, keep_alive: complete.then_some(version == 1) },
-        };
-        // httparse leaves headers that were not reached empty.
-        for header in headers.iter().filter(|header| !header.name.is_empty()) {
-            if header.name.eq_ignore_ascii_case("traceparent") {
-                traces += 1;
-                seen.trace = TraceParent::parse(header.value);
-            } else if header.name.eq_ignore_ascii_case("content-length") {
-                seen.framing.content_length =
-                    std::str::from_utf8(header.value).ok().and_then(|text| text.trim().parse().ok());
-            } else if header.name.eq_ignore_ascii_case("connection") {
-                let says = |word: &[u8]| {
-                    header
-                        .value
-                        .split(|byte| *byte == b',')
-                        .any(|item| item.trim_ascii().eq_ignore_ascii_case(word))
-                };
-                if says(b"close") {
-                    seen.framing.keep_alive = Some(false);
-                } else if says(b"keep-alive") {
-                    seen.framing.keep_alive = Some(true);
-                }
-            }
-        }
-        // Several `traceparent` headers make the trace invalid (Trace Context, section 3.2).
-        if traces > 1 {
-            seen.trace = None;
-        }
-        seen
-    }
+/// The trace that the headers name. Several `traceparent` headers make it invalid (Trace Context, section 3.2).
+fn trace(headers: &[httparse::Header<'_>]) -> Option<TraceParent> {
+    // httparse leaves headers that were not reached empty.
+    let mut named = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("traceparent"));
+    let first = named.next()?;
+    if named.next().is_some() { None } else { TraceParent::parse(first.value) }
 }
 
 /// The target's path with what looks like an id replaced by `{id}`, so that equal calls have equal names.

@@ -39,19 +39,22 @@ impl Processes {
         }
     }
 
-    /// A record spoke of the process. Returns its parent, zero when that is not known.
+    /// A record spoke of the process, which may have ended by then. Returns its parent, zero when that is not known.
+    ///
+    /// Completes what is known, and adds nobody: records of sockets come after the end of their process, and who was
+    /// added then would never be removed.
     pub(crate) fn saw(&mut self, pid: u32, start_nanos: u64, cgroup_id: u64) -> u32 {
-        if let Some(known) = self.processes.get_mut(&pid) {
-            if known.start_nanos != start_nanos && known.start_nanos != 0 {
-                // The pid belongs to another process by now.
-                known.parent_pid = 0;
-            }
-            known.start_nanos = start_nanos;
-            known.cgroup_id = cgroup_id;
-            return known.parent_pid;
+        let Some(known) = self.processes.get_mut(&pid) else { return 0 };
+        if known.start_nanos > start_nanos {
+            // The pid belongs to another process by now.
+            return 0;
         }
-        self.insert(pid, Process { start_nanos, parent_pid: 0, cgroup_id });
-        0
+        if known.start_nanos != start_nanos && known.start_nanos != 0 {
+            known.parent_pid = 0;
+        }
+        known.start_nanos = start_nanos;
+        known.cgroup_id = cgroup_id;
+        known.parent_pid
     }
 
     /// A record told the process's parent.
@@ -59,9 +62,12 @@ impl Processes {
         self.insert(pid, process);
     }
 
-    /// The process ended.
-    pub(crate) fn ended(&mut self, pid: u32) -> Option<Process> {
-        self.processes.remove(&pid)
+    /// The process ended. Returns what was known of it, unless another one has the pid already.
+    pub(crate) fn ended(&mut self, pid: u32, start_nanos: u64) -> Option<Process> {
+        if self.processes.get(&pid)?.start_nanos > start_nanos {
+            return None;
+        }
+        self.processes.remove(&pid).filter(|known| known.start_nanos == 0 || known.start_nanos == start_nanos)
     }
 
     pub(crate) fn get(&self, pid: u32) -> Option<&Process> {
@@ -86,8 +92,10 @@ impl Processes {
 mod tests {
     use super::*;
 
-    /// Scenario: a pid is used by one process, then by another, in a table that holds two.
-    /// Guarantees: the second does not inherit the first's parent, and a third process is counted, not kept.
+    /// Scenario: a pid is used by one process, then by another, in a table that holds two; a socket of a process that
+    /// has ended closes.
+    /// Guarantees: the second does not inherit the first's parent, nor the first the second's; a third process is
+    /// counted, not kept; who has ended is not added again.
     #[test]
     fn a_pid_is_not_a_process() {
         let mut processes = Processes::new(2);
@@ -98,9 +106,12 @@ mod tests {
             Running { pid: 10, parent_pid: 3, cgroup_id: 1 },
             Running { pid: 11, parent_pid: 1, cgroup_id: 1 },
         ]);
+        assert_eq!(processes.saw(10, 5, 8), 0);
         assert_eq!(processes.get(10).unwrap().start_nanos, 6);
-        assert_eq!(processes.saw(12, 9, 1), 0);
+        processes.began(12, Process { start_nanos: 9, parent_pid: 1, cgroup_id: 1 });
         assert_eq!((processes.get(12), processes.refused()), (None, 1));
-        assert!(processes.ended(11).is_some() && processes.ended(11).is_none());
+        assert!(processes.ended(10, 5).is_none() && processes.get(10).is_some());
+        assert!(processes.ended(11, 3).is_some() && processes.ended(11, 3).is_none());
+        assert_eq!((processes.saw(11, 3, 1), processes.get(11)), (0, None));
     }
 }

@@ -1,7 +1,8 @@
 //! Which container is at an address: listeners, and the near ends of connections whose far ends are on this node.
 //!
-//! Addresses are the host's: containers with network namespaces of their own may use one address twice, and then the
-//! answer is "not known". A listener that ended is remembered for a while, so that a refusal can name who is missing.
+//! Loopback addresses mean something within one network namespace only, and only where the kernel says which one that
+//! is. Other addresses are taken for the node's: where two containers listen on one, the answer is "not known". A
+//! listener that ended is remembered for a while, so that a refusal can name who is missing.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -18,25 +19,37 @@ const LISTENERS_PER_PORT_MAX: usize = 64;
 const NEAR_ENDS_MAX: usize = 32_768;
 /// How long a listener that ended is remembered.
 const ENDED_KEPT_NANOS: u64 = 60_000_000_000;
+/// The near end of a connection whose end was not seen is forgotten when nothing was heard of it for this long.
+const QUIET_NANOS_MAX: u64 = 600_000_000_000;
 
-/// One end of a connection.
-type End = ([u8; 16], u16);
+/// One end of a connection: network namespace (zero, where the address needs none), address, port.
+type End = (u32, [u8; 16], u16);
+/// Both ends, the near one first.
+type Ends = (End, End);
 
 #[derive(Clone, Debug)]
 struct Listener {
     sock_key: u64,
+    network: u32,
     address: [u8; 16],
     /// `None`: a process of the host.
     container: Option<Arc<Container>>,
     ended_nanos: Option<u64>,
 }
 
+#[derive(Debug)]
+struct Near {
+    /// `None`: a process of the host.
+    container: Option<Arc<Container>>,
+    last_nanos: u64,
+}
+
 /// Who is where.
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
     listeners: HashMap<u16, Vec<Listener>>,
-    near: HashMap<(End, End), Option<Arc<Container>>>,
-    by_key: HashMap<u64, (End, End)>,
+    near: HashMap<Ends, Near>,
+    by_key: HashMap<u64, Ends>,
     refused: u64,
 }
 
@@ -50,15 +63,15 @@ impl Endpoints {
         let listeners = self.listeners.entry(tuple.local_port).or_default();
         // The address has a new user: who had it before is no longer missed there.
         listeners.retain(|other| {
-            other.sock_key != sock_key
-                && (other.ended_nanos.is_none() || other.address != tuple.local_address)
+            let is_here = (other.network, other.address) == (tuple.network, tuple.local_address);
+            other.sock_key != sock_key && (other.ended_nanos.is_none() || !is_here)
         });
         if listeners.len() >= LISTENERS_PER_PORT_MAX {
             self.refused += 1;
             return;
         }
-        let address = tuple.local_address;
-        listeners.push(Listener { sock_key, address, container, ended_nanos: None });
+        let (network, address) = (tuple.network, tuple.local_address);
+        listeners.push(Listener { sock_key, network, address, container, ended_nanos: None });
     }
 
     /// A listener is gone.
@@ -74,12 +87,21 @@ impl Endpoints {
     }
 
     /// A process of `container`, or of the host, uses this end of a connection.
-    pub(crate) fn connected(&mut self, sock_key: u64, tuple: &SockTuple, container: Option<Arc<Container>>) {
+    pub(crate) fn connected(
+        &mut self,
+        sock_key: u64,
+        tuple: &SockTuple,
+        container: Option<Arc<Container>>,
+        now_nanos: u64,
+    ) {
         if tuple.local_port == 0 {
             return;
         }
-        let ends = near_end(tuple);
-        if self.by_key.get(&sock_key) == Some(&ends) {
+        let Some(ends) = ends(tuple) else { return };
+        if self.by_key.get(&sock_key) == Some(&ends)
+            && let Some(near) = self.near.get_mut(&ends)
+        {
+            near.last_nanos = now_nanos;
             return;
         }
         self.disconnected(sock_key);
@@ -87,7 +109,7 @@ impl Endpoints {
             self.refused += 1;
             return;
         }
-        self.near.insert(ends, container);
+        self.near.insert(ends, Near { container, last_nanos: now_nanos });
         self.by_key.insert(sock_key, ends);
     }
 
@@ -100,23 +122,25 @@ impl Endpoints {
 
     /// Whose listener the near end is: of accepted connections whose owner is not known.
     pub(crate) fn local(&self, tuple: &SockTuple, now_nanos: u64) -> Option<Arc<Container>> {
-        self.listener(tuple.local_address, tuple.local_port, now_nanos)
+        self.listener(ends(tuple)?.0, now_nanos)
     }
 
     /// Who is at the far end, if it is one container of this node.
     pub(crate) fn peer(&self, tuple: &SockTuple, now_nanos: u64) -> Option<Arc<Container>> {
-        let (local, remote) = near_end(tuple);
+        let (local, remote) = ends(tuple)?;
         match self.near.get(&(remote, local)) {
-            Some(known) => known.clone(),
-            None => self.listener(tuple.remote_address, tuple.remote_port, now_nanos),
+            Some(near) => near.container.clone(),
+            None => self.listener(remote, now_nanos),
         }
     }
 
-    fn listener(&self, address: [u8; 16], port: u16, now_nanos: u64) -> Option<Arc<Container>> {
-        let is_loopback = Address(address).is_loopback();
+    fn listener(&self, (network, address, port): End, now_nanos: u64) -> Option<Arc<Container>> {
+        let is_loopback = network != 0;
         let here = |listener: &&Listener| {
             // A wildcard stands for the addresses of its own network namespace, of which only loopback is known here.
-            listener.address == address || is_loopback && Address(listener.address).is_unspecified()
+            let is_named = listener.address == address;
+            let is_covered = is_loopback && Address(listener.address).is_unspecified();
+            (is_named || is_covered) && (!is_loopback || listener.network == network)
         };
         let remembered = |listener: &&Listener| {
             listener.ended_nanos.is_some_and(|at| now_nanos.saturating_sub(at) < ENDED_KEPT_NANOS)
@@ -133,7 +157,7 @@ impl Endpoints {
         }
     }
 
-    /// Forgets listeners that ended long ago.
+    /// Forgets listeners that ended long ago, and connections that nothing was heard of for long.
     pub(crate) fn sweep(&mut self, now_nanos: u64) {
         for listeners in self.listeners.values_mut() {
             listeners.retain(|listener| {
@@ -141,6 +165,15 @@ impl Endpoints {
             });
         }
         self.listeners.retain(|_, listeners| !listeners.is_empty());
+        let Self { near, by_key, .. } = self;
+        by_key.retain(|_, ends| {
+            let is_quiet = |near: &Near| now_nanos.saturating_sub(near.last_nanos) >= QUIET_NANOS_MAX;
+            let is_over = near.get(ends).is_none_or(is_quiet);
+            if is_over {
+                near.remove(ends);
+            }
+            !is_over
+        });
     }
 
     /// Ends that were not kept for want of room.
@@ -157,8 +190,15 @@ fn end(listeners: &mut [Listener], sock_key: u64, now_nanos: u64) {
     }
 }
 
-const fn near_end(tuple: &SockTuple) -> (End, End) {
-    ((tuple.local_address, tuple.local_port), (tuple.remote_address, tuple.remote_port))
+/// The ends of a connection; `None` where they mean something in one namespace only, and which one is not known.
+fn ends(tuple: &SockTuple) -> Option<Ends> {
+    let is_loopback = [tuple.local_address, tuple.remote_address].map(|end| Address(end).is_loopback());
+    let network = if is_loopback.contains(&true) { tuple.network } else { 0 };
+    if network == 0 && is_loopback.contains(&true) {
+        return None;
+    }
+    let local = (network, tuple.local_address, tuple.local_port);
+    Some((local, (network, tuple.remote_address, tuple.remote_port)))
 }
 
 enum Only {

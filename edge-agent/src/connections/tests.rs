@@ -24,14 +24,7 @@ const fn loopback(last: u8) -> [u8; 16] {
 }
 
 const fn tuple(local_port: u16, remote_port: u16) -> SockTuple {
-    SockTuple {
-        family: 2,
-        local_port,
-        remote_port,
-        reserved: 0,
-        local_address: loopback(1),
-        remote_address: loopback(1),
-    }
+    SockTuple { network: 1, local_port, remote_port, local_address: loopback(1), remote_address: loopback(1) }
 }
 
 const OWNER: Owner = Owner { tgid: 10, tid: 11, cgroup_id: 7, start_nanos: 1 };
@@ -127,7 +120,7 @@ fn peers_are_found_where_they_are_certain() {
     let any = SockTuple { local_address: [0; 16], ..tuple(80, 0) };
     endpoints.listening(1, &any, Some(payment.clone()));
     assert_eq!(endpoints.peer(&tuple(40_000, 80), 0), Some(payment.clone()));
-    endpoints.connected(2, &tuple(40_000, 80), Some(shop.clone()));
+    endpoints.connected(2, &tuple(40_000, 80), Some(shop.clone()), 0);
     assert_eq!(endpoints.peer(&tuple(80, 40_000), 0), Some(shop));
     endpoints.disconnected(2);
     assert_eq!(endpoints.peer(&tuple(80, 40_000), 0), None);
@@ -144,4 +137,49 @@ fn peers_are_found_where_they_are_certain() {
     assert_eq!(endpoints.peer(&far, 1), None);
     endpoints.sweep(100_000_000_000);
     assert_eq!(endpoints.refused(), 0);
+}
+
+/// Scenario: two pods with network namespaces of their own both have a proxy on port 15001 of loopback, whose callers
+/// connect from the same port; a third caller's namespace is not known.
+/// Guarantees: each caller finds the proxy of its own pod and each proxy its own caller, the third none.
+#[test]
+fn loopback_ends_at_the_namespace() {
+    let names = ["proxy-a", "app-a", "proxy-b", "app-b"].map(container);
+    let [proxy_a, app_a, proxy_b, app_b] = &names;
+    let mut endpoints = Endpoints::default();
+    let within = |network: u32, tuple: SockTuple| SockTuple { network, ..tuple };
+    let any = SockTuple { local_address: [0; 16], remote_address: [0; 16], ..tuple(15_001, 0) };
+    let (out, back) = (tuple(40_000, 15_001), tuple(15_001, 40_000));
+    for (key, network, proxy, app) in [(1, 7, proxy_a, app_a), (3, 8, proxy_b, app_b)] {
+        endpoints.listening(key, &within(network, any), Some(proxy.clone()));
+        endpoints.connected(key + 1, &within(network, out), Some(app.clone()), 0);
+    }
+    assert_eq!(endpoints.peer(&within(7, out), 0).as_ref(), Some(proxy_a));
+    assert_eq!(endpoints.peer(&within(8, out), 0).as_ref(), Some(proxy_b));
+    assert_eq!(endpoints.peer(&within(7, back), 0).as_ref(), Some(app_a));
+    assert_eq!(endpoints.peer(&within(8, back), 0).as_ref(), Some(app_b));
+    for network in [0, 9] {
+        assert_eq!(endpoints.peer(&within(network, out), 0), None);
+        assert_eq!(endpoints.peer(&within(network, back), 0), None);
+    }
+    // An end whose close was not seen is forgotten when it has been quiet for long.
+    endpoints.connected(2, &within(7, out), Some(app_a.clone()), 500_000_000_000);
+    endpoints.sweep(700_000_000_000);
+    assert_eq!(endpoints.peer(&within(7, back), 0).as_ref(), Some(app_a));
+    assert_eq!(endpoints.peer(&within(8, back), 0), None);
+}
+
+/// Scenario: the kernel keeps a connection where it kept another, whose end was not seen, and the other's reset had been
+/// told.
+/// Guarantees: the new one inherits neither its begin nor its direction, and its own end is told.
+#[test]
+fn a_connection_inherits_nothing_from_its_place() {
+    let mut connections = Connections::default();
+    connections.state(&state(SYN_SENT, ESTABLISHED, 0, 40_000));
+    connections.reset(&reset(RESET_RECEIVED, ESTABLISHED)).unwrap();
+    let served = tuple(80, 50_000);
+    connections.used(1, &served, OWNER, Direction::In, 9);
+    let close = TcpState { tuple: served, ..state(CLOSE_WAIT, CLOSE, 0, 80) };
+    let meaning = connections.state(&close).unwrap();
+    assert_eq!((meaning.direction, meaning.opened_nanos), (Direction::In, None));
 }

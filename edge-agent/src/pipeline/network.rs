@@ -1,7 +1,12 @@
 //! Records of sockets: connections, resets, requests.
 
-use tapio_kernel_abi::{Owner, PayloadHead, ProbeId, RESET_RECEIVED, TcpReset, TcpRetransmit, TcpState};
-use tapio_schemas::intent::{self, EventKind, Severity};
+use tapio_kernel_abi::{
+    DIRECTION_WRITE, Owner, PayloadHead, ProbeId, RESET_RECEIVED, TcpReset, TcpRetransmit, TcpState,
+};
+use tapio_schemas::{
+    intent::{self, EventKind, Severity},
+    ledger::Fate,
+};
 
 use super::Pipeline;
 use crate::{
@@ -9,14 +14,18 @@ use crate::{
     config::Scope,
     connections::{Meaning, state_name},
     event::{Direction, Event, NetworkPart, ProcessPart, TraceLink},
-    requests::{Answer, Exchange},
+    requests::{Answer, Exchange, SocketEnd},
 };
 
 const LISTEN: u8 = 10;
 const ESTABLISHED: u8 = 1;
 const CLOSE: u8 = 7;
 const SYN_SENT: u8 = 2;
+const FIN_WAIT_1: u8 = 4;
+const FIN_WAIT_2: u8 = 5;
 const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const CLOSING: u8 = 11;
 
 impl<H: Host> Pipeline<H> {
     pub(super) fn tcp_state(&mut self, record: &TcpState) {
@@ -27,8 +36,14 @@ impl<H: Host> Pipeline<H> {
         // Asked before the end is told: afterwards the call is no longer the socket's.
         let call = self.requests.trace_of_call(record.sock_key);
         if record.new_state == CLOSE && record.old_state != LISTEN {
-            let is_reset = record.sock_errno != 0 && record.old_state != SYN_SENT;
-            self.requests.socket_ended(record.sock_key, &record.tuple, is_reset, now);
+            let is_failed = record.sock_errno != 0;
+            // Where this end has said that it is done, whatever came then says nothing of what it waited for.
+            let is_done = matches!(record.old_state, FIN_WAIT_1 | FIN_WAIT_2 | CLOSING);
+            let end = SocketEnd {
+                is_reset: is_failed && record.old_state != SYN_SENT,
+                is_peers: is_failed && !is_done || matches!(record.old_state, CLOSE_WAIT | LAST_ACK),
+            };
+            self.requests.socket_ended(record.sock_key, &record.tuple, end, now);
         }
         let meaning = self.connections.state(record);
         let owner = meaning.map_or(record.owner, |meaning| meaning.owner);
@@ -38,7 +53,7 @@ impl<H: Host> Pipeline<H> {
             (_, LISTEN) => self.endpoints.listening(record.sock_key, &record.tuple, container),
             (LISTEN, _) => self.endpoints.listening_ended(record.sock_key, &record.tuple, now),
             (_, ESTABLISHED) if place.is_some() => {
-                self.endpoints.connected(record.sock_key, &record.tuple, container);
+                self.endpoints.connected(record.sock_key, &record.tuple, container, now);
             }
             _ => {}
         }
@@ -81,7 +96,8 @@ impl<H: Host> Pipeline<H> {
         let call = self.requests.trace_of_call(record.sock_key);
         let is_open = matches!(record.state, ESTABLISHED | CLOSE_WAIT);
         if record.sock_key != 0 && record.direction == RESET_RECEIVED && is_open {
-            self.requests.socket_ended(record.sock_key, &record.tuple, true, now);
+            let end = SocketEnd { is_reset: true, is_peers: true };
+            self.requests.socket_ended(record.sock_key, &record.tuple, end, now);
         }
         match self.connections.reset(record) {
             None => self.merged(probe),
@@ -126,8 +142,12 @@ impl<H: Host> Pipeline<H> {
         };
         if container.is_none() && self.scope == Scope::Containers {
             let is_unknown = place == Some(Place::Unknown);
-            if !is_unknown && (place.is_none() || peer.is_none()) {
-                self.filtered(probe, if place.is_none() { "no-owner" } else { "host" });
+            if !is_unknown && place.is_none() {
+                self.without_owner(probe, now);
+                return;
+            }
+            if !is_unknown && peer.is_none() {
+                self.filtered(probe, "host");
                 return;
             }
         }
@@ -171,18 +191,31 @@ impl<H: Host> Pipeline<H> {
             start_nanos: header.start_nanos,
         };
         let parsed = self.exchanges.len();
-        self.endpoints.connected(head.sock_key, &head.tuple, place.container().cloned());
-        if place == Place::Host && self.scope == Scope::Containers {
+        // A record that comes after the end of its connection must not bring it back.
+        let has_ended = self.requests.has_ended(head.sock_key, &head.tuple);
+        if !has_ended {
+            self.endpoints.connected(head.sock_key, &head.tuple, place.container().cloned(), now);
+        }
+        if self.is_out_of_scope(&place) && !self.is_call_to_container(head, bytes) {
             // Before the conversation is followed: what is not wanted must not show as lost.
             self.filtered(ProbeId::Payload, "host");
         } else {
             self.requests.payload(head, bytes, &mut self.exchanges);
         }
-        let direction = self.requests.direction(head.sock_key);
-        self.connections.used(head.sock_key, &head.tuple, owner, direction, now);
+        if !has_ended {
+            let direction = self.requests.direction(head.sock_key);
+            self.connections.used(head.sock_key, &head.tuple, owner, direction, now);
+        }
         if self.exchanges.len() > parsed {
             self.tell_exchanges(now);
         }
+    }
+
+    /// Whether a message of a process of the host belongs to a call of a container: its beginning, or what follows it.
+    fn is_call_to_container(&self, head: &PayloadHead, bytes: &[u8]) -> bool {
+        let is_request = head.direction == DIRECTION_WRITE && !bytes.starts_with(b"HTTP/");
+        self.requests.knows(head.sock_key, &head.tuple)
+            || is_request && self.endpoints.peer(&head.tuple, head.header.time_nanos).is_some()
     }
 
     /// Exchanges that are complete become events.
@@ -194,14 +227,27 @@ impl<H: Host> Pipeline<H> {
 
     fn exchange(&mut self, exchange: Exchange, now_nanos: u64) {
         let place = self.place(exchange.process.cgroup_id, exchange.process.pid, now_nanos);
-        if place == Place::Host && self.scope == Scope::Containers {
-            let records = u64::from(exchange.records);
-            self.tally.add(tapio_schemas::ledger::Fate::Filtered, ProbeId::Payload.name(), "host", records);
-            return;
-        }
+        let peer = self.endpoints.peer(&exchange.tuple, now_nanos);
         let is_served = exchange.direction == Direction::In;
+        if self.is_out_of_scope(&place) {
+            // Of the host's own traffic, what a container failed to answer is the container's.
+            let is_failed = match exchange.answer {
+                Answer::Status(status) => status >= 500,
+                Answer::None | Answer::Ended { .. } => true,
+                Answer::Dropped => false,
+            };
+            if is_served || peer.is_none() || !is_failed {
+                let records = u64::from(exchange.records);
+                self.tally.add(Fate::Filtered, ProbeId::Payload.name(), "host", records);
+                return;
+            }
+        }
         let (intent, severity, status) = match exchange.answer {
             Answer::None => (intent::REQUEST_UNANSWERED, Severity::Error, 0),
+            Answer::Ended { in_order: false } => (intent::REQUEST_UNFINISHED, Severity::Error, 0),
+            Answer::Ended { in_order: true } | Answer::Dropped => {
+                (intent::REQUEST_UNFINISHED, Severity::Notice, 0)
+            }
             Answer::Status(status) if status >= 500 && is_served => {
                 (intent::REQUEST_SERVED_ERROR, Severity::Error, status)
             }
@@ -216,13 +262,13 @@ impl<H: Host> Pipeline<H> {
         } else {
             (exchange.response_bytes, exchange.request_bytes)
         };
-        let peer = self.endpoints.peer(&exchange.tuple, now_nanos);
         let is_failure = severity >= Severity::Warning;
         self.push(Event {
             severity,
             records: exchange.records,
             duration_nanos: exchange.ended_nanos.saturating_sub(exchange.started_nanos),
             trace: exchange.trace,
+            attributes: attributes(&exchange),
             container: place.container().cloned(),
             peer,
             process: Some(exchange.process),
@@ -241,4 +287,16 @@ impl<H: Host> Pipeline<H> {
             ..Event::new(exchange.started_nanos, intent, EventKind::Request, ProbeId::Payload.name())
         });
     }
+}
+
+/// What an exchange says beside its columns.
+fn attributes(exchange: &Exchange) -> Option<Box<str>> {
+    let ended = match exchange.answer {
+        Answer::Ended { .. } => "ended=process",
+        Answer::Dropped => "ended=connection",
+        Answer::Status(_) | Answer::None => "",
+    };
+    let head = if exchange.is_head_cut { "head=cut" } else { "" };
+    let said: Vec<&str> = [ended, head].into_iter().filter(|text| !text.is_empty()).collect();
+    (!said.is_empty()).then(|| said.join(" ").into_boxed_str())
 }

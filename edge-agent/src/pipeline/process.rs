@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use tapio_kernel_abi::{
-    Exec, Exit, FLAG_ADDRESS, FLAG_PATH, FailedSyscall, FatalSignal, Fork, OOM_LAYOUT_TASK, OomVictim,
-    ProbeId, SockTuple,
+    Exec, Exit, FLAG_ADDRESS, FLAG_MIXED, FLAG_PATH, FailedSyscall, FatalSignal, Fork, OOM_LAYOUT_TASK,
+    OomVictim, ProbeId, SockTuple,
 };
 use tapio_schemas::{
     intent::{self, EventKind, Severity},
@@ -13,8 +13,7 @@ use tapio_schemas::{
 
 use super::Pipeline;
 use crate::{
-    attribute::{Host, Place, Process},
-    config::Scope,
+    attribute::{Container, Host, Process},
     event::{Direction, Event, NetworkPart, ProcessPart},
     syscalls,
 };
@@ -33,6 +32,10 @@ impl<H: Host> Pipeline<H> {
         self.processes.began(fork.child_tgid, process);
         let time = fork.header.time_nanos;
         let place = self.place(fork.child_cgroup_id, fork.child_tgid, time);
+        if self.is_out_of_scope(&place) {
+            self.filtered(ProbeId::Fork, "host");
+            return;
+        }
         self.push(Event {
             container: place.container().cloned(),
             process: Some(ProcessPart {
@@ -57,6 +60,10 @@ impl<H: Host> Pipeline<H> {
         };
         self.processes.began(header.tgid, process);
         let place = self.place(header.cgroup_id, header.tgid, header.time_nanos);
+        if self.is_out_of_scope(&place) {
+            self.filtered(ProbeId::Exec, "host");
+            return;
+        }
         self.push(Event {
             severity: Severity::Notice,
             container: place.container().cloned(),
@@ -77,9 +84,23 @@ impl<H: Host> Pipeline<H> {
 
     pub(super) fn exited(&mut self, exit: &Exit) {
         let header = &exit.header;
-        let known = self.processes.ended(header.tgid);
-        self.requests.process_ended(header.tgid, header.start_nanos);
+        let now = header.time_nanos;
+        let known = self.processes.ended(header.tgid, header.start_nanos);
+        let in_order = (exit.signal, exit.exit_code) == (0, 0);
+        let exchanges = &mut self.exchanges;
+        self.requests.process_ended(header.tgid, header.start_nanos, in_order, now, exchanges);
+        self.tell_exit(exit, known);
+        // Behind it, so that whoever reads in order has the end before what it led to.
+        self.tell_exchanges(now);
+    }
+
+    fn tell_exit(&mut self, exit: &Exit, known: Option<Process>) {
+        let header = &exit.header;
         let place = self.place(header.cgroup_id, header.tgid, header.time_nanos);
+        if self.is_out_of_scope(&place) {
+            self.filtered(ProbeId::Exit, "host");
+            return;
+        }
         let (intent, severity) = match (exit.signal, exit.exit_code) {
             (0, 0) => (intent::PROCESS_EXITED, Severity::Info),
             (0, _) => (intent::PROCESS_FAILED, Severity::Notice),
@@ -146,6 +167,10 @@ impl<H: Host> Pipeline<H> {
         let parent_pid =
             self.processes.saw(signal.target_tgid, signal.target_start_nanos, signal.target_cgroup_id);
         let place = self.place(signal.target_cgroup_id, signal.target_tgid, time);
+        if self.is_out_of_scope(&place) {
+            self.filtered(ProbeId::FatalSignal, "host");
+            return;
+        }
         let severity = if signal.signal == SIGTERM { Severity::Notice } else { Severity::Warning };
         self.push(Event {
             severity,
@@ -177,45 +202,83 @@ impl<H: Host> Pipeline<H> {
     fn failures(&mut self, failed: &FailedSyscall, records: u32) {
         let header = &failed.header;
         let place = self.place(header.cgroup_id, header.tgid, header.time_nanos);
-        if place == Place::Host && self.scope == Scope::Containers {
+        if self.is_out_of_scope(&place) {
             self.tally.add(Fate::Filtered, ProbeId::FailedSyscall.name(), "host", u64::from(records));
             return;
         }
-        let intent = match failed.errno {
-            EADDRINUSE => intent::ADDRESS_IN_USE,
-            _ if failed.flags & FLAG_PATH != 0 => intent::FILE_ACCESS_FAILED,
-            _ => intent::SYSCALL_FAILED,
-        };
-        let network = (failed.flags & FLAG_ADDRESS != 0).then(|| NetworkPart {
-            tuple: address(failed, intent == intent::ADDRESS_IN_USE),
-            protocol: "tcp",
-            direction: if intent == intent::ADDRESS_IN_USE { Direction::In } else { Direction::Out },
-            ..NetworkPart::default()
-        });
-        let path = failed.path();
-        self.push(Event {
-            severity: Severity::Notice,
-            count: u32::try_from(failed.count).unwrap_or(u32::MAX).max(1),
-            records,
-            container: place.container().cloned(),
-            process: Some(ProcessPart {
-                syscall: syscalls::name(failed.number),
-                errno: failed.errno,
-                path: (!path.is_empty()).then(|| text(path)),
-                ..ProcessPart::of_header(header)
-            }),
-            network,
-            ..Event::new(header.time_nanos, intent, EventKind::Syscall, ProbeId::FailedSyscall.name())
-        });
+        let count = u32::try_from(failed.count).unwrap_or(u32::MAX).max(1);
+        let event = described(failed, count, records, place.container().cloned());
+        if failed.flags & FLAG_MIXED == 0 {
+            self.push(event);
+            return;
+        }
+        // They had several paths or addresses: that of the record is told of the one that sent it, if one did.
+        let sent = records.min(1);
+        if count > sent {
+            self.push(nameless(&event, count - sent));
+        }
+        if sent > 0 {
+            self.push(Event { count: sent, ..event });
+        }
     }
 }
 
+/// The failures of a record, with what it says of them.
+fn described(failed: &FailedSyscall, count: u32, records: u32, container: Option<Arc<Container>>) -> Event {
+    let header = &failed.header;
+    let is_local = is_bind(failed.number);
+    let intent = match failed.errno {
+        EADDRINUSE if is_local => intent::ADDRESS_IN_USE,
+        _ if failed.flags & FLAG_PATH != 0 => intent::FILE_ACCESS_FAILED,
+        _ => intent::SYSCALL_FAILED,
+    };
+    let network = (failed.flags & FLAG_ADDRESS != 0).then(|| NetworkPart {
+        tuple: address(failed, is_local),
+        direction: if is_local { Direction::In } else { Direction::Out },
+        ..NetworkPart::default()
+    });
+    let path = failed.path();
+    // Only a failure that is told alone is known to be its thread's.
+    let is_alone = records > 0 && (count == 1 || failed.flags & FLAG_MIXED != 0);
+    Event {
+        severity: Severity::Notice,
+        count,
+        records,
+        container,
+        process: Some(ProcessPart {
+            tid: if is_alone { header.tid } else { 0 },
+            syscall: syscalls::name(failed.number),
+            errno: failed.errno,
+            path: (!path.is_empty()).then(|| text(path)),
+            ..ProcessPart::of_header(header)
+        }),
+        network,
+        ..Event::new(header.time_nanos, intent, EventKind::Syscall, ProbeId::FailedSyscall.name())
+    }
+}
+
+/// `count` failures as `event`, of which neither path, address nor thread is known.
+fn nameless(event: &Event, count: u32) -> Event {
+    // A local path or a network address: which of them it was is not known either.
+    let syscall = event.process.as_ref().map_or("", |process| process.syscall);
+    let intent = match event.intent {
+        intent::FILE_ACCESS_FAILED if matches!(syscall, "connect" | "bind") => intent::SYSCALL_FAILED,
+        intent => intent,
+    };
+    let process = event.process.clone().map(|process| ProcessPart { tid: 0, path: None, ..process });
+    Event { intent, count, records: 0, process, network: None, ..event.clone() }
+}
+
+/// Whether the call names an address of this end.
+fn is_bind(number: u16) -> bool {
+    matches!(i64::from(number), libc::SYS_bind | libc::SYS_listen)
+}
+
 fn address(failed: &FailedSyscall, is_local: bool) -> SockTuple {
-    let none = SockTuple { family: failed.family, ..SockTuple::default() };
     if is_local {
-        SockTuple { local_address: failed.address, local_port: failed.port, ..none }
+        SockTuple { local_address: failed.address, local_port: failed.port, ..SockTuple::default() }
     } else {
-        SockTuple { remote_address: failed.address, remote_port: failed.port, ..none }
+        SockTuple { remote_address: failed.address, remote_port: failed.port, ..SockTuple::default() }
     }
 }
 

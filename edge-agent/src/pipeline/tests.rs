@@ -2,7 +2,10 @@ use tapio_kernel_abi::*;
 use tapio_schemas::intent::LinkKind;
 
 use super::*;
-use crate::attribute::{Group, Running};
+use crate::{
+    attribute::{Group, Running},
+    event::Direction,
+};
 
 const SECOND: u64 = 1_000_000_000;
 const MILLI: u64 = 1_000_000;
@@ -49,14 +52,7 @@ const fn owner(group: u64) -> Owner {
 const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
 
 const fn tuple(local_port: u16, remote_port: u16) -> SockTuple {
-    SockTuple {
-        family: 2,
-        local_port,
-        remote_port,
-        reserved: 0,
-        local_address: LOOPBACK,
-        remote_address: LOOPBACK,
-    }
+    SockTuple { network: 1, local_port, remote_port, local_address: LOOPBACK, remote_address: LOOPBACK }
 }
 
 fn state(time: u64, group: u64, key: u64, ends: SockTuple, states: (u8, u8), errno: u16) -> TcpState {
@@ -151,15 +147,7 @@ fn the_whole_chain_is_told() {
         victim_comm: [b'p'; COMM_BYTES],
     };
     pipeline.record(&RecordRef::OomVictim(&victim));
-    let exit = Exit {
-        header: header(now + 4, PAYMENT),
-        wait_status: 9,
-        exit_code: 0,
-        signal: 9,
-        core_dumped: 0,
-        reserved: 0,
-    };
-    pipeline.record(&RecordRef::Exit(&exit));
+    pipeline.record(&RecordRef::Exit(&exit(now + 4, PAYMENT, 9)));
     pipeline.record(&RecordRef::TcpState(&state(now + 5, PAYMENT, 1, tuple(80, 0), (10, 7), 0)));
     let reset = TcpReset {
         header: header(now + 6, HOST),
@@ -220,7 +208,38 @@ fn the_whole_chain_is_told() {
     assert_eq!(of_the_ring, pipeline.records());
 }
 
-/// Scenario: a host's process calls a container and another host's process, and fails to open a file.
+fn failed(group: u64, number: i64, errno: u16, count: u64, flags: u16) -> FailedSyscall {
+    let mut path = [0; PATH_BYTES];
+    path[..4].copy_from_slice(b"/etc");
+    let has_path = flags & FLAG_PATH != 0;
+    FailedSyscall {
+        header: header(5, group),
+        count,
+        number: u16::try_from(number).unwrap(),
+        errno,
+        fd: 3,
+        flags,
+        path_bytes: if has_path { 4 } else { 0 },
+        family: if flags & FLAG_ADDRESS != 0 { 2 } else { 0 },
+        port: 80,
+        address: LOOPBACK,
+        path: if has_path { path } else { [0; PATH_BYTES] },
+    }
+}
+
+fn exit(time_nanos: u64, group: u64, signal: u8) -> Exit {
+    Exit {
+        header: header(time_nanos, group),
+        wait_status: signal.into(),
+        exit_code: 0,
+        signal,
+        core_dumped: 0,
+        reserved: 0,
+    }
+}
+
+/// Scenario: a host's process calls a container and another host's process, fails to open a file, starts a child and a
+/// program, is signalled and ends.
 /// Guarantees: by default only its connection to the container ships, the rest is counted as filtered; in scope `all`
 /// everything ships.
 #[test]
@@ -233,11 +252,257 @@ fn the_host_is_out_of_scope() {
         }
         payload(&mut pipeline, 3, HOST, 4, tuple(40_001, 80), DIRECTION_WRITE, &request(1));
         payload(&mut pipeline, 4, HOST, 4, tuple(40_001, 80), DIRECTION_READ, "HTTP/1.1 200 OK\r\n\r\n");
+        pipeline.record(&RecordRef::FailedSyscall(&failed(HOST, libc::SYS_openat, 2, 1, FLAG_PATH)));
+        let fork = Fork {
+            header: header(5, HOST),
+            child_tgid: 5,
+            child_tid: 5,
+            child_start_nanos: 5,
+            child_cgroup_id: HOST,
+        };
+        pipeline.record(&RecordRef::Fork(&fork));
+        let exec = Exec {
+            header: header(5, HOST),
+            uid: 0,
+            parent_tgid: 1,
+            path_bytes: 1,
+            flags: FLAG_PATH,
+            reserved: 0,
+            path: [b'a'; PATH_BYTES],
+        };
+        pipeline.record(&RecordRef::Exec(&exec));
+        let signal = FatalSignal {
+            header: header(5, HOST),
+            target_tgid: 100,
+            target_tid: 100,
+            target_cgroup_id: HOST,
+            target_start_nanos: HOST,
+            code: 0,
+            signal: 9,
+            fault: FAULT_NONE,
+            group: 1,
+            reserved: 0,
+            target_comm: [b'a'; COMM_BYTES],
+        };
+        pipeline.record(&RecordRef::FatalSignal(&signal));
+        pipeline.record(&RecordRef::Exit(&exit(6, HOST, 9)));
         pipeline.tick(5 * MILLI);
         let is_all = scope == Scope::All;
         assert_eq!(events(&mut pipeline, intent::CONNECTION_REFUSED).len(), if is_all { 2 } else { 1 });
-        assert_eq!(events(&mut pipeline, intent::REQUEST_CALLED).len(), usize::from(is_all));
+        for intent in [
+            intent::REQUEST_CALLED,
+            intent::FILE_ACCESS_FAILED,
+            intent::PROCESS_STARTED,
+            intent::PROCESS_EXECUTED,
+            intent::PROCESS_KILLED,
+            intent::FATAL_SIGNAL,
+        ] {
+            assert_eq!(events(&mut pipeline, intent).len(), usize::from(is_all), "{intent}");
+        }
         let seen = pipeline.fold.ready().iter().filter(|event| event.probe == "container").count() as u64;
         assert_eq!(pipeline.tally.total() - seen, pipeline.records());
+    }
+}
+
+/// The reset that ends the connection of a group's socket.
+fn broken(time_nanos: u64, group: u64, key: u64, ends: SockTuple) -> TcpReset {
+    TcpReset {
+        header: header(time_nanos, HOST),
+        owner: owner(group),
+        sock_key: key,
+        tuple: ends,
+        direction: RESET_RECEIVED,
+        state: 1,
+        reserved: 0,
+        reason: 0,
+    }
+}
+
+fn lost(pipeline: &mut Pipeline<Fake>) -> Vec<(String, String, u64)> {
+    let mut ledger = tapio_schemas::ledger::Ledger::default();
+    pipeline.tally.drain_into(&mut ledger);
+    let lost = ledger.entries.into_iter().filter(|entry| entry.fate == Fate::Lost);
+    lost.map(|entry| (entry.subject, entry.reason, entry.count)).collect()
+}
+
+/// Scenario: payment is killed while it serves a request and waits for shop's answer to a call; then the kernel closes
+/// its sockets.
+/// Guarantees: its kill is told first, then both requests, as ended with the process; shop is not blamed for the call
+/// that it could not answer, and nothing counts as lost.
+#[test]
+fn a_killed_process_is_its_own_fault() {
+    let mut pipeline = pipeline(Scope::Containers);
+    pipeline.record(&RecordRef::TcpState(&state(1, SHOP, 1, tuple(90, 0), (7, 10), 0)));
+    payload(&mut pipeline, 10, PAYMENT, 2, tuple(80, 50_000), DIRECTION_READ, &request(1));
+    payload(&mut pipeline, 11, PAYMENT, 3, tuple(40_000, 90), DIRECTION_WRITE, &request(1));
+    pipeline.record(&RecordRef::Exit(&exit(20, PAYMENT, 9)));
+    for (key, ends) in [(2, tuple(80, 50_000)), (3, tuple(40_000, 90))] {
+        pipeline.record(&RecordRef::TcpState(&state(21, PAYMENT, key, ends, (8, 7), 0)));
+    }
+    pipeline.tick(SECOND);
+    assert_eq!(events(&mut pipeline, intent::REQUEST_UNANSWERED).len(), 0);
+    let told: Vec<_> = pipeline.fold.ready().iter().map(|event| event.intent).collect();
+    let killed = told.iter().position(|intent| *intent == intent::PROCESS_KILLED).unwrap();
+    let first = told.iter().position(|intent| *intent == intent::REQUEST_UNFINISHED).unwrap();
+    assert!(killed < first, "{told:?}");
+    let unfinished = events(&mut pipeline, intent::REQUEST_UNFINISHED);
+    let said: Vec<_> = unfinished
+        .iter()
+        .map(|event| (id(event), trace(event), event.severity, event.attributes.as_deref()))
+        .collect();
+    let expected = (Some(PAYMENT), Some(1), Severity::Error, Some("ended=process"));
+    assert_eq!(said, [expected, expected]);
+    assert_eq!(lost(&mut pipeline), []);
+}
+
+/// Scenario: a process of the host calls a container: one call is answered, one with 500, one meets a reset; it also
+/// serves a call of its own, which fails.
+/// Guarantees: of its traffic the two calls that the container failed are told, with the container as the peer.
+#[test]
+fn the_host_tells_what_containers_fail() {
+    let mut pipeline = pipeline(Scope::Containers);
+    let payment = pipeline.container(&format!("{PAYMENT:064x}")).unwrap();
+    pipeline.record(&RecordRef::TcpState(&state(1, PAYMENT, 1, tuple(80, 0), (7, 10), 0)));
+    let ends = tuple(40_000, 80);
+    for (trace, answer) in [(1, "HTTP/1.1 200 OK\r\n\r\n"), (2, "HTTP/1.1 500 Oops\r\n\r\n")] {
+        payload(&mut pipeline, 2, HOST, 2, ends, DIRECTION_WRITE, &request(trace));
+        payload(&mut pipeline, 3, HOST, 2, ends, DIRECTION_READ, answer);
+    }
+    payload(&mut pipeline, 4, HOST, 2, ends, DIRECTION_WRITE, &request(3));
+    pipeline.record(&RecordRef::TcpReset(&broken(5, HOST, 2, ends)));
+    payload(&mut pipeline, 6, HOST, 3, tuple(9_000, 40_001), DIRECTION_READ, &request(4));
+    payload(&mut pipeline, 7, HOST, 3, tuple(9_000, 40_001), DIRECTION_WRITE, "HTTP/1.1 500 Oops\r\n\r\n");
+    pipeline.tick(SECOND);
+    for (intent, expected) in [(intent::REQUEST_CALLED_ERROR, 2), (intent::REQUEST_UNANSWERED, 3)] {
+        let [event] = &events(&mut pipeline, intent)[..] else { panic!("{intent}") };
+        assert_eq!((id(event), trace(event)), (None, Some(expected)), "{intent}");
+        assert!(event.peer.as_ref().is_some_and(|peer| Arc::ptr_eq(peer, &payment)), "{intent}");
+    }
+    for intent in [intent::REQUEST_CALLED, intent::REQUEST_SERVED_ERROR] {
+        assert_eq!(events(&mut pipeline, intent).len(), 0, "{intent}");
+    }
+    let seen = pipeline.fold.ready().iter().filter(|event| event.probe == "container").count() as u64;
+    assert_eq!(pipeline.tally.total() - seen, pipeline.records());
+    assert_eq!(lost(&mut pipeline), []);
+}
+
+/// Scenario: a record of ten failures that were all alike; one of ten that were not; a drained count of such; an address
+/// that is in use, at this end and at the other.
+/// Guarantees: a path or address is told of those failures that had it and of no other; `address-in-use` is said of this
+/// end only; occurrences and records are kept.
+#[test]
+fn a_path_is_told_of_its_own_failures() {
+    let told = |failed: &FailedSyscall, is_drained: bool| {
+        let mut pipeline = pipeline(Scope::Containers);
+        if is_drained {
+            pipeline.reading(Reading::Folded(Box::new(*failed)), 5);
+        } else {
+            pipeline.record(&RecordRef::FailedSyscall(failed));
+        }
+        pipeline.fold.close(1 << 60, &mut pipeline.tally);
+        let events = pipeline.fold.ready().iter().filter(|event| event.kind == EventKind::Syscall);
+        let mut told: Vec<_> = events
+            .map(|event| {
+                let process = event.process.as_ref().unwrap();
+                let path = process.path.as_deref().unwrap_or_default().to_owned();
+                (event.intent, event.count, event.records, path, process.tid)
+            })
+            .collect();
+        told.sort_unstable();
+        told
+    };
+    let path = |text: &str| text.to_owned();
+    let open = |count, flags| failed(SHOP, libc::SYS_openat, 2, count, flags);
+    let intent = intent::FILE_ACCESS_FAILED;
+    assert_eq!(told(&open(1, FLAG_PATH), false), [(intent, 1, 1, path("/etc"), 1_100)]);
+    assert_eq!(told(&open(10, FLAG_PATH), false), [(intent, 10, 1, path("/etc"), 0)]);
+    assert_eq!(
+        told(&open(10, FLAG_PATH | FLAG_MIXED), false),
+        [(intent, 1, 1, path("/etc"), 1_100), (intent, 9, 0, path(""), 0)]
+    );
+    assert_eq!(told(&open(10, FLAG_PATH | FLAG_MIXED), true), [(intent, 10, 0, path(""), 0)]);
+    // A path of this host or an address of another: not known.
+    let connect = failed(SHOP, libc::SYS_connect, 2, 3, FLAG_PATH | FLAG_MIXED);
+    assert_eq!(told(&connect, true), [(intent::SYSCALL_FAILED, 3, 0, path(""), 0)]);
+
+    let mut pipeline = pipeline(Scope::Containers);
+    for number in [libc::SYS_bind, libc::SYS_connect] {
+        pipeline.record(&RecordRef::FailedSyscall(&failed(SHOP, number, 98, 1, FLAG_ADDRESS)));
+    }
+    for (intent, direction, ports) in
+        [(intent::ADDRESS_IN_USE, Direction::In, (80, 0)), (intent::SYSCALL_FAILED, Direction::Out, (0, 80))]
+    {
+        let [event] = &events(&mut pipeline, intent)[..] else { panic!("{intent}") };
+        let network = event.network.as_ref().unwrap();
+        assert_eq!((network.direction, network.protocol), (direction, ""));
+        assert_eq!((network.tuple.local_port, network.tuple.remote_port), ports);
+    }
+}
+
+/// Scenario: a connection of nobody's ends, before and after the kernel has had no room for an owner.
+/// Guarantees: the first is filtered, the second is lost, and the shortfall can be read.
+#[test]
+fn a_full_map_of_owners_is_a_loss() {
+    let mut pipeline = pipeline(Scope::Containers);
+    let close = TcpState { owner: Owner::default(), ..state(1, HOST, 9, tuple(80, 50_000), (8, 7), 0) };
+    pipeline.record(&RecordRef::TcpState(&close));
+    assert_eq!(lost(&mut pipeline), []);
+    let stats = ProbeStats { map_full: 3, ..ProbeStats::default() };
+    let counters = ProbeCounters { probe: ProbeId::Payload, stats, run: None };
+    pipeline.reading(Reading::Counters(vec![counters]), 1);
+    pipeline.record(&RecordRef::TcpState(&close));
+    assert_eq!(lost(&mut pipeline), [("tcp_state".to_owned(), "owner-map-full".to_owned(), 1)]);
+    assert!(pipeline.shortfalls().contains(&("map-full", 3)));
+}
+
+/// Scenario: a call's connection has ended, and its answer may still be read; then the agent ends.
+/// Guarantees: nothing claims to be told beyond that end until the call is; at the agent's end it is told, and a request
+/// that is still open is counted.
+#[test]
+fn what_waits_is_not_claimed_as_told() {
+    let mut pipeline = pipeline(Scope::Containers);
+    pipeline.fold.close(1 << 60, &mut pipeline.tally);
+    payload(&mut pipeline, 10, SHOP, 2, tuple(40_000, 80), DIRECTION_WRITE, &request(1));
+    payload(&mut pipeline, 11, SHOP, 3, tuple(40_001, 80), DIRECTION_WRITE, &request(2));
+    pipeline.heard(15);
+    assert_eq!(pipeline.told_until(), 15);
+    pipeline.record(&RecordRef::TcpReset(&broken(20, SHOP, 2, tuple(40_000, 80))));
+    pipeline.heard(MILLI);
+    assert_eq!(pipeline.told_until(), 20);
+    pipeline.finish(2 * MILLI);
+    assert_eq!(pipeline.told_until(), MILLI);
+    assert_eq!(events(&mut pipeline, intent::REQUEST_UNANSWERED).len(), 1);
+    assert_eq!(lost(&mut pipeline), [("payload".to_owned(), "agent-ended".to_owned(), 1)]);
+}
+
+/// Scenario: connections with an open call end in each of the ways that the kernel has.
+/// Guarantees: the peer is blamed where it, or the network, ended the connection while this end still listened; where
+/// this end was done first, the call is told as unfinished, of no great weight.
+#[test]
+fn who_ended_first_decides() {
+    for (old_state, errno, is_peers) in [
+        (1, 104, true),
+        (1, 110, true),
+        (8, 0, true),
+        (8, 32, true),
+        (9, 0, true),
+        (1, 0, false),
+        (4, 0, false),
+        (5, 0, false),
+        (5, 104, false),
+        (11, 0, false),
+    ] {
+        let mut pipeline = pipeline(Scope::Containers);
+        payload(&mut pipeline, 10, SHOP, 2, tuple(40_000, 80), DIRECTION_WRITE, &request(1));
+        pipeline.record(&RecordRef::TcpState(&state(20, SHOP, 2, tuple(40_000, 80), (old_state, 7), errno)));
+        pipeline.tick(SECOND);
+        let unanswered = events(&mut pipeline, intent::REQUEST_UNANSWERED).len();
+        let unfinished = events(&mut pipeline, intent::REQUEST_UNFINISHED);
+        let expected = (usize::from(is_peers), usize::from(!is_peers));
+        assert_eq!((unanswered, unfinished.len()), expected, "{old_state} {errno}");
+        for event in unfinished {
+            let said = (event.severity, event.attributes.as_deref());
+            assert_eq!(said, (Severity::Notice, Some("ended=connection")));
+        }
     }
 }

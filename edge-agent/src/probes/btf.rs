@@ -292,21 +292,57 @@ mod tests {
         assert_eq!(btf.field("nonsense", "x").unwrap_err(), BtfError::NoType("nonsense".to_owned()));
     }
 
-    /// Scenario: the kernel's BTF cut at many places, and with each of its first bytes changed.
-    /// Guarantees: damage is an error or harmless, never a panic.
+    /// Scenario: the kernel's BTF cut at many places; and a piece of it that is whole in itself, with each of its bytes
+    /// changed.
+    /// Guarantees: damage is an error or harmless, never a panic; without it the piece is understood.
     #[test]
     fn damage_is_refused() {
         let data = std::fs::read("/sys/kernel/btf/vmlinux").unwrap();
         for length in (0..4096).chain([data.len() / 2, data.len() - 1]) {
             assert!(Btf::parse(data[..length].to_vec()).is_err());
         }
-        let small = data[..65_536].to_vec();
-        for at in 0..256 {
+        let small = piece(&Btf::parse(data).unwrap());
+        let btf = Btf::parse(small.clone()).expect("the piece is whole");
+        let (structure, member) = a_field(&btf).expect("there is a struct among the first types");
+        btf.field(&structure, &member).expect("the piece is understood");
+        let mut refused = 0;
+        for at in 0..small.len() - PIECE_STRINGS_BYTES {
             let mut bytes = small.clone();
             bytes[at] ^= 0xff;
-            if let Ok(btf) = Btf::parse(bytes) {
-                let _found = btf.field("sock_common", "skc_daddr");
+            match Btf::parse(bytes) {
+                Err(_) => refused += 1,
+                Ok(btf) => {
+                    let _found = btf.field(&structure, &member);
+                }
             }
         }
+        assert!(refused > 100, "kinds and counts decide whether the types can be walked: {refused}");
+    }
+
+    const PIECE_TYPES_BYTES: usize = 8_192;
+    const PIECE_STRINGS_BYTES: usize = 32_768;
+
+    /// The first types of a kernel, and the first of its strings, under a header that says so.
+    fn piece(btf: &Btf) -> Vec<u8> {
+        let fits = |at: &&u32| **at as usize <= PIECE_TYPES_BYTES;
+        let types_bytes = *btf.offsets.iter().skip(1).take_while(fits).last().unwrap();
+        let mut bytes = btf.data[..24].to_vec();
+        let strings_bytes = u32::try_from(PIECE_STRINGS_BYTES).unwrap();
+        for (at, value) in [(4, 24), (8, 0), (12, types_bytes), (16, types_bytes), (20, strings_bytes)] {
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        bytes.extend_from_slice(&btf.data[btf.types_at..][..types_bytes as usize]);
+        bytes.extend_from_slice(&btf.data[btf.strings_at..][..PIECE_STRINGS_BYTES]);
+        bytes
+    }
+
+    /// A struct with a name, and a member of it that has one.
+    fn a_field(btf: &Btf) -> Option<(String, String)> {
+        let text = |at: u32| String::from_utf8_lossy(btf.string(at)).into_owned();
+        let types = btf.offsets.iter().skip(1).filter_map(|at| btf.type_at(*at as usize));
+        types
+            .filter(|this| this.kind == KIND_STRUCT && this.count > 0)
+            .map(|this| (text(this.name), text(btf.word(this.rest_at).unwrap_or(0))))
+            .find(|(structure, member)| !structure.is_empty() && !member.is_empty())
     }
 }

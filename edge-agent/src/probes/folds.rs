@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData};
 use rustix::thread::{MembarrierCommand, membarrier};
-use tapio_kernel_abi::{FailedSyscall, FoldKey, FoldValue};
+use tapio_kernel_abi::{FLAG_MIXED, FailedSyscall, FoldKey, FoldValue};
 
 use super::ProbesError;
 
@@ -68,6 +68,9 @@ fn empty(
             let mut record = value.sample;
             record.count = value.pending;
             record.header.time_nanos = value.last_at_nanos;
+            if value.mixed != 0 {
+                record.flags |= FLAG_MIXED;
+            }
             visit(&record);
         }
     }

@@ -50,6 +50,7 @@ const OOM: &[ProbeId] = &[ProbeId::OomVictim];
 const SIGNAL: &[ProbeId] = &[ProbeId::FatalSignal];
 const PAYLOAD: &[ProbeId] = &[ProbeId::Payload];
 const RESET_SENT: &[ProbeId] = &[ProbeId::TcpResetSent];
+const NOBODY: &[ProbeId] = &[];
 
 /// Global, struct, field, and who cannot do without it.
 type Wanted = (&'static str, &'static str, &'static str, &'static [ProbeId]);
@@ -78,6 +79,9 @@ const FIELDS: &[Wanted] = &[
     ("SIGINFO_CODE", "kernel_siginfo", "si_code", SIGNAL),
     ("SIGINFO_FIELDS", "kernel_siginfo", "_sifields", SIGNAL),
     ("SKC_FAMILY", "sock_common", "skc_family", SOCKETS),
+    // Without it no container is claimed to be at a loopback address.
+    ("SKC_NET", "sock_common", "skc_net.net", NOBODY),
+    ("NET_INUM", "net", "ns.inum", NOBODY),
     ("SKC_STATE", "sock_common", "skc_state", SOCKETS),
     ("SKC_DADDR", "sock_common", "skc_daddr", SOCKETS),
     ("SKC_RCV_SADDR", "sock_common", "skc_rcv_saddr", SOCKETS),
@@ -265,6 +269,9 @@ mod tests {
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), count);
+            let is_told =
+                |global: &Global| matches!(global, Global::Word { name: "SKC_NET", value } if *value > 0);
+            assert!(layout.globals.iter().any(is_told), "network namespaces are told apart");
             let source = include_str!("../../../ebpf/src/offsets.rs");
             let declared = source.lines().filter(|line| line.ends_with(": u32,") || line.ends_with(": u64,"));
             assert_eq!(declared.count(), count, "the programs declare as many globals as the agent sets");

@@ -99,9 +99,10 @@ impl RingReader {
         taken
     }
 
-    /// Records that were none.
+    /// Records that were none, since the last call.
     #[must_use]
-    pub const fn bad(&self) -> BadCounts {
-        self.bad
+    pub const fn take_bad(&mut self) -> BadCounts {
+        let none = BadCounts { short: 0, misaligned: 0, length: 0, kind: 0 };
+        std::mem::replace(&mut self.bad, none)
     }
 }

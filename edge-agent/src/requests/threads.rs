@@ -35,10 +35,10 @@ struct Held {
 /// A process: pid and start.
 type ProcessKey = (u32, u64);
 
-/// The threads that hold open requests.
+/// The threads that hold open requests. A thread is known by its number and its process: numbers are used again.
 #[derive(Debug, Default)]
 pub(super) struct Threads {
-    held: HashMap<u32, Vec<Held>>,
+    held: HashMap<(u32, ProcessKey), Vec<Held>>,
     /// Socket → the thread that read the request there, and its process.
     reader: HashMap<u64, (u32, ProcessKey)>,
     interleaving: HashSet<ProcessKey>,
@@ -55,18 +55,19 @@ impl Threads {
         trace: Option<TraceParent>,
     ) {
         let process = (tgid, start);
-        if self.held.len() >= THREADS_MAX && !self.held.contains_key(&tid) {
+        let thread = (tid, process);
+        if self.held.len() >= THREADS_MAX && !self.held.contains_key(&thread) {
             // Without room to follow it, nothing may be claimed for the process.
             self.mark(process);
             return;
         }
-        let held = self.held.entry(tid).or_default();
+        let held = self.held.entry(thread).or_default();
         if !held.is_empty() {
             self.interleaving.insert(process);
         }
         if held.len() < OPEN_PER_THREAD_MAX {
             held.push(Held { sock_key, trace });
-            self.reader.insert(sock_key, (tid, process));
+            self.reader.insert(sock_key, thread);
         }
         self.bound();
     }
@@ -83,11 +84,11 @@ impl Threads {
 
     /// The request on a socket is no longer open.
     pub(super) fn closed(&mut self, sock_key: u64) {
-        let Some((tid, _)) = self.reader.remove(&sock_key) else { return };
-        if let Some(held) = self.held.get_mut(&tid) {
+        let Some(thread) = self.reader.remove(&sock_key) else { return };
+        if let Some(held) = self.held.get_mut(&thread) {
             held.retain(|held| held.sock_key != sock_key);
             if held.is_empty() {
-                self.held.remove(&tid);
+                self.held.remove(&thread);
             }
         }
     }
@@ -95,17 +96,17 @@ impl Threads {
     pub(super) fn process_ended(&mut self, tgid: u32, start: u64) {
         self.interleaving.remove(&(tgid, start));
         let Self { held, reader, .. } = self;
-        reader.retain(|_, (tid, process)| {
-            let is_other = process.0 != tgid;
+        reader.retain(|_, thread| {
+            let is_other = thread.1 != (tgid, start);
             if !is_other {
-                held.remove(tid);
+                held.remove(thread);
             }
             is_other
         });
     }
 
     pub(super) fn candidates(&self, tgid: u32, start: u64, tid: u32) -> Candidates {
-        match self.held.get(&tid).map(Vec::as_slice) {
+        match self.held.get(&(tid, (tgid, start))).map(Vec::as_slice) {
             _ if self.interleaving.contains(&(tgid, start)) => Candidates::Several,
             None | Some([]) => Candidates::None,
             Some([one]) => Candidates::One(one.trace),

@@ -120,7 +120,7 @@ impl Watch {
     pub(crate) fn settle(&mut self) {
         self.probes.detach(&ProbeId::ALL).expect("probes come off");
         self.take();
-        assert_eq!(self.ring.bad().total(), 0);
+        assert_eq!(self.ring.take_bad().total(), 0);
         for counters in self.probes.stats().expect("counters are readable") {
             let records = self.seen.iter().filter(|seen| seen.probe() == counters.probe).count() as u64;
             let stats = counters.stats;

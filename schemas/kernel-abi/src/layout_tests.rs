@@ -56,7 +56,8 @@ fn every_field_has_its_place() {
         map_full@48:8, reserved@56:8 });
     layout!(SyscallRule: 24 { errnos_low@0:8, errnos_high@8:8, shape@16:2, direction@18:1, form@19:1,
         reserved@20:4 });
-    layout!(FoldValue: 248 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, sample@24:224 });
+    layout!(FoldValue: 264 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, detail@24:8, mixed@32:8,
+        sample@40:224 });
 }
 
 /// Scenario: the two structs that are not aligned to eight bytes.
@@ -71,14 +72,13 @@ fn keys_have_no_padding() {
     assert_eq!(size_of::<SockTuple>(), 40);
     assert_eq!(
         [
-            offset_of!(SockTuple, family),
+            offset_of!(SockTuple, network),
             offset_of!(SockTuple, local_port),
             offset_of!(SockTuple, remote_port),
-            offset_of!(SockTuple, reserved),
             offset_of!(SockTuple, local_address),
             offset_of!(SockTuple, remote_address)
         ],
-        [0, 2, 4, 6, 8, 24]
+        [0, 4, 6, 8, 24]
     );
 }
 
@@ -175,7 +175,7 @@ fn payload_data_ends_with_its_record() {
             direction: DIRECTION_READ,
             reserved: [0; 3],
         };
-        head.tuple.family = 2;
+        head.tuple.network = 2;
         let mut bytes = head.as_bytes().to_vec();
         bytes.extend_from_slice(b"GET / HTTP/1.1\r\n");
         view(&bytes, |parsed| match parsed {

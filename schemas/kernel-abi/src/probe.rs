@@ -192,6 +192,10 @@ pub struct FoldValue {
     pub emitted_at_nanos: u64,
     /// When the last failure happened, `CLOCK_BOOTTIME`.
     pub last_at_nanos: u64,
+    /// Hash of the first failure's path and address.
+    pub detail: u64,
+    /// 1 once a failure had another path or address than the first; it stays so while the key lives.
+    pub mixed: u64,
     /// The record of the key's first failure.
     pub sample: FailedSyscall,
 }

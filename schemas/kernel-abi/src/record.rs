@@ -36,6 +36,8 @@ pub const FLAG_PATH_UNREADABLE: u16 = 2;
 pub const FLAG_ADDRESS: u16 = 4;
 /// The record carries a path.
 pub const FLAG_PATH: u16 = 8;
+/// The failures that the record stands for differ in path or address: what it carries is one of them.
+pub const FLAG_MIXED: u16 = 16;
 
 /// The victim was named by its `task_struct`: tgid, cgroup, start and comm are the victim's own.
 pub const OOM_LAYOUT_TASK: u16 = 1;
@@ -108,14 +110,12 @@ pub struct Owner {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SockTuple {
-    /// `AF_INET` (2) or `AF_INET6` (10) as the socket has it, 0 = not known.
-    pub family: u16,
+    /// Inode number of the network namespace, in which the addresses mean what they mean; 0 = not known.
+    pub network: u32,
     /// Port at this end, host byte order, 0 = not yet chosen.
     pub local_port: u16,
     /// Port at the other end, host byte order.
     pub remote_port: u16,
-    /// Zero.
-    pub reserved: u16,
     /// Address at this end, network byte order.
     pub local_address: [u8; 16],
     /// Address at the other end, network byte order.
@@ -272,10 +272,14 @@ pub struct TcpRetransmit {
 }
 
 /// A system call failed, `count` times since the last record of the same process, call and errno.
+///
+/// Path and address are those of all these failures, unless [`FLAG_MIXED`] says otherwise: then they are of the failure
+/// that sent the record, and in a drained record, which no failure has sent, of none of those that it counts.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailedSyscall {
-    /// The caller. In a drained record the time is that of the last failure.
+    /// The caller; of several failures, the thread of one. In a drained record the time is that of the last failure and
+    /// the thread that of the first one.
     pub header: Header,
     /// How many failures this record stands for.
     pub count: u64,
@@ -285,7 +289,7 @@ pub struct FailedSyscall {
     pub errno: u16,
     /// File descriptor that the call was made on, -1 = none.
     pub fd: i32,
-    /// `FLAG_PATH*` and `FLAG_ADDRESS`.
+    /// `FLAG_PATH*`, `FLAG_ADDRESS` and `FLAG_MIXED`.
     pub flags: u16,
     /// Bytes of `path` in use.
     pub path_bytes: u16,
@@ -295,7 +299,7 @@ pub struct FailedSyscall {
     pub port: u16,
     /// Address that was connected to or bound, IPv4 in mapped form.
     pub address: [u8; 16],
-    /// The path of the last failure, as the caller spelled it.
+    /// The path, as the caller spelled it.
     pub path: [u8; PATH_BYTES],
 }
 

@@ -11,8 +11,8 @@ fn request_of(bytes: &[u8]) -> Request<'_> {
     }
 }
 
-/// Scenario: a whole request with a trace and a length.
-/// Guarantees: method, target, trace and framing are what was sent.
+/// Scenario: a whole request with a trace.
+/// Guarantees: method, target and trace are what was sent, and the head is known to be whole.
 #[test]
 fn a_whole_request_is_read() {
     let text = format!(
@@ -21,7 +21,7 @@ fn a_whole_request_is_read() {
     let request = request_of(text.as_bytes());
     assert_eq!((request.method, request.target), ("POST", "/orders/17?x=1"));
     assert_eq!(request.trace.unwrap().parent_id, 0x00f0_67aa_0ba9_02b7);
-    assert_eq!(request.framing, Framing { complete: true, content_length: Some(5), keep_alive: Some(true) });
+    assert!(request.is_complete);
 }
 
 /// Scenario: the same request, cut at every byte.
@@ -37,7 +37,7 @@ fn a_cut_request_claims_only_what_is_there() {
             Some(Head::Request(request)) => {
                 assert!(cut >= line_end, "{cut}");
                 assert_eq!(request.target, "/a");
-                assert!(!request.framing.complete && request.framing.keep_alive.is_none());
+                assert!(!request.is_complete);
                 assert!(request.trace.is_none() || cut > trace_end, "{cut}");
             }
             Some(Head::Response(_)) => panic!("a request is no response"),
@@ -51,7 +51,7 @@ fn a_cut_request_claims_only_what_is_there() {
 fn responses_are_read() {
     let whole = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\r\n";
     let Some(Head::Response(response)) = parse(whole) else { panic!("no response") };
-    assert_eq!((response.status, response.framing.keep_alive), (503, Some(false)));
+    assert_eq!(response.status, 503);
     for cut in 0..whole.len() {
         if let Some(Head::Response(response)) = parse(&whole[..cut]) {
             assert_eq!(response.status, 503, "{cut}");
@@ -62,14 +62,13 @@ fn responses_are_read() {
     assert_eq!(parse(b"HTTP/1.1 99 Low\r\n\r\n"), None);
 }
 
-/// Scenario: a request with two `traceparent` headers, and an HTTP/1.0 one without `Connection`.
-/// Guarantees: an ambiguous trace is no trace; 1.0 does not stay open by itself.
+/// Scenario: a request with two `traceparent` headers.
+/// Guarantees: an ambiguous trace is no trace.
 #[test]
 fn ambiguity_is_not_resolved_by_guessing() {
     let other = TRACE.replace("4bf9", "4bf8");
     let text = format!("GET / HTTP/1.1\r\ntraceparent: {TRACE}\r\ntraceparent: {other}\r\n\r\n");
     assert_eq!(request_of(text.as_bytes()).trace, None);
-    assert_eq!(request_of(b"GET / HTTP/1.0\r\n\r\n").framing.keep_alive, Some(false));
 }
 
 /// Scenario: other protocols' first bytes.
@@ -93,7 +92,7 @@ fn other_protocols_are_not_claimed() {
 fn many_headers_do_not_hide_a_request() {
     let text = format!("GET /x HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(HEADERS_MAX + 1));
     let request = request_of(text.as_bytes());
-    assert_eq!((request.target, request.framing.complete), ("/x", false));
+    assert_eq!((request.target, request.is_complete), ("/x", false));
 }
 
 /// Scenario: targets with ids of the common shapes, and without.
