@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
@@ -218,10 +218,8 @@ pub(crate) fn load_pair(
 
 /// When the certificate ends, if it has not.
 pub(crate) fn check_lifetime(path: &Path, leaf: &CertificateDer<'_>) -> Result<SystemTime, CredentialsError> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(leaf)
-        .map_err(|error| pem::malformed(What::Certificate, path, error))?;
-    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-    let not_after = UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH);
+    let not_after =
+        peer::not_after_in(leaf).map_err(|error| pem::malformed(What::Certificate, path, error))?;
     match SystemTime::now().duration_since(not_after) {
         Ok(ago) => Err(CredentialsError::Expired { path: path.to_owned(), ago }),
         Err(_still_good) => Ok(not_after),

@@ -1,5 +1,7 @@
 //! A peer's name, read from the certificate that the handshake has checked, and what is expected of it.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use quinn::Connection;
 use rustls_pki_types::CertificateDer;
 use tapio_schemas::ids::{ClusterId, TenantId};
@@ -128,10 +130,44 @@ impl Expected {
 /// # Errors
 /// When its certificate does not name exactly one machine.
 pub fn peer_name(connection: &Connection) -> Result<Name, PeerError> {
+    name_in_chain(Some(chain_of(connection)?.as_slice()))
+}
+
+/// When the certificate of the machine at the other end of a QUIC connection ends.
+///
+/// The handshake checks a certificate's time once, and a session may last for weeks: whoever holds one must end it at
+/// this instant. The earliest end counts among the peer's certificate and those that it presented along with it.
+///
+/// # Errors
+/// When it presented none, or one that cannot be read.
+pub fn peer_not_after(connection: &Connection) -> Result<SystemTime, PeerError> {
+    not_after_in_chain(Some(chain_of(connection)?.as_slice()))
+}
+
+fn chain_of(connection: &Connection) -> Result<Box<Vec<CertificateDer<'static>>>, PeerError> {
     let identity = connection.peer_identity().ok_or(PeerError::NoCertificate)?;
-    let chain: Box<Vec<CertificateDer<'static>>> =
-        identity.downcast().map_err(|_other| PeerError::NoCertificate)?;
-    name_in_chain(Some(chain.as_slice()))
+    identity.downcast().map_err(|_other| PeerError::NoCertificate)
+}
+
+/// When a chain as a TLS connection's `peer_certificates` gives it ends: as [`peer_not_after`].
+///
+/// # Errors
+/// When there is no certificate, or one cannot be read.
+pub fn not_after_in_chain(chain: Option<&[CertificateDer<'_>]>) -> Result<SystemTime, PeerError> {
+    let mut earliest: Option<SystemTime> = None;
+    for certificate in chain.unwrap_or_default() {
+        let end = not_after_in(certificate)?;
+        earliest = Some(earliest.map_or(end, |earliest| earliest.min(end)));
+    }
+    earliest.ok_or(PeerError::NoCertificate)
+}
+
+/// When one certificate ends.
+pub(crate) fn not_after_in(certificate: &CertificateDer<'_>) -> Result<SystemTime, PeerError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| PeerError::Unreadable { reason: error.to_string() })?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH))
 }
 
 /// The name in a chain as a TLS connection's `peer_certificates` gives it.

@@ -44,7 +44,8 @@ async fn meet(
 }
 
 /// Scenario: a node and the aggregator of its cluster, certified by the same authority.
-/// Guarantees: they are connected, each knows the other's name, and bytes go through a stream.
+/// Guarantees: they are connected, each knows the other's name and when its certificate ends, and bytes go through a
+/// stream.
 #[tokio::test]
 async fn a_node_and_its_aggregator_meet() {
     let world = World::new();
@@ -59,6 +60,9 @@ async fn a_node_and_its_aggregator_meet() {
     assert_eq!(&client_name, node.name());
     Expected::beside(aggregator.name(), &[NameKind::Node]).check(&client_name).expect("of this cluster");
     assert_eq!(client_name.source_id(), node.name().source_id());
+    assert_eq!(peer::peer_not_after(&accepted), Ok(node.not_after()));
+    assert_eq!(peer::peer_not_after(&connection), Ok(aggregator.not_after()));
+    assert_eq!(peer::not_after_in_chain(None), Err(PeerError::NoCertificate));
 
     let (mut send, _receive) = connection.open_bi().await.expect("a stream");
     send.write_all(b"hello").await.expect("sent");
