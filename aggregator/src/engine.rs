@@ -5,6 +5,7 @@
 //! over, and ticks. Must never decide anything itself: what a verdict is stands in [`tapio_correlation`].
 
 pub(crate) mod outbox;
+pub(crate) mod queue;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -36,7 +37,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::outbox::{Announced, StoredUntil};
+use self::{
+    outbox::{Announced, StoredUntil},
+    queue::Batch,
+};
 use crate::{
     context::{Context, Pods, entities::Seen},
     losses::Losses,
@@ -47,11 +51,6 @@ use crate::{
     source::Announcement,
 };
 
-/// What the intake hands over at once: the inputs of one frame.
-pub(crate) type Batch = Vec<Input>;
-
-/// Batches that may wait for the engine; when there are more, sessions wait.
-pub(crate) const QUEUE_BATCHES_MAX: usize = 64;
 /// How often the engine is told the time.
 const TICK: Duration = Duration::from_millis(50);
 /// How often old findings are let go.
@@ -183,8 +182,8 @@ impl EngineThread {
     }
 
     fn take(&mut self, batch: Batch) {
-        self.parts.metrics.inputs.inc_by(batch.len() as u64);
-        for input in batch {
+        self.parts.metrics.inputs.inc_by(batch.inputs.len() as u64);
+        for input in batch.inputs {
             self.note(&input);
             self.engine.insert(input);
         }

@@ -89,7 +89,7 @@ pub struct Running {
     threads: Threads,
     spooler: mpsc::Sender<Command>,
     shared: Arc<Shared>,
-    engine: mpsc::Sender<engine::Batch>,
+    engine: engine::queue::Queue,
     drain: CancellationToken,
     stop: CancellationToken,
     /// Whether the schema is up: before, nothing can be stored.
@@ -139,7 +139,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let shared = Arc::new(Shared::default());
     shared.set_synced(spool.synced());
     let (spooler, queue) = mpsc::channel(spooler::QUEUE_RECORDS_MAX);
-    let (engine, engine_queue) = mpsc::channel(engine::QUEUE_BATCHES_MAX);
+    let (engine, engine_queue) = engine::queue::queue();
 
     base.start_engine(&mut threads, &state, &spool, engine_queue, &writer, ready.clone())?;
     let mut encoder = Encoder::new(own(&config), base.context.clone())?;
@@ -195,6 +195,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         losses: Arc::clone(&base.losses),
         metrics: base.metrics.intake,
         health: base.health.clone(),
+        announce_interval: base.replay_window / 2,
         accept: base.accept.clone(),
     });
     sessions.spawn(intake.serve());

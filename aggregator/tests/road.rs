@@ -12,3 +12,6 @@ mod storing;
 #[cfg(test)]
 #[path = "road/support.rs"]
 mod support;
+#[cfg(test)]
+#[path = "road/waiting.rs"]
+mod waiting;

@@ -118,7 +118,7 @@ impl Base {
         threads: &mut Threads,
         state: &StateDirectory,
         spool: &Spool,
-        queue: mpsc::Receiver<engine::Batch>,
+        queue: mpsc::Receiver<engine::queue::Batch>,
         writer: &BlockWriter,
         ready: watch::Receiver<bool>,
     ) -> Result<(), RunError> {

@@ -12,7 +12,7 @@ use tapio_wire::{
     message::refusal,
 };
 
-use super::support::{Frame, Node, World, frame, now};
+use super::support::{Frame, Node, World, engine_is_here, frame, now, number, store};
 
 fn event() -> UnifiedEvent {
     UnifiedEvent {
@@ -87,7 +87,8 @@ async fn faulty_frames_are_refused_by_name() {
 }
 
 /// Scenario: a frame that is corrupt on the node's disk is sent, refused, and sent again; sound ones stand behind it.
-/// Guarantees: the second time it is given up and counted, is acknowledged, and what stands behind it passes.
+/// Guarantees: the second time it is given up, counted once as such and once as refused, and acknowledged; what stands
+/// behind it passes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frame_that_stays_corrupt_does_not_block_its_source() {
     let world = World::new();
@@ -101,6 +102,33 @@ async fn a_frame_that_stays_corrupt_does_not_block_its_source() {
     node.until_received(1).await;
     node.offer(&frame(node.source, Position::new(1, 2), &[event()])).await;
     node.until_received(2).await;
+    let metrics = running.registry.encode().unwrap();
+    for (outcome, frames) in [("refused", 1), ("given-up", 1), ("accepted", 1)] {
+        let line = format!("tapio_intake_frames_total{{outcome=\"{outcome}\"}} {frames}");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a frame that is corrupt is given up while the store is there.
+/// Guarantees: the ledger says how many events were lost, and why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_is_given_up_stands_in_the_ledger() {
+    if !engine_is_here() {
+        return;
+    }
+    let world = World::new();
+    let running = world.embedded().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    let bad = corrupt(node.source);
+    node.offer(&bad).await;
+    node.until_refused().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    node.offer(&bad).await;
+    node.until_stored(1).await;
+    let lost = "SELECT sum(count) AS n FROM tapio.ledger WHERE stage = 'intake' AND fate = 'lost' \
+        AND subject = 'events' AND reason = 'corrupt-payload' AND node = 'n1'";
+    assert_eq!(number(&store(&running), lost).await, 2);
     running.stop().await.unwrap();
 }
 
