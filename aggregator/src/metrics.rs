@@ -54,6 +54,7 @@ pub(crate) struct StoreMetrics {
     pub(crate) retries: Counter,
     pub(crate) waiting_records: Gauge,
     pub(crate) insert_seconds: Histogram,
+    pub(crate) sources_let_go: Counter,
     pub(crate) drops: Drops,
 }
 
@@ -118,6 +119,8 @@ impl Metrics {
                 waiting_records: store
                     .gauge("waiting_records", "Records in the spool that are not stored yet"),
                 insert_seconds: store.histogram("insert_seconds", "Time to store a block", SECONDS),
+                sources_let_go: store
+                    .counter("sources_let_go", "Sources that were forgotten after they were silent for long"),
                 drops: store.drops("dropped", "Records of the spool that could not be stored, by reason"),
             },
             engine: EngineMetrics {

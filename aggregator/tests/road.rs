@@ -4,6 +4,9 @@
 #[path = "road/findings.rs"]
 mod findings;
 #[cfg(test)]
+#[path = "road/recovering.rs"]
+mod recovering;
+#[cfg(test)]
 #[path = "road/refusals.rs"]
 mod refusals;
 #[cfg(test)]

@@ -11,8 +11,8 @@ use tapio_schemas::{
 use tapio_wire::frame::{FrameDecoder, FrameFault, FrameHeader, FrameLimits};
 use thiserror::Error;
 
-/// An event that is older at its arrival is of a clock that is wrong: even a cut of days is spooled through faster.
-const AGE_MAX: Micros = Micros::from_secs(14 * 86_400);
+use crate::source::EVENT_AGE_MAX;
+
 /// An event that is this far ahead is of a clock that is wrong.
 const AHEAD_MAX: Micros = Micros::from_secs(86_400);
 
@@ -64,7 +64,7 @@ impl Checker {
         arrival: UnixMicros,
     ) -> Result<(FrameHeader, BatchView<'_>), Refusal> {
         let (header, view) = self.decoder.decode(frame, Some(self.source))?;
-        let possible = arrival.minus(AGE_MAX).0..=arrival.plus(AHEAD_MAX).0;
+        let possible = arrival.minus(EVENT_AGE_MAX).0..=arrival.plus(AHEAD_MAX).0;
         if let Some(column) = view.column(column::core::time_micros) {
             column.copy_words(&mut self.times);
             if let Some(at) = self.times.iter().find(|at| !possible.contains(at)) {

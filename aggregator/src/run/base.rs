@@ -1,6 +1,7 @@
 //! What nearly every part of the tier holds, the sockets, and how the engine and the small tasks are started.
 
 use std::{
+    collections::HashMap,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -118,6 +119,7 @@ impl Base {
         threads: &mut Threads,
         state: &StateDirectory,
         spool: &Spool,
+        missing: HashMap<String, Vec<String>>,
         queue: mpsc::Receiver<engine::queue::Batch>,
         writer: &BlockWriter,
         ready: watch::Receiver<bool>,
@@ -152,6 +154,7 @@ impl Base {
             outbox,
             replay: spool.read_from(spool.first()),
             replay_until: spool.next(),
+            missing,
             queue,
             runtime: Handle::current(),
             losses: Arc::clone(&self.losses),

@@ -1,5 +1,7 @@
 //! What the intake refuses, and how it says so.
 
+use std::time::Duration;
+
 use tapio_identity::Name;
 use tapio_schemas::{
     event::{Core, UnifiedEvent},
@@ -11,6 +13,7 @@ use tapio_wire::{
     frame::{FrameEncoder, FrameLimits, FrameMeta},
     message::refusal,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::support::{Frame, Node, World, engine_is_here, frame, now, number, store};
 
@@ -172,4 +175,29 @@ async fn a_newer_life_supersedes() {
     new.offer(&frame(new.source, Position::new(2, 1), &[event()])).await;
     new.until_received(1).await;
     running.stop().await.unwrap();
+}
+
+/// Scenario: a node connects with a certificate that is valid for some seconds, and stays.
+/// Guarantees: its session ends with the certificate, and is told why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_with_its_certificate() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let mut node = world.node_for(&running, "n1", Duration::from_secs(5)).await;
+    let (code, text) = node.until_refused().await;
+    assert_eq!(code, refusal::PROTOCOL);
+    assert!(text.starts_with("certificate-expired"), "{text}");
+    running.stop().await.unwrap();
+}
+
+/// Scenario: the process is told to end while it starts.
+/// Guarantees: it ends in order and soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_can_be_given_up() {
+    let world = World::new();
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    let store = "mode = \"server\"\nurl = \"http://127.0.0.1:9\"";
+    let ended = tapio_aggregator::run(world.config(store), shutdown);
+    tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap().unwrap();
 }

@@ -7,6 +7,9 @@ use tapio_wire::{Position, message::refusal, session::EdgeEvent};
 
 use super::support::{Frame, Node, PATIENCE, World, frame, now};
 
+/// Events of a large frame.
+pub(crate) const LARGE_ROWS: u64 = 64;
+
 /// Text that hardly becomes less when it is compressed.
 fn noise(seed: u64, bytes: usize) -> String {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -19,12 +22,12 @@ fn noise(seed: u64, bytes: usize) -> String {
     std::iter::repeat_with(next).take(bytes).collect()
 }
 
-/// A frame of about half a MiB.
-fn large(node: &Node, sequence: u64) -> Frame {
-    let events: Vec<_> = (0..64_u64)
+/// A frame of some hundred KiB.
+pub(crate) fn large(node: &Node, sequence: u64) -> Frame {
+    let events: Vec<_> = (0..LARGE_ROWS)
         .map(|row| UnifiedEvent {
             core: Core { time_micros: now().0, count: 1, ..Core::default() },
-            raw: Some(Raw { format: "noise".to_owned(), body: noise(sequence * 64 + row, 8 << 10) }),
+            raw: Some(Raw { format: "noise".to_owned(), body: noise(sequence * LARGE_ROWS + row, 8 << 10) }),
             ..UnifiedEvent::default()
         })
         .collect();
