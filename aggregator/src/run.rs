@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::RunError;
 use self::{
-    base::{Base, Listening},
+    base::{Base, Fed, Listening},
     replay::Scanned,
     threads::Threads,
 };
@@ -155,7 +155,8 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     announcements.iter().for_each(|(_node, announcement)| encoder.remember(announcement));
     let missing =
         announcements.into_iter().map(|(node, announcement)| (node, announcement.missing_probes())).collect();
-    base.start_engine(&mut threads, &state, &spool, missing, engine_queue, &writer, ready.clone())?;
+    let fed = Fed { missing, queue: engine_queue };
+    base.start_engine(&mut threads, &state, &spool, fed, &writer, ready.clone())?;
     let feeder = Feeder {
         reader: spool.read_from(Ordinal(stored.until)),
         shared: Arc::clone(&shared),

@@ -69,6 +69,13 @@ impl Listening {
     }
 }
 
+/// What the engine is fed with beside the spool.
+pub(super) struct Fed {
+    /// The probes that each node lacks, by its name.
+    pub(super) missing: HashMap<String, Vec<String>>,
+    pub(super) queue: mpsc::Receiver<engine::queue::Batch>,
+}
+
 /// What nearly every part holds.
 pub(super) struct Base {
     pub(super) tenant: TenantId,
@@ -119,8 +126,7 @@ impl Base {
         threads: &mut Threads,
         state: &StateDirectory,
         spool: &Spool,
-        missing: HashMap<String, Vec<String>>,
-        queue: mpsc::Receiver<engine::queue::Batch>,
+        fed: Fed,
         writer: &BlockWriter,
         ready: watch::Receiver<bool>,
     ) -> Result<(), RunError> {
@@ -154,8 +160,8 @@ impl Base {
             outbox,
             replay: spool.read_from(spool.first()),
             replay_until: spool.next(),
-            missing,
-            queue,
+            missing: fed.missing,
+            queue: fed.queue,
             runtime: Handle::current(),
             losses: Arc::clone(&self.losses),
             metrics: self.metrics.engine.clone(),
