@@ -15,6 +15,7 @@ use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use tapio_schemas::{ids::SourceId, ledger::Stage, units::Micros};
 use tapio_wire::{
+    Position,
     frame::{FrameFault, FrameHeader},
     message::{Hello, refusal},
     session::{AggregatorConfig, AggregatorEvent, AggregatorSession, Now, SessionFault, SourceState},
@@ -277,15 +278,25 @@ impl Session {
 
     /// Takes what came; frames are put where they wait for room.
     fn take_events(&mut self) -> Result<(), End> {
-        let mut gap = 0;
+        let mut gap = None;
         while let Some(event) = self.session.poll_event() {
             match event {
                 AggregatorEvent::Hello(hello) => self.greeted(&hello)?,
                 AggregatorEvent::Frame { header, bytes } => {
-                    self.arrived.push_back((header, bytes, std::mem::take(&mut gap)));
+                    let position = Position::from(header.meta.id);
+                    let missing =
+                        gap.take_if(|(before, _)| *before == position).map_or(0, |(_, missing)| missing);
+                    self.arrived.push_back((header, bytes, missing));
                 }
                 AggregatorEvent::Gap { after, before } => {
-                    gap = before.sequence.0.saturating_sub(after.sequence.0).saturating_sub(1);
+                    let missing = before.sequence.0.saturating_sub(after.sequence.0).saturating_sub(1);
+                    // It counts with the frame behind it, whichever of the two is told first.
+                    match self.arrived.back_mut() {
+                        Some((header, _, known)) if Position::from(header.meta.id) == before => {
+                            *known = missing
+                        }
+                        _ => gap = Some((before, missing)),
+                    }
                     tracing::warn!(node = self.node, %after, %before, "frames were given up by their source");
                 }
                 AggregatorEvent::RuleSetApplied(version) => {

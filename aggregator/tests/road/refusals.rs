@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use tapio_identity::Name;
 use tapio_schemas::{
+    batch::{AlignedVec, BatchBuilder},
     event::{Core, UnifiedEvent},
     ids::SourceId,
     intent::EventKind,
+    ledger::{Fate, Stage},
 };
 use tapio_wire::{
     Position,
     frame::{FrameEncoder, FrameLimits, FrameMeta},
     message::refusal,
+    session::EdgeEvent,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -132,6 +135,58 @@ async fn a_frame_that_is_given_up_stands_in_the_ledger() {
     let lost = "SELECT sum(count) AS n FROM tapio.ledger WHERE stage = 'intake' AND fate = 'lost' \
         AND subject = 'events' AND reason = 'corrupt-payload' AND node = 'n1'";
     assert_eq!(number(&store(&running), lost).await, 2);
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a node gave two frames up, and the one behind them is refused; it connects again and that one is given up.
+/// Guarantees: the two count once, when the frame behind them is done with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_counts_once() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let source = Name::node("tapio.test", "default", "demo", "n1").unwrap().source_id();
+    let mut bytes = frame(source, Position::new(1, 3), &[event(), event()]).bytes.to_vec();
+    let middle = 96 + (bytes.len() - 96) / 2;
+    bytes[middle] ^= 0x55;
+    let bad = Frame { position: Position::new(1, 3), bytes: bytes.into() };
+    for _ in 0..2 {
+        let mut node = world.node(&running, "n1", 1).await;
+        node.offer(&bad).await;
+        node.until(|event| match event {
+            EdgeEvent::Received(at) => at.sequence.0 == 3,
+            event => matches!(event, EdgeEvent::Refused { .. }),
+        })
+        .await;
+    }
+    let metrics = running.registry.encode().unwrap();
+    assert!(metrics.contains("tapio_intake_sequences_skipped_total 2"), "{metrics}");
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a ledger counts something and names no time at which it did; another counts nothing and names none.
+/// Guarantees: the first is refused, because its rows would be of 1970 and gone at once; the second passes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_without_a_time_is_refused() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    let timeless = |position: Position, counts: bool| {
+        let mut batch = BatchBuilder::default();
+        if counts {
+            batch.ledger_mut().add(Stage::Kernel, Fate::Lost, "records", "ring-full", 1);
+        }
+        let mut bytes = AlignedVec::new();
+        let summary = batch.finish(&mut bytes).unwrap();
+        let meta = FrameMeta::new(position.of_source(node.source), summary.rows);
+        let mut out = Vec::new();
+        FrameEncoder::new(FrameLimits::default()).unwrap().encode(meta, &bytes, &mut out).unwrap();
+        Frame { position, bytes: out.into() }
+    };
+    let (fine, wrong) = (timeless(first(), false), timeless(Position::new(1, 2), true));
+    node.offer(&fine).await;
+    node.until_received(1).await;
+    node.offer(&wrong).await;
+    assert!(node.until_refused().await.1.starts_with("time-out-of-range"));
     running.stop().await.unwrap();
 }
 
