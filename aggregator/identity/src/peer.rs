@@ -144,9 +144,10 @@ pub fn peer_not_after(connection: &Connection) -> Result<SystemTime, PeerError> 
     not_after_in_chain(Some(chain_of(connection)?.as_slice()))
 }
 
-fn chain_of(connection: &Connection) -> Result<Box<Vec<CertificateDer<'static>>>, PeerError> {
+fn chain_of(connection: &Connection) -> Result<Vec<CertificateDer<'static>>, PeerError> {
     let identity = connection.peer_identity().ok_or(PeerError::NoCertificate)?;
-    identity.downcast().map_err(|_other| PeerError::NoCertificate)
+    let chain = identity.downcast::<Vec<CertificateDer<'static>>>();
+    chain.map(|chain| *chain).map_err(|_other| PeerError::NoCertificate)
 }
 
 /// When a chain as a TLS connection's `peer_certificates` gives it ends: as [`peer_not_after`].
