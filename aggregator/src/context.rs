@@ -134,6 +134,15 @@ impl Watch {
     /// # Errors
     /// When the file cannot be read or is wrong; it is then not looked at again until it changes.
     pub(crate) fn look(&mut self) -> Result<bool, ContextError> {
+        let looked = self.read();
+        if let Err(ContextError::Read { .. }) = looked {
+            // It may come back as it was: then it is read, and that it was gone is no fault any more.
+            self.seen = None;
+        }
+        looked
+    }
+
+    fn read(&mut self) -> Result<bool, ContextError> {
         let read = |source| ContextError::Read { path: self.path.clone(), source };
         let metadata = fs::metadata(&self.path).map_err(read)?;
         let stamp = (metadata.modified().map_err(read)?, metadata.len());
@@ -143,8 +152,12 @@ impl Watch {
         if metadata.len() > FILE_BYTES_MAX {
             return Err(ContextError::TooLarge { path: self.path.clone(), bytes: metadata.len() });
         }
-        let text = fs::read_to_string(&self.path).map_err(read)?;
+        let bytes = fs::read(&self.path).map_err(read)?;
         self.seen = Some(stamp);
+        let text = String::from_utf8(bytes).map_err(|error| ContextError::Wrong {
+            path: self.path.clone(),
+            faults: vec![format!("the file is no UTF-8 text: {}", error.utf8_error())],
+        })?;
         self.context.replace(parse(&self.path, &text)?);
         Ok(true)
     }
@@ -233,5 +246,24 @@ mod tests {
         assert!(error.contains("pods[2]: unknown field `names`"), "{error}");
         assert!(!watch.look().unwrap());
         assert_eq!((context.pods().len(), context.pods().generation()), (1, 1));
+
+        fs::write(&path, b"\xff\xfe of another encoding").unwrap();
+        assert!(watch.look().unwrap_err().to_string().contains("no UTF-8"));
+        assert!(!watch.look().unwrap());
+    }
+
+    /// Scenario: the file is gone for a moment, and comes back unchanged.
+    /// Guarantees: it is read again, so that whoever says that it was gone can take that back.
+    #[test]
+    fn a_file_that_comes_back_unchanged_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, away) = (directory.path().join("pods.json"), directory.path().join("away.json"));
+        fs::write(&path, file(GOOD)).unwrap();
+        let mut watch = Watch::new(path.clone(), Context::default());
+        assert!(watch.look().unwrap());
+        fs::rename(&path, &away).unwrap();
+        assert!(matches!(watch.look(), Err(ContextError::Read { .. })));
+        fs::rename(&away, &path).unwrap();
+        assert!(watch.look().unwrap() && !watch.look().unwrap());
     }
 }

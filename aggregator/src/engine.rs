@@ -5,6 +5,7 @@
 //! over, and ticks. Must never decide anything itself: what a verdict is stands in [`tapio_correlation`].
 
 pub(crate) mod outbox;
+pub(crate) mod queue;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -36,27 +37,30 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::outbox::{Announced, StoredUntil};
+use self::{
+    outbox::{Announced, StoredUntil},
+    queue::Batch,
+};
 use crate::{
     context::{Context, Pods, entities::Seen},
     losses::Losses,
     metrics::EngineMetrics,
-    pipeline::record::{Kind, Record},
+    pipeline::{
+        record::{Kind, Record},
+        store::lost_records,
+    },
     recent::Recent,
     run::now,
     source::Announcement,
 };
 
-/// What the intake hands over at once: the inputs of one frame.
-pub(crate) type Batch = Vec<Input>;
-
-/// Batches that may wait for the engine; when there are more, sessions wait.
-pub(crate) const QUEUE_BATCHES_MAX: usize = 64;
 /// How often the engine is told the time.
 const TICK: Duration = Duration::from_millis(50);
 /// How often old findings are let go.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often the engine is told the time while it sees again what the spool holds, in records.
+const REPLAY_TICK_RECORDS: u64 = 1_000;
 /// Marks of when findings were announced, for letting them go.
 const KEPT_MAX: usize = 65_536;
 
@@ -87,6 +91,8 @@ pub(crate) struct Parts {
     pub(crate) outbox: thread::Thread,
     pub(crate) replay: Reader,
     pub(crate) replay_until: Ordinal,
+    /// The probes that each node lacks, by its name, as it said last.
+    pub(crate) missing: HashMap<String, Vec<String>>,
     pub(crate) queue: mpsc::Receiver<Batch>,
     pub(crate) runtime: Handle,
     pub(crate) losses: Arc<Losses>,
@@ -101,6 +107,8 @@ pub(crate) struct EngineThread {
     announcer: Announcer,
     parts: Parts,
     told: EngineStats,
+    /// Findings that the announcer had forgotten when it was asked last.
+    told_forgotten: u64,
 }
 
 /// Names, joined from what the identities say and what events told.
@@ -129,7 +137,7 @@ impl EngineThread {
         }
         announcer.adopt(latest.into_values());
         parts.announced.wake(parts.outbox.clone());
-        Self { engine, announcer, parts, told: EngineStats::default() }
+        Self { engine, announcer, parts, told: EngineStats::default(), told_forgotten: 0 }
     }
 
     /// Works until nobody can hand anything over any more.
@@ -183,8 +191,8 @@ impl EngineThread {
     }
 
     fn take(&mut self, batch: Batch) {
-        self.parts.metrics.inputs.inc_by(batch.len() as u64);
-        for input in batch {
+        self.parts.metrics.inputs.inc_by(batch.inputs.len() as u64);
+        for input in batch.inputs {
             self.note(&input);
             self.engine.insert(input);
         }
@@ -240,10 +248,15 @@ impl EngineThread {
     fn count_losses(&mut self) {
         let stats = self.engine.stats();
         let (was, is) = (self.told, stats);
+        let forgotten = self.announcer.forgotten();
+        // Of faults it is known how many are over budget now: those that were before are counted already.
+        let faults = is.faults_skipped.saturating_sub(was.faults_skipped) as u64;
         for (subject, reason, lost) in [
             ("observations", "observations-full", is.evicted_observations - was.evicted_observations),
             ("relations", "relations-full", is.evicted_relations - was.evicted_relations),
             ("frames", "frames-full", is.evicted_frames - was.evicted_frames),
+            ("faults", "faults-full", faults),
+            ("findings", "findings-full", forgotten - self.told_forgotten),
         ] {
             if lost > 0 {
                 self.parts.metrics.drops.add(reason, lost);
@@ -251,6 +264,7 @@ impl EngineThread {
             }
         }
         self.told = stats;
+        self.told_forgotten = forgotten;
     }
 
     /// Lets go of findings that are stored and older than the replay window.
@@ -277,16 +291,25 @@ impl EngineThread {
     /// Takes in again what the spool still holds, up to where it was at the start.
     fn replay(&mut self) -> Result<(), EngineThreadError> {
         let mut decoder = FrameDecoder::new(FrameLimits::default())?;
-        let mut missing: HashMap<String, Vec<String>> = HashMap::new();
-        let (mut frames, mut inputs) = (0_u64, Vec::new());
+        let mut missing = std::mem::take(&mut self.parts.missing);
+        let (mut frames, mut records, mut inputs) = (0_u64, 0_u64, Vec::new());
         let until = self.parts.replay_until;
         while self.parts.replay.position() < until {
             let payload = match self.parts.replay.next_item()? {
                 None => break,
-                Some(Item::Gap(_)) => continue,
+                Some(Item::Gap(gap)) => {
+                    let lost = lost_records(&gap);
+                    if lost > 0 {
+                        self.parts.metrics.drops.add(gap.reason.label(), lost);
+                        self.parts.losses.lost(Stage::Engine, "frames", gap.reason.label(), lost);
+                    }
+                    continue;
+                }
                 Some(Item::Record { payload, .. }) => payload,
             };
             let Ok(record) = Record::read(payload) else { continue };
+            records += 1;
+            let arrival = record.arrival;
             match record.kind {
                 Kind::Frame => {
                     // What cannot be opened the feeder counts.
@@ -310,6 +333,11 @@ impl EngineThread {
             for input in inputs.drain(..) {
                 self.note(&input);
                 self.engine.insert(input);
+            }
+            if records.is_multiple_of(REPLAY_TICK_RECORDS) {
+                // What is old is let go as it was then; nothing is announced before all is seen again.
+                self.engine.tick(arrival);
+                self.count_losses();
             }
             self.parts.progress.tick();
         }

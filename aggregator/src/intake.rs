@@ -9,14 +9,19 @@ pub(crate) mod check;
 mod registry;
 mod session;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use quinn::{Endpoint, Incoming, VarInt};
+use prometheus_client::metrics::gauge::Gauge;
+use quinn::{Connection, Endpoint, Incoming, VarInt};
 use tapio_daemon::{Health, Progress};
 use tapio_identity::{Expected, Name, NameKind, peer};
 use tokio::{
-    sync::{Semaphore, mpsc},
-    task::JoinSet,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::{JoinError, JoinSet},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +39,11 @@ const BYTES_UNDER_WAY_MAX: usize = 64 << 20;
 /// The unit in which they are counted.
 const ROOM_UNIT_BYTES: usize = 1 << 10;
 /// How long an accepted connection may be without progress while it has work.
-const SILENCE_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Handshakes at a time. They cost two signatures each, so more at once are only slower.
+const HANDSHAKES_MAX: usize = 128;
+/// How long a handshake may take.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// The connection is closed in order: the session said why.
 const CLOSE_ENDED: VarInt = VarInt::from_u32(0);
@@ -50,11 +59,13 @@ pub(crate) struct Parts {
     pub(crate) connections_max: usize,
     pub(crate) positions: Arc<Positions>,
     pub(crate) spooler: mpsc::Sender<Command>,
-    pub(crate) engine: mpsc::Sender<engine::Batch>,
+    pub(crate) engine: engine::queue::Queue,
     pub(crate) rules: Arc<Rules>,
     pub(crate) losses: Arc<Losses>,
     pub(crate) metrics: IntakeMetrics,
     pub(crate) health: Health,
+    /// How often a session writes down what its source can see.
+    pub(crate) announce_interval: Duration,
     /// Cancelled when no more connections are accepted and sessions are to end.
     pub(crate) accept: CancellationToken,
 }
@@ -62,7 +73,7 @@ pub(crate) struct Parts {
 /// The intake.
 pub(crate) struct Intake {
     endpoint: Endpoint,
-    connections_max: usize,
+    handshakes: Arc<Semaphore>,
     shared: Arc<Shared>,
 }
 
@@ -72,13 +83,29 @@ struct Shared {
     registry: Arc<Registry>,
     positions: Arc<Positions>,
     spooler: mpsc::Sender<Command>,
-    engine: mpsc::Sender<engine::Batch>,
+    engine: engine::queue::Queue,
     rules: Arc<Rules>,
     losses: Arc<Losses>,
     metrics: IntakeMetrics,
     progress: Progress,
+    announce_interval: Duration,
     accept: CancellationToken,
+    /// Bytes that may be under way to the disk.
     room: Arc<Semaphore>,
+    /// Connections that may be open, of peers whose certificate was checked.
+    connections: Arc<Semaphore>,
+}
+
+/// A connection's place among all; given back when dropped.
+struct Connected {
+    _place: OwnedSemaphorePermit,
+    open: Gauge,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
 }
 
 impl Intake {
@@ -96,10 +123,12 @@ impl Intake {
             losses: parts.losses,
             metrics: parts.metrics,
             progress,
+            announce_interval: parts.announce_interval,
             accept: parts.accept,
             room: Arc::new(Semaphore::new(BYTES_UNDER_WAY_MAX / ROOM_UNIT_BYTES)),
+            connections: Arc::new(Semaphore::new(connections_max)),
         };
-        Self { endpoint, connections_max, shared: Arc::new(shared) }
+        Self { endpoint, handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)), shared: Arc::new(shared) }
     }
 
     /// Serves until told to end, and until every session has ended.
@@ -110,44 +139,66 @@ impl Intake {
             // Every branch is cancel-safe: a connection that is not accepted now is accepted at the next turn.
             let incoming = tokio::select! {
                 () = accept.cancelled() => break,
-                Some(_ended) = sessions.join_next(), if !sessions.is_empty() => {
-                    self.note_connections(sessions.len());
+                Some(ended) = sessions.join_next(), if !sessions.is_empty() => {
+                    self.note_end(ended);
                     continue;
                 }
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { break };
-            if sessions.len() >= self.connections_max {
-                self.shared.metrics.connections_refused.add("full", 1);
-                incoming.refuse();
+            // Who does not answer at its address costs us nothing but one packet.
+            if !incoming.remote_address_validated() && incoming.may_retry() {
+                // It is allowed, so it does not fail; if it did, the peer would try again.
+                drop(incoming.retry());
                 continue;
             }
-            sessions.spawn(serve_connection(incoming, Arc::clone(&self.shared)));
-            self.note_connections(sessions.len());
+            let Ok(handshake) = Arc::clone(&self.handshakes).try_acquire_owned() else {
+                self.shared.metrics.connections_refused.add("handshakes_full", 1);
+                incoming.refuse();
+                continue;
+            };
+            sessions.spawn(serve_connection(incoming, handshake, Arc::clone(&self.shared)));
         }
-        while sessions.join_next().await.is_some() {}
-        self.note_connections(0);
+        while let Some(ended) = sessions.join_next().await {
+            self.note_end(ended);
+        }
         self.endpoint.close(CLOSE_ENDED, b"the aggregator ends");
         self.endpoint.wait_idle().await;
+        // Sessions hold it too, and all have ended.
+        if let Some(shared) = Arc::into_inner(self.shared) {
+            shared.progress.finish();
+        }
     }
 
-    fn note_connections(&self, connections: usize) {
-        self.shared.metrics.connections.set(i64::try_from(connections).unwrap_or(i64::MAX));
+    /// Says and counts that a session ended by a fault of ours. Its peer connects again.
+    fn note_end(&self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            self.shared.metrics.sessions_panicked.inc();
+            tracing::error!(%error, "a session ended by a fault of this program");
+        }
     }
 }
 
 /// One connection, from its handshake to its end.
-async fn serve_connection(incoming: Incoming, shared: Arc<Shared>) {
+async fn serve_connection(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<Shared>) {
     let from = incoming.remote_address();
     let connection = tokio::select! {
         () = shared.accept.cancelled() => return,
-        connection = incoming => connection,
+        connection = timeout(HANDSHAKE_TIME_MAX, incoming) => connection,
     };
+    drop(handshake);
     let connection = match connection {
-        Ok(connection) => connection,
-        Err(error) => {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
             shared.metrics.connections_refused.add("handshake", 1);
             tracing::info!(%from, %error, "a connection was not made");
+            return;
+        }
+        Err(_elapsed) => {
+            shared.metrics.connections_refused.add("handshake_timeout", 1);
+            tracing::info!(%from, "a connection was not made in time");
             return;
         }
     };
@@ -161,15 +212,36 @@ async fn serve_connection(incoming: Incoming, shared: Arc<Shared>) {
             return;
         }
     };
+    let full = |reason, text: &str| {
+        shared.metrics.connections_refused.add(reason, 1);
+        tracing::warn!(%from, %name, text, "a peer is refused");
+        connection.close(CLOSE_FULL, text.as_bytes());
+    };
+    let Ok(place) = Arc::clone(&shared.connections).try_acquire_owned() else {
+        return full("full", "this aggregator serves as many connections as intake.connections_max allows");
+    };
+    shared.metrics.connections.inc();
+    let _connected = Connected { _place: place, open: shared.metrics.connections.clone() };
     let source = name.source_id();
-    let (Some(place), Some(position)) = (shared.registry.enter(source), shared.positions.of(source)) else {
-        shared.metrics.connections_refused.add("source_full", 1);
-        connection.close(CLOSE_FULL, b"too many connections of this source, or too many sources");
-        return;
+    let Some(place) = shared.registry.enter(source) else {
+        return full("source_full", "too many connections of this source");
+    };
+    let Some(position) = shared.positions.of(source) else {
+        return full(
+            "sources_full",
+            "this aggregator knows as many sources as it can; those that are silent for two weeks make room",
+        );
     };
     let Some(node) = name.node_id().map(|node| node.as_str().to_owned()) else { return };
-    match Session::new(shared, connection, node, place, position) {
+    let expires_at = expiry(&connection);
+    match Session::new(shared, connection, node, place, position, expires_at) {
         Ok(session) => session.run().await,
         Err(error) => tracing::error!(%error, "a session cannot be opened"),
     }
+}
+
+/// When the certificate of a peer is no longer valid: its session ends then.
+fn expiry(connection: &Connection) -> Option<Instant> {
+    let left = peer::peer_not_after(connection).ok()?.duration_since(SystemTime::now()).unwrap_or_default();
+    Instant::now().checked_add(left)
 }

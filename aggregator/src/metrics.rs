@@ -11,7 +11,7 @@ use tapio_daemon::{Registry, metrics::Drops};
 /// What became of a frame at the intake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Outcome {
-    /// `accepted`, `duplicate` or `refused`.
+    /// `accepted`, `duplicate`, `refused` or `given-up`.
     pub(crate) outcome: &'static str,
 }
 
@@ -29,6 +29,9 @@ pub(crate) struct IntakeMetrics {
     pub(crate) connections_refused: Drops,
     pub(crate) frames: Family<Outcome, Counter>,
     pub(crate) refusals: Drops,
+    pub(crate) sessions_refused: Drops,
+    pub(crate) sessions_panicked: Counter,
+    pub(crate) messages_skipped: Counter,
     pub(crate) events: Counter,
     pub(crate) bytes: Counter,
     pub(crate) sequences_skipped: Counter,
@@ -51,6 +54,7 @@ pub(crate) struct StoreMetrics {
     pub(crate) retries: Counter,
     pub(crate) waiting_records: Gauge,
     pub(crate) insert_seconds: Histogram,
+    pub(crate) sources_let_go: Counter,
     pub(crate) drops: Drops,
 }
 
@@ -89,6 +93,14 @@ impl Metrics {
                     .drops("connections_refused", "Connections that were closed at once, by reason"),
                 frames: intake.register("frames", "Frames that arrived, by outcome", Family::default()),
                 refusals: intake.drops("frames_refused", "Frames that were refused, by fault"),
+                sessions_refused: intake.drops(
+                    "sessions_refused",
+                    "Sessions that were ended for what their peer is or sent, by reason",
+                ),
+                sessions_panicked: intake
+                    .counter("sessions_panicked", "Sessions that ended by a fault of this program"),
+                messages_skipped: intake
+                    .counter("messages_skipped", "Messages of kinds that this release does not know"),
                 events: intake.counter("events", "Events that were accepted"),
                 bytes: intake.counter("bytes", "Bytes of accepted frames, as they arrived"),
                 sequences_skipped: intake
@@ -107,6 +119,8 @@ impl Metrics {
                 waiting_records: store
                     .gauge("waiting_records", "Records in the spool that are not stored yet"),
                 insert_seconds: store.histogram("insert_seconds", "Time to store a block", SECONDS),
+                sources_let_go: store
+                    .counter("sources_let_go", "Sources that were forgotten after they were silent for long"),
                 drops: store.drops("dropped", "Records of the spool that could not be stored, by reason"),
             },
             engine: EngineMetrics {

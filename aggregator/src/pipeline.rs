@@ -5,6 +5,7 @@
 
 pub(crate) mod cut;
 pub(crate) mod encode;
+pub(crate) mod history;
 pub(crate) mod positions;
 pub(crate) mod record;
 pub(crate) mod spooler;

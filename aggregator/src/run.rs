@@ -12,7 +12,7 @@ mod threads;
 use std::{
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tapio_daemon::{Health, Registry, shutdown};
@@ -28,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::RunError;
 use self::{
-    base::{Base, Listening},
+    base::{Base, Fed, Listening},
+    replay::Scanned,
     threads::Threads,
 };
 use crate::{
@@ -37,13 +38,16 @@ use crate::{
     intake::{self, Intake},
     losses::Losses,
     pipeline::{
-        cut::{Marks, Stored},
+        cut::{Cut, Marks, Stored},
         encode::{Encoder, Own},
+        history::History,
+        positions::Positions,
         spooler::{self, Command, Shared, Spooler},
         store::Feeder,
     },
     recent::Recent,
     rules::Rules,
+    source::Announcement,
     state::StateDirectory,
     store_link::{self, StoreLink},
     tasks,
@@ -89,7 +93,7 @@ pub struct Running {
     threads: Threads,
     spooler: mpsc::Sender<Command>,
     shared: Arc<Shared>,
-    engine: mpsc::Sender<engine::Batch>,
+    engine: engine::queue::Queue,
     drain: CancellationToken,
     stop: CancellationToken,
     /// Whether the schema is up: before, nothing can be stored.
@@ -103,7 +107,11 @@ pub struct Running {
 /// # Errors
 /// When it cannot start, or a part failed that it cannot go on without.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
-    let mut running = start(config).await?;
+    // A start that is given up leaves nothing behind: its threads end when what they listen to is dropped.
+    let mut running = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        running = start(config) => running?,
+    };
     let failed = tokio::select! {
         () = shutdown.cancelled() => None,
         error = running.failed() => Some(error),
@@ -124,13 +132,15 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let state = StateDirectory::open(&config.state.directory)?;
     let Listening { endpoint, intake_addr, http_listener, http_addr } = Listening::bind(&config).await?;
     let base = Base::new(&config, rules);
-    let (spool, _recovery) = Spool::open(&state.spool(), spool_config(&config))?;
-    let marks = Marks::new(&state);
-    let (stored, pending) = load_marks(&marks, &spool)?;
-    for (source, position) in stored.positions() {
-        base.positions.stored(source, position);
-    }
-    let announcements = replay::scan(&spool, &base.positions)?;
+    // Cancelled when the start fails or is given up, so that no thread waits for a store that never comes.
+    let given_up = base.stop.clone().drop_guard();
+    let opened = {
+        let (state, config, positions) = (state.clone(), spool_config(&config), Arc::clone(&base.positions));
+        // Reading a spool through takes as long as the disk needs for it.
+        tokio::task::spawn_blocking(move || open(&state, config, &positions)).await
+    };
+    let Opened { spool, marks, stored, pending, announcements } =
+        opened.map_err(|_panicked| RunError::Panicked { name: "start" })??;
     let link = StoreLink::open(&config.store, &state).await?;
     let writer = BlockWriter::new(link.writer().clone(), INSERT_TIME_MAX);
 
@@ -139,11 +149,14 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let shared = Arc::new(Shared::default());
     shared.set_synced(spool.synced());
     let (spooler, queue) = mpsc::channel(spooler::QUEUE_RECORDS_MAX);
-    let (engine, engine_queue) = mpsc::channel(engine::QUEUE_BATCHES_MAX);
+    let (engine, engine_queue) = engine::queue::queue();
 
-    base.start_engine(&mut threads, &state, &spool, engine_queue, &writer, ready.clone())?;
     let mut encoder = Encoder::new(own(&config), base.context.clone())?;
-    announcements.iter().for_each(|announcement| encoder.remember(announcement));
+    announcements.iter().for_each(|(_node, announcement)| encoder.remember(announcement));
+    let missing =
+        announcements.into_iter().map(|(node, announcement)| (node, announcement.missing_probes())).collect();
+    let fed = Fed { missing, queue: engine_queue };
+    base.start_engine(&mut threads, &state, &spool, fed, &writer, ready.clone())?;
     let feeder = Feeder {
         reader: spool.read_from(Ordinal(stored.until)),
         shared: Arc::clone(&shared),
@@ -153,6 +166,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         pending,
         encoder,
         writer: writer.clone(),
+        history: History::new(link.writer(), config.tenant.as_str(), config.cluster.as_str()),
         runtime: Handle::current(),
         positions: Arc::clone(&base.positions),
         losses: Arc::clone(&base.losses),
@@ -162,6 +176,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         stop: base.stop.clone(),
         replay_window: base.replay_window,
         replay_bytes_max: config.state.spool_bytes_max / 2,
+        let_go_at: Instant::now(),
     };
     let wait = threads::until_ready(ready.clone(), base.stop.clone());
     let reader =
@@ -195,11 +210,13 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         losses: Arc::clone(&base.losses),
         metrics: base.metrics.intake,
         health: base.health.clone(),
+        announce_interval: base.replay_window / 2,
         accept: base.accept.clone(),
     });
     sessions.spawn(intake.serve());
     let (store_url, rule_set) = (link.writer().url().to_owned(), base.rules.version());
     tracing::info!(%intake_addr, %http_addr, store_url, %rule_set, "the aggregator accepts nodes");
+    let _started = given_up.disarm();
     Ok(Running {
         intake_addr,
         http_addr,
@@ -230,7 +247,7 @@ impl Running {
     /// Waits until a part fails that the aggregator cannot go on without. Cancel-safe.
     pub async fn failed(&mut self) -> RunError {
         loop {
-            // Both branches are cancel-safe.
+            // All branches are cancel-safe.
             tokio::select! {
                 error = self.threads.failed() => return error,
                 Some(joined) = self.tasks.join_next() => match joined {
@@ -238,6 +255,8 @@ impl Running {
                     Ok(Err(error)) => return error,
                     Err(_panicked) => return RunError::Panicked { name: "task" },
                 },
+                // It ends only when it is told to, and nobody has told it yet.
+                Some(_ended) = self.sessions.join_next() => return RunError::Panicked { name: "intake" },
             }
         }
     }
@@ -316,12 +335,62 @@ fn own(config: &Config) -> Own {
     }
 }
 
+/// What the state directory holds of the road.
+struct Opened {
+    spool: Spool,
+    marks: Marks,
+    stored: Stored,
+    pending: Option<Cut>,
+    announcements: Vec<(String, Announcement)>,
+}
+
+/// Opens the spool and sets how far each source's frames are received and stored.
+fn open(state: &StateDirectory, config: SpoolConfig, positions: &Positions) -> Result<Opened, RunError> {
+    let (spool, _recovery) = Spool::open(&state.spool(), config)?;
+    let marks = Marks::new(state);
+    let (mut stored, mut pending) = load_marks(&marks, &spool)?;
+    for (source, position) in stored.positions() {
+        positions.stored(source, position);
+    }
+    let Scanned { announcements, sent_again } = replay::scan(&spool, positions, &stored)?;
+    if stored.sent_again != sent_again {
+        if let Some(range) = sent_again {
+            tracing::error!(
+                from = range.from,
+                until = range.until,
+                "records of the spool are damaged and not stored: frames from there on are sent again"
+            );
+            // A block that cannot be cut again the same must not have the token of the first: the store is asked
+            // instead whether it was stored.
+            if pending.take_if(|cut| cut.until > range.from).is_some() {
+                stored.spool = new_number()?;
+                stored.is_anew = true;
+                marks.forget_cut()?;
+            }
+        }
+        stored.sent_again = sent_again;
+        marks.write_stored(&stored)?;
+    }
+    Ok(Opened { spool, marks, stored, pending, announcements })
+}
+
+/// A number of 128 random bits, as text.
+fn new_number() -> Result<String, RunError> {
+    let mut number = [0; 16];
+    getrandom::fill(&mut number).map_err(|error| RunError::System {
+        doing: "get a random number",
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    Ok(format!("{:032x}", u128::from_be_bytes(number)))
+}
+
 /// The marks of this spool. One that is shorter than its mark is another spool: it gets a number of its own, so that
 /// its blocks are not taken for those of the one before.
-fn load_marks(marks: &Marks, spool: &Spool) -> Result<(Stored, Option<crate::pipeline::cut::Cut>), RunError> {
+fn load_marks(marks: &Marks, spool: &Spool) -> Result<(Stored, Option<Cut>), RunError> {
     let (stored, cut) = marks.load()?;
     match stored {
-        Some(stored) if stored.until <= spool.next().0 => {
+        Some(mut stored) if stored.until <= spool.next().0 => {
+            stored.date(now());
             let cut = cut.filter(|cut| cut.from == stored.until && cut.until <= spool.next().0);
             Ok((stored, cut))
         }
@@ -329,16 +398,15 @@ fn load_marks(marks: &Marks, spool: &Spool) -> Result<(Stored, Option<crate::pip
             if other.is_some() {
                 tracing::error!("the spool is not the one that the stored mark speaks of: it starts anew");
             }
-            let mut number = [0; 16];
-            getrandom::fill(&mut number).map_err(|error| RunError::System {
-                doing: "get a random number",
-                source: std::io::Error::other(error.to_string()),
-            })?;
-            let stored = Stored {
-                spool: format!("{:032x}", u128::from_be_bytes(number)),
+            let other = other.unwrap_or_default();
+            let mut stored = Stored {
+                spool: new_number()?,
                 until: spool.first().0,
-                sources: other.map(|other| other.sources).unwrap_or_default(),
+                sent_again: None,
+                is_anew: true,
+                ..other
             };
+            stored.date(now());
             marks.forget_cut()?;
             marks.write_stored(&stored)?;
             Ok((stored, None))

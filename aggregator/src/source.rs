@@ -1,7 +1,14 @@
 //! What goes through the spool about a source beside its frames.
 
 use serde::{Deserialize, Serialize};
-use tapio_schemas::ids::{Incarnation, SourceId};
+use tapio_schemas::{
+    ids::{Incarnation, SourceId},
+    units::Micros,
+};
+
+/// An event that is older at its arrival is of a clock that is wrong: even a cut of days is spooled through faster. So
+/// nothing that a source still has is taken once it is silent for longer.
+pub(crate) const EVENT_AGE_MAX: Micros = Micros::from_secs(14 * 86_400);
 
 /// A source's capability, as it goes through the spool into the table `sources`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

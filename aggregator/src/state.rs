@@ -40,6 +40,16 @@ pub enum StateError {
         /// What to do about it.
         advice: &'static str,
     },
+    /// A small durable file is of another release.
+    #[error("{} is of another release ({reason}): {advice}", path.display())]
+    OtherRelease {
+        /// The file.
+        path: PathBuf,
+        /// How it differs.
+        reason: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
 }
 
 impl StateError {

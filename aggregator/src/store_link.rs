@@ -185,7 +185,7 @@ async fn bring_schema_up(
     loop {
         let migrated = tokio::select! {
             () = stop.cancelled() => return Ok(false),
-            migrated = migrations::migrate(&reader) => migrated,
+            migrated = migrate(&reader) => migrated,
         };
         match migrated {
             Ok(applied) => {
@@ -206,6 +206,13 @@ async fn bring_schema_up(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Brings the schema up and checks that its tables keep what exactly-once inserts need of them.
+async fn migrate(reader: &Reader) -> Result<Vec<u32>, MigrationError> {
+    let applied = migrations::migrate(reader).await?;
+    migrations::check_deduplication(reader, migrations::REMEMBERED_BLOCKS_MIN).await?;
+    Ok(applied)
 }
 
 fn read_password(path: &Path) -> Result<String, StoreLinkError> {

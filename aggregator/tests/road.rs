@@ -4,6 +4,9 @@
 #[path = "road/findings.rs"]
 mod findings;
 #[cfg(test)]
+#[path = "road/recovering.rs"]
+mod recovering;
+#[cfg(test)]
 #[path = "road/refusals.rs"]
 mod refusals;
 #[cfg(test)]
@@ -12,3 +15,6 @@ mod storing;
 #[cfg(test)]
 #[path = "road/support.rs"]
 mod support;
+#[cfg(test)]
+#[path = "road/waiting.rs"]
+mod waiting;

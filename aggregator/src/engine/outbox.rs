@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     losses::Losses,
     metrics::EngineMetrics,
+    pipeline::store::lost_records,
     state::{self, StateDirectory, StateError},
 };
 
@@ -71,7 +72,6 @@ const COLUMNS: [(&str, &str); 19] = [
 pub(crate) struct Announced {
     spool: Spool,
     inserter: Option<thread::Thread>,
-    evicted: u64,
 }
 
 /// How far the outbox came, beyond the process's life.
@@ -111,12 +111,13 @@ impl Announced {
                 }
             }
         }
-        Ok((Self { spool, inserter: None, evicted: 0 }, findings))
+        Ok((Self { spool, inserter: None }, findings))
     }
 
-    /// A reader for the outbox, and who is to be woken when there is more.
+    /// A reader for the outbox. It begins where the outbox ended, also where the quota has forced findings out since:
+    /// then it finds a gap, and they are counted.
     pub(crate) fn reader(&self, from: u64) -> Reader {
-        self.spool.read_from(Ordinal(from).max(self.spool.first()))
+        self.spool.read_from(Ordinal(from).max(self.spool.low()))
     }
 
     /// Says whom to wake.
@@ -128,7 +129,6 @@ impl Announced {
     pub(crate) fn append(&mut self, finding: &Finding) -> Result<u64, SpoolError> {
         let document = serde_json::to_vec(finding).unwrap_or_default();
         let appended = self.spool.append(&[&document])?;
-        self.evicted += appended.evicted.records;
         if let Some(inserter) = &self.inserter {
             inserter.unpark();
         }
@@ -235,9 +235,18 @@ impl Outbox {
             let next = match self.reader.next_item()? {
                 None => None,
                 Some(Item::Gap(gap)) => {
-                    let lost = gap.until.0.saturating_sub(gap.from.0);
-                    self.metrics.drops.add("finding-not-stored", lost);
-                    self.losses.lost(Stage::Engine, "findings", "finding-not-stored", lost);
+                    let lost = lost_records(&gap);
+                    if lost > 0 {
+                        tracing::error!(
+                            lost,
+                            reason = gap.reason.label(),
+                            "announced findings are not stored"
+                        );
+                        self.metrics.drops.add("finding-not-stored", lost);
+                        self.losses.lost(Stage::Engine, "findings", "finding-not-stored", lost);
+                    }
+                    // Nothing waits there: what is behind it is next.
+                    self.advance(gap.until.0)?;
                     continue;
                 }
                 Some(Item::Record { ordinal, payload }) => Some((
@@ -251,7 +260,6 @@ impl Outbox {
                     break;
                 }
                 self.progress.idle();
-                self.metrics.findings_waiting.set(0);
                 thread::park_timeout(IDLE_PAUSE);
                 continue;
             };
@@ -267,12 +275,17 @@ impl Outbox {
                 self.metrics.drops.add("finding-unreadable", 1);
                 self.losses.lost(Stage::Engine, "findings", "finding-unreadable", 1);
             }
-            let until = ordinal.next().0;
-            state::replace_json(&self.mark, &Stored { until })?;
-            self.stored.0.store(until, Ordering::Release);
+            self.advance(ordinal.next().0)?;
             self.progress.tick();
         }
         self.progress.finish();
+        Ok(())
+    }
+
+    /// Notes, durably, that nothing below `until` is to be stored any more.
+    fn advance(&self, until: u64) -> Result<(), StateError> {
+        state::replace_json(&self.mark, &Stored { until })?;
+        self.stored.0.store(until, Ordering::Release);
         Ok(())
     }
 
@@ -297,7 +310,6 @@ impl Outbox {
                 Some(Err(error)) => {
                     tracing::warn!(%error, "a finding could not be stored and is tried again");
                     self.progress.fault(format!("findings cannot be stored: {error}"));
-                    self.metrics.findings_waiting.set(1);
                     if error.advice() != Advice::Retry {
                         pause = RETRY_PAUSE_MAX;
                     }
@@ -347,5 +359,83 @@ impl Outbox {
             }
         }
         self.block.encode()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write as _};
+
+    use tapio_daemon::{Health, Registry};
+    use tapio_schemas::units::UnixMicros;
+    use tapio_store::client::{Credentials, Endpoint};
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// Runs an outbox over what is there until nothing is left; returns how far it came and its metrics.
+    fn drained(state: &StateDirectory, runtime: &tokio::runtime::Runtime) -> (u64, EngineMetrics) {
+        let (announced, _earlier) = Announced::open(state).unwrap();
+        let account = Credentials { user: "nobody".to_owned(), password: String::new() };
+        let endpoint = Endpoint::new("http://127.0.0.1:9", account).unwrap();
+        let metrics = Metrics::register(&Registry::new()).engine;
+        let drain = CancellationToken::new();
+        drain.cancel();
+        let parts = Parts {
+            writer: BlockWriter::new(endpoint, Duration::from_secs(1)),
+            runtime: runtime.handle().clone(),
+            losses: Arc::new(Losses::new(UnixMicros(0))),
+            metrics: metrics.clone(),
+            progress: Health::new().component("findings", Duration::from_secs(1)),
+            drain,
+            stop: CancellationToken::new(),
+        };
+        let (outbox, stored) = Outbox::new(state, &announced, parts).unwrap();
+        outbox.run().unwrap();
+        assert_eq!(stored.get(), announced.next());
+        (stored.get(), metrics)
+    }
+
+    /// Scenario: a power cut tears the spool of findings, so that ordinals are left out at the next start.
+    /// Guarantees: they are no lost findings, and nothing waits.
+    #[test]
+    fn ordinals_that_a_power_cut_leaves_out_are_no_findings() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (mut announced, _earlier) = Announced::open(&state).unwrap();
+        announced.spool.append(&[b"no finding"]).unwrap();
+        drop(announced);
+        let mut segments: Vec<_> = std::fs::read_dir(state.findings_spool())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+            .collect();
+        segments.sort();
+        File::options().append(true).open(segments.pop().unwrap()).unwrap().write_all(b"torn").unwrap();
+
+        let (until, metrics) = drained(&state, &runtime);
+        assert!(until > 1_000_000, "{until}");
+        assert_eq!(metrics.drops.get("finding-not-stored"), 0);
+        assert_eq!(metrics.drops.get("finding-unreadable"), 1);
+    }
+
+    /// Scenario: the store is away for so long that the quota forces findings out.
+    /// Guarantees: exactly those are counted as not stored.
+    #[test]
+    fn findings_that_are_forced_out_are_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (mut announced, _earlier) = Announced::open(&state).unwrap();
+        let large = vec![b' '; 3 << 20];
+        let evicted: u64 = (0..24).map(|_| announced.spool.append(&[&large]).unwrap().evicted.records).sum();
+        assert!(evicted > 0);
+        announced.close().unwrap();
+
+        let (until, metrics) = drained(&state, &runtime);
+        assert_eq!(until, 24);
+        assert_eq!(metrics.drops.get("finding-not-stored"), evicted);
+        assert_eq!(metrics.drops.get("finding-unreadable"), 24 - evicted);
     }
 }

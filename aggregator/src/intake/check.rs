@@ -11,8 +11,8 @@ use tapio_schemas::{
 use tapio_wire::frame::{FrameDecoder, FrameFault, FrameHeader, FrameLimits};
 use thiserror::Error;
 
-/// An event that is older at its arrival is of a clock that is wrong: even a cut of days is spooled through faster.
-const AGE_MAX: Micros = Micros::from_secs(14 * 86_400);
+use crate::source::EVENT_AGE_MAX;
+
 /// An event that is this far ahead is of a clock that is wrong.
 const AHEAD_MAX: Micros = Micros::from_secs(86_400);
 
@@ -64,7 +64,7 @@ impl Checker {
         arrival: UnixMicros,
     ) -> Result<(FrameHeader, BatchView<'_>), Refusal> {
         let (header, view) = self.decoder.decode(frame, Some(self.source))?;
-        let possible = arrival.minus(AGE_MAX).0..=arrival.plus(AHEAD_MAX).0;
+        let possible = arrival.minus(EVENT_AGE_MAX).0..=arrival.plus(AHEAD_MAX).0;
         if let Some(column) = view.column(column::core::time_micros) {
             column.copy_words(&mut self.times);
             if let Some(at) = self.times.iter().find(|at| !possible.contains(at)) {
@@ -75,7 +75,9 @@ impl Checker {
         }
         // The ledger's window makes partitions too.
         let window = [view.since().0, view.until().0];
-        match window.iter().find(|at| **at != 0 && !possible.contains(at)) {
+        let outside = window.iter().find(|at| !possible.contains(at));
+        // A batch that counted nothing may leave it out: it then has no row that a time would be needed for.
+        match outside.filter(|_| window != [0, 0] || !view.ledger().entries.is_empty()) {
             Some(at) => Err(Refusal::Time { at: *at, arrival: arrival.0 }),
             None => Ok((header, view)),
         }

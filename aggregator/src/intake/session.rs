@@ -1,19 +1,19 @@
 //! One session: bytes of a connection through the sans-IO session, and its frames onto the road.
 //!
-//! Every frame is checked, then handed at once to the spooler (which answers *received*) and, as what the engine needs
-//! of it, to the engine (which waits for no disk). Both queues are bounded; when one is full the session waits, its
-//! source runs out of credit, and keeps what it has. Called by [`super::serve_connection`].
+//! Every frame is checked, then handed to the spooler (which answers *received*) and, as what the engine needs of it,
+//! to the engine (which waits for no disk). Both queues are bounded; when one is full frames wait here, as many as
+//! there is credit for, and their source keeps the rest. All waiting is done in one place, the loop of
+//! [`Session::run`], so that a session that waits still answers heartbeats, acknowledges, is superseded and ends.
+//! Called by [`super::serve_connection`].
 
-use std::{sync::Arc, time::Duration};
+mod frames;
+mod handover;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
-use tapio_correlation::{SourceContext, observe_batch};
-use tapio_schemas::{
-    ids::SourceId,
-    ledger::Stage,
-    units::{Micros, UnixMicros},
-};
+use tapio_schemas::{ids::SourceId, ledger::Stage, units::Micros};
 use tapio_wire::{
     Position,
     frame::{FrameFault, FrameHeader},
@@ -22,20 +22,16 @@ use tapio_wire::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{
-    CLOSE_ENDED, ROOM_UNIT_BYTES, Shared,
-    check::{Checker, Refusal},
-    registry::Place,
-};
+use self::handover::{Content, Handover, Outgoing, Room};
+use super::{CLOSE_ENDED, Shared, check::Checker, registry::Place};
 use crate::{
     metrics::Outcome,
     pipeline::{
         positions::SourcePosition,
         record::{self, Kind},
-        spooler::{Append, Command, Receipt},
     },
     run::now as unix_now,
-    source::{Announcement, GivenUp, missing_probes},
+    source::{Announcement, missing_probes},
 };
 
 /// How long a connection may take to open its stream.
@@ -57,9 +53,23 @@ pub(super) struct Session {
     position: Arc<SourcePosition>,
     session: AggregatorSession,
     checker: Checker,
+    handover: Handover,
+    /// Frames that wait for room, each with the number of those before it that its source gave up. Bounded by the
+    /// credit, which is given back for what is durable.
+    arrived: VecDeque<(FrameHeader, Bytes, u64)>,
+    /// What was wrong with what came, while frames that came before it still wait to be taken.
+    fault: Option<SessionFault>,
+    /// Frames that came twice and messages of unknown kinds, as they were counted last.
+    counted: (u64, u64),
+    /// What the source said that it can see.
+    announcement: Option<Announcement>,
+    /// When that is to be written down again, so that the spool always holds it.
+    announce_at: Option<Instant>,
     /// The probes that do not work on the node, as its hello said.
     missing_probes: Vec<String>,
     started: Instant,
+    /// When the peer's certificate is no longer valid.
+    expires_at: Option<Instant>,
 }
 
 /// Why a session ends.
@@ -77,13 +87,21 @@ impl Session {
         node: String,
         place: Place,
         position: Arc<SourcePosition>,
+        expires_at: Option<Instant>,
     ) -> Result<Self, FrameFault> {
         let started = Instant::now();
         let source = place.source();
         let now = Now { monotonic: Micros(0), unix: unix_now() };
+        let (spooler, engine) = (shared.spooler.clone(), shared.engine.clone());
         Ok(Self {
             session: AggregatorSession::new(source, AggregatorConfig::default(), now),
             checker: Checker::new(source)?,
+            handover: Handover::new(spooler, engine, Arc::clone(&shared.room)),
+            arrived: VecDeque::new(),
+            fault: None,
+            counted: (0, 0),
+            announcement: None,
+            announce_at: None,
             missing_probes: Vec::new(),
             shared,
             connection,
@@ -92,6 +110,7 @@ impl Session {
             place,
             position,
             started,
+            expires_at,
         })
     }
 
@@ -113,60 +132,127 @@ impl Session {
         }
         self.connection.close(CLOSE_ENDED, b"");
         tracing::info!(node = self.node, "a session ended");
+        let Self { shared, place, mut handover, .. } = self;
+        // The next session of the source need not wait for the engine.
+        drop(place);
+        tokio::select! {
+            // The next start takes it from the spool.
+            () = shared.accept.cancelled() => {}
+            () = handover.finish() => {}
+        }
     }
 
     async fn serve(&mut self, send: &mut SendStream, receive: &mut RecvStream) -> End {
         let accept = self.shared.accept.clone();
         let superseded = self.place.superseded.clone();
         loop {
-            if !self.send(send).await {
+            // A refusal for what came would make the peer go before the frames in front of it are taken.
+            if self.fault.is_none() && !self.send(send).await {
                 return End::Over;
             }
+            let reads = self.fault.is_none();
             let wake = self.session.next_timeout().map(|at| self.started + Duration::from_micros(at.0));
-            // Cancel-safe: quinn keeps the bytes of a read that is dropped, the rest hold no state.
+            let announce_at = self.announce_at.filter(|_| !self.handover.holds_a_record());
+            // Cancel-safe: quinn keeps the bytes of a read that is dropped, what waits for room keeps its place, the
+            // rest hold no state.
             let handled = tokio::select! {
                 biased;
                 () = superseded.cancelled() => {
                     self.session.refuse(refusal::SUPERSEDED, "a newer session of this source took over");
                     return End::Tell;
                 }
-                () = accept.cancelled() => {
-                    self.acknowledge();
-                    let told = self.session.flush().and_then(|()| self.session.drain("the aggregator ends"));
-                    if told.is_ok() && self.send(send).await {
-                        // Clears what waits, so it comes after the acknowledgements are out.
-                        self.session.refuse(refusal::DRAINING, "the aggregator ends");
-                    }
+                () = accept.cancelled() => return self.drained(send).await,
+                () = sleep_until(self.expires_at) => {
+                    self.shared.metrics.sessions_refused.add("certificate-expired", 1);
+                    tracing::warn!(node = self.node, "a session is ended: the node's certificate has expired");
+                    self.session.refuse(
+                        refusal::PROTOCOL,
+                        "certificate-expired: the certificate that this connection was made with is no longer valid",
+                    );
                     return End::Tell;
                 }
                 () = self.position.changed() => {
                     self.acknowledge();
                     Ok(())
                 }
-                chunk = receive.read_chunk(CHUNK_BYTES_MAX, true) => match chunk {
+                room = self.handover.room() => match room {
+                    Room::Spool(outgoing, room) => {
+                        self.hand_over(outgoing, room);
+                        Ok(())
+                    }
+                    Room::Engine => Ok(()),
+                    Room::Ended => return End::Over,
+                },
+                chunk = receive.read_chunk(CHUNK_BYTES_MAX, true), if reads => match chunk {
                     Ok(Some(chunk)) => self.session.handle_bytes(&chunk.bytes, self.now()),
                     Ok(None) | Err(_) => return End::Over,
                 },
+                _ = self.connection.closed(), if !reads => {
+                    if let Some(fault) = self.fault.take() {
+                        self.ended_by(&fault);
+                    }
+                    return End::Over;
+                }
+                () = sleep_until(announce_at) => {
+                    self.announce();
+                    Ok(())
+                }
                 () = sleep_until(wake) => self.session.handle_timeout(self.now()),
             };
-            // Frames that came before a fault are sound: they are taken first.
-            if let Err(end) = self.take_events().await {
+            self.count_session();
+            if let Err(fault) = handled {
+                self.fault.get_or_insert(fault);
+            }
+            if let Err(end) = self.take_events() {
                 return end;
             }
-            if let Err(fault) = handled {
+            // Frames that came before a fault are sound: they are taken first.
+            if let Err(end) = self.take_frames() {
+                return end;
+            }
+            if self.arrived.is_empty()
+                && !self.handover.holds_a_record()
+                && let Some(fault) = self.fault.take()
+            {
                 return self.ended_by(&fault);
             }
         }
     }
 
+    /// The aggregator ends: what is acknowledged is said, and why.
+    async fn drained(&mut self, send: &mut SendStream) -> End {
+        self.acknowledge();
+        let told = self.session.flush().and_then(|()| self.session.drain("the aggregator ends"));
+        if told.is_ok() && self.send(send).await {
+            // Clears what waits, so it comes after the acknowledgements are out.
+            self.session.refuse(refusal::DRAINING, "the aggregator ends");
+        }
+        End::Tell
+    }
+
     fn ended_by(&self, fault: &SessionFault) -> End {
         tracing::warn!(node = self.node, %fault, fault_name = fault.name(), "a session is ended for what came");
         let metrics = &self.shared.metrics;
-        metrics.refusals.add(fault.name(), 1);
         if let SessionFault::Frame(_) = fault {
+            metrics.refusals.add(fault.name(), 1);
             metrics.frames.get_or_create(&Outcome { outcome: "refused" }).inc();
+        } else {
+            metrics.sessions_refused.add(fault.name(), 1);
         }
         End::Tell
+    }
+
+    /// Counts what the session itself dropped since the last time.
+    fn count_session(&mut self) {
+        let (duplicates, skipped) = (self.session.duplicates(), self.session.skipped());
+        let (were, skipped_before) = std::mem::replace(&mut self.counted, (duplicates, skipped));
+        let metrics = &self.shared.metrics;
+        metrics.messages_skipped.inc_by(skipped.saturating_sub(skipped_before));
+        let repeated = duplicates.saturating_sub(were);
+        if repeated > 0 {
+            metrics.frames.get_or_create(&Outcome { outcome: "duplicate" }).inc_by(repeated);
+            self.shared.losses.folded(Stage::Intake, "frames", "duplicate", repeated);
+        }
     }
 
     /// Sends what waits; false when the peer does not take it.
@@ -190,16 +276,27 @@ impl Session {
         self.session.stored(marks.stored, now);
     }
 
-    async fn take_events(&mut self) -> Result<(), End> {
+    /// Takes what came; frames are put where they wait for room.
+    fn take_events(&mut self) -> Result<(), End> {
+        let mut gap = None;
         while let Some(event) = self.session.poll_event() {
             match event {
-                AggregatorEvent::Hello(hello) => self.greeted(&hello).await?,
-                AggregatorEvent::Frame { header, bytes } => self.framed(&header, bytes).await?,
+                AggregatorEvent::Hello(hello) => self.greeted(&hello)?,
+                AggregatorEvent::Frame { header, bytes } => {
+                    let position = Position::from(header.meta.id);
+                    let missing =
+                        gap.take_if(|(before, _)| *before == position).map_or(0, |(_, missing)| missing);
+                    self.arrived.push_back((header, bytes, missing));
+                }
                 AggregatorEvent::Gap { after, before } => {
-                    let skipped = before.sequence.0.saturating_sub(after.sequence.0).saturating_sub(1);
-                    self.shared.metrics.sequences_skipped.inc_by(skipped);
-                    // Their events are in the source's own ledger; here only the frames are missed.
-                    self.shared.losses.lost(Stage::Intake, "frames", "never-sent", skipped);
+                    let missing = before.sequence.0.saturating_sub(after.sequence.0).saturating_sub(1);
+                    // It counts with the frame behind it, whichever of the two is told first.
+                    match self.arrived.back_mut() {
+                        Some((header, _, known)) if Position::from(header.meta.id) == before => {
+                            *known = missing
+                        }
+                        _ => gap = Some((before, missing)),
+                    }
                     tracing::warn!(node = self.node, %after, %before, "frames were given up by their source");
                 }
                 AggregatorEvent::RuleSetApplied(version) => {
@@ -218,10 +315,19 @@ impl Session {
         Ok(())
     }
 
-    async fn greeted(&mut self, hello: &Hello) -> Result<(), End> {
+    /// Takes frames that came, as long as there is room for what follows from them.
+    fn take_frames(&mut self) -> Result<(), End> {
+        while self.handover.has_room() {
+            let Some((header, bytes, gap)) = self.arrived.pop_front() else { break };
+            self.framed(&header, bytes, gap)?;
+        }
+        Ok(())
+    }
+
+    fn greeted(&mut self, hello: &Hello) -> Result<(), End> {
         if hello.node != self.node {
             let text = format!("the hello names node {:?}, the certificate {:?}", hello.node, self.node);
-            self.shared.metrics.refusals.add("wrong-node", 1);
+            self.shared.metrics.sessions_refused.add("wrong-node", 1);
             self.session.refuse(refusal::PROTOCOL, &text);
             return Err(End::Tell);
         }
@@ -231,7 +337,7 @@ impl Session {
                 "incarnation {} of this source is being served; this is {}",
                 stale.serving.0, incarnation.0
             );
-            self.shared.metrics.refusals.add("stale-incarnation", 1);
+            self.shared.metrics.sessions_refused.add("stale-incarnation", 1);
             tracing::error!(node = self.node, text, "two agents may share one identity");
             self.session.refuse(refusal::SUPERSEDED, &text);
             return Err(End::Tell);
@@ -252,110 +358,23 @@ impl Session {
             "a node's session is open"
         );
         self.missing_probes = missing_probes(&hello.capabilities);
-        let announcement =
-            Announcement { source: self.source, incarnation, capability: hello.capabilities.clone() };
-        let body = serde_json::to_vec(&announcement).unwrap_or_default();
-        let append = Append {
+        self.announcement =
+            Some(Announcement { source: self.source, incarnation, capability: hello.capabilities.clone() });
+        self.announce();
+        Ok(())
+    }
+
+    /// Writes down what the source can see, now and again within each replay window: a restarted engine must know it
+    /// however long ago the session was opened.
+    fn announce(&mut self) {
+        self.announce_at = Some(Instant::now() + self.shared.announce_interval);
+        let Some(announcement) = &self.announcement else { return };
+        let body = serde_json::to_vec(announcement).unwrap_or_default();
+        self.offer(Outgoing {
             head: record::head(Kind::Source, unix_now(), &self.node),
             body: Bytes::from(body),
-            receipt: None,
-            room: None,
-        };
-        self.shared.spooler.send(Command::Append(append)).await.map_err(|_closed| End::Over)
-    }
-
-    /// Checks a frame and hands it on, or refuses it by name.
-    async fn framed(&mut self, header: &FrameHeader, bytes: Bytes) -> Result<(), End> {
-        let arrival = unix_now();
-        let position = Position::from(header.meta.id);
-        let (events, inputs) = match self.checker.open(&bytes, arrival) {
-            Ok((header, view)) => {
-                let context = SourceContext {
-                    node: &self.node,
-                    clock_error: Micros(header.meta.clock.error_micros),
-                    missing_probes: &self.missing_probes,
-                };
-                let mut inputs = Vec::new();
-                let rules = self.shared.rules.engine();
-                observe_batch(&view, header.meta.id, &context, rules, &mut |input| inputs.push(input));
-                (view.rows(), inputs)
-            }
-            Err(refusal) => return self.refused(header, position, &refusal, arrival).await,
-        };
-        let size = bytes.len();
-        self.shared.progress.busy();
-        let units = u32::try_from(size.div_ceil(ROOM_UNIT_BYTES)).unwrap_or(u32::MAX);
-        // Not cancelled half way: all room is taken before anything is handed over, and the rest does not wait.
-        let room = Arc::clone(&self.shared.room).acquire_many_owned(units).await;
-        let (Ok(room), Ok(to_spool)) = (room, self.shared.spooler.reserve().await) else {
-            return Err(End::Over);
-        };
-        let to_engine = if inputs.is_empty() {
-            None
-        } else {
-            Some(self.shared.engine.reserve().await.map_err(|_closed| End::Over)?)
-        };
-        let append = Append {
-            head: record::head(Kind::Frame, arrival, &self.node),
-            body: bytes,
-            receipt: Some(Receipt { source: Arc::clone(&self.position), position }),
-            room: Some(room),
-        };
-        let new = self.position.accept(position, || to_spool.send(Command::Append(append)));
-        self.shared.progress.tick();
-        self.shared.progress.idle();
-        let metrics = &self.shared.metrics;
-        if !new {
-            metrics.frames.get_or_create(&Outcome { outcome: "duplicate" }).inc();
-            self.shared.losses.folded(Stage::Intake, "frames", "duplicate", 1);
-            return Ok(());
-        }
-        if let Some(to_engine) = to_engine {
-            to_engine.send(inputs);
-        }
-        metrics.frames.get_or_create(&Outcome { outcome: "accepted" }).inc();
-        metrics.events.inc_by(u64::from(events));
-        metrics.bytes.inc_by(size as u64);
-        self.shared.losses.carried(Stage::Intake, "events", u64::from(events));
-        Ok(())
-    }
-
-    /// Refuses a frame by name and ends the session, so that the source may send something better. When the same frame
-    /// comes again it has nothing better: the frame is given up and counted, and what is behind it may pass.
-    async fn refused(
-        &mut self,
-        header: &FrameHeader,
-        position: Position,
-        refusal: &Refusal,
-        arrival: UnixMicros,
-    ) -> Result<(), End> {
-        let metrics = &self.shared.metrics;
-        metrics.refusals.add(refusal.name(), 1);
-        metrics.frames.get_or_create(&Outcome { outcome: "refused" }).inc();
-        if !self.position.refuse(position) {
-            tracing::warn!(node = self.node, frame = %position, fault = refusal.name(), %refusal, "a frame is refused");
-            let version = matches!(refusal, Refusal::Frame(FrameFault::UnknownBatchVersion(_)));
-            let code = if version { refusal::VERSION } else { refusal::PROTOCOL };
-            self.session.refuse(code, &format!("{}: frame {position}: {refusal}", refusal.name()));
-            return Err(End::Tell);
-        }
-        tracing::error!(node = self.node, frame = %position, fault = refusal.name(), "a frame is given up");
-        let given_up = GivenUp {
-            source: self.source,
-            incarnation: position.incarnation.0,
-            sequence: position.sequence.0,
-            events: header.meta.events,
-            fault: refusal.name().to_owned(),
-        };
-        let append = Append {
-            head: record::head(Kind::GivenUp, arrival, &self.node),
-            body: Bytes::from(serde_json::to_vec(&given_up).unwrap_or_default()),
-            receipt: Some(Receipt { source: Arc::clone(&self.position), position }),
-            room: None,
-        };
-        let to_spool = self.shared.spooler.reserve().await.map_err(|_closed| End::Over)?;
-        let _new = self.position.accept(position, || to_spool.send(Command::Append(append)));
-        Ok(())
+            content: Content::Announcement,
+        });
     }
 
     fn now(&self) -> Now {

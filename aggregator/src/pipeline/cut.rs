@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tapio_schemas::ids::SourceId;
+use tapio_schemas::{ids::SourceId, units::UnixMicros};
 use tapio_wire::Position;
 
 use crate::state::{self, StateDirectory, StateError};
@@ -16,7 +16,10 @@ pub(crate) const ENCODER_VERSION: u32 = 1;
 
 const STORED: &str = "stored.json";
 const CUT: &str = "cut.json";
-const ADVICE: &str = "restore it, or remove the whole state directory: what agents still hold is sent again";
+const ADVICE: &str = "restore it; or stop the aggregator, move stored.json, cut.json and spool/ away and keep \
+    clickhouse/, where the data is: agents send again what they still hold, and what is stored already is recognised";
+const OTHER_ENCODER: &str = "start the release that cut it until cut.json is stored, and then this one; or stop the \
+    aggregator, move stored.json, cut.json and spool/ away and keep clickhouse/: agents send again what they still hold";
 
 /// Where a block was cut out of the spool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,13 +45,68 @@ pub(crate) struct Stored {
     pub(crate) until: u64,
     /// The last stored frame of each source: its incarnation and sequence.
     pub(crate) sources: BTreeMap<SourceId, (u64, u64)>,
+    /// When a frame of each source was stored last, microseconds since 1970.
+    #[serde(default)]
+    pub(crate) stored_at: BTreeMap<SourceId, u64>,
+    /// Frames that are not stored although they are in the spool, because frames before them are damaged: their
+    /// sources send all of them again.
+    #[serde(default)]
+    pub(crate) sent_again: Option<SentAgain>,
+    /// Whether the store may hold frames that this does not know of, because it was made anew.
+    #[serde(default)]
+    pub(crate) is_anew: bool,
+}
+
+/// Records of the spool whose frames are sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SentAgain {
+    /// The first damaged record that was not stored.
+    pub(crate) from: u64,
+    /// The first record behind those that were in the spool when the damage was found.
+    pub(crate) until: u64,
+}
+
+impl SentAgain {
+    /// Whether a record is one of them.
+    pub(crate) const fn contains(&self, ordinal: u64) -> bool {
+        self.from <= ordinal && ordinal < self.until
+    }
 }
 
 impl Stored {
     /// Notes that a source's frames up to `position` are stored.
-    pub(crate) fn note(&mut self, source: SourceId, position: Position) {
+    pub(crate) fn note(&mut self, source: SourceId, position: Position, now: UnixMicros) {
         let last = self.sources.entry(source).or_default();
         *last = (position.incarnation.0, position.sequence.0).max(*last);
+        self.stored_at.insert(source, now.0);
+    }
+
+    /// Whether a frame is stored, as far as this knows.
+    pub(crate) fn has(&self, source: SourceId, position: Position) -> bool {
+        self.sources.get(&source).is_some_and(|last| (position.incarnation.0, position.sequence.0) <= *last)
+    }
+
+    /// Sources of which it is not known when a frame was stored last count from now on.
+    pub(crate) fn date(&mut self, now: UnixMicros) {
+        for source in self.sources.keys() {
+            self.stored_at.entry(*source).or_insert(now.0);
+        }
+    }
+
+    /// Lets go of the sources of which no frame was stored since `before` and that `may_go`; returns how many.
+    pub(crate) fn let_go(&mut self, before: UnixMicros, mut may_go: impl FnMut(SourceId) -> bool) -> u64 {
+        let old: Vec<SourceId> = self
+            .stored_at
+            .iter()
+            .filter(|(source, at)| **at < before.0 && may_go(**source))
+            .map(|(source, _)| *source)
+            .collect();
+        for source in &old {
+            self.stored_at.remove(source);
+            self.sources.remove(source);
+        }
+        old.len() as u64
     }
 
     /// The last stored frame of each source.
@@ -76,7 +134,19 @@ impl Marks {
         let stored = state::read_json::<Stored>(&self.stored_path, ADVICE)?;
         let cut = state::read_json::<Cut>(&self.cut_path, ADVICE)?;
         let until = stored.as_ref().map_or(0, |stored| stored.until);
-        Ok((stored, cut.filter(|cut| cut.until > until)))
+        let cut = cut.filter(|cut| cut.until > until);
+        match &cut {
+            // The rows of another encoder under the same token would be half of the one and half of the other.
+            Some(cut) if cut.encoder != ENCODER_VERSION => Err(StateError::OtherRelease {
+                path: self.cut_path.clone(),
+                reason: format!(
+                    "a block was cut by encoder version {}, and this release has {ENCODER_VERSION}",
+                    cut.encoder
+                ),
+                advice: OTHER_ENCODER,
+            }),
+            _ => Ok((stored, cut)),
+        }
     }
 
     /// Writes the cut; on the disk when this returns.
@@ -117,8 +187,43 @@ mod tests {
         assert_eq!((stored, again.clone()), (None, Some(cut.clone())));
         assert_eq!(token("aa", &cut, "events"), token("aa", &again.unwrap(), "events"));
         let mut stored = Stored { spool: "aa".into(), until: 9, ..Stored::default() };
-        stored.note(SourceId([1; 16]), Position::new(2, 5));
+        stored.note(SourceId([1; 16]), Position::new(2, 5), UnixMicros(7));
         marks.write_stored(&stored).unwrap();
         assert_eq!(Marks::new(&state).load().unwrap(), (Some(stored), None));
+    }
+
+    /// Scenario: a release with another encoder cut a block and ended before it was stored; then it was stored.
+    /// Guarantees: the block is refused with what to do; once it is stored, nothing is in the way.
+    #[test]
+    fn a_cut_of_another_encoder_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(directory.path()).unwrap();
+        let marks = Marks::new(&state);
+        let cut = Cut { from: 0, until: 9, encoder: ENCODER_VERSION + 1, tables: Vec::new() };
+        marks.write_cut(&cut).unwrap();
+        let refused = marks.load().unwrap_err().to_string();
+        assert!(refused.contains("encoder version 2") && refused.contains("keep clickhouse/"), "{refused}");
+        marks.write_stored(&Stored { until: 9, ..Stored::default() }).unwrap();
+        assert_eq!(marks.load().unwrap().1, None);
+    }
+
+    /// Scenario: a mark of an earlier release, without times; then the sources are silent for long, one with a session.
+    /// Guarantees: it is read; sources count from then on; only those that may go are let go.
+    #[test]
+    fn sources_that_are_silent_for_long_are_let_go() {
+        let source = |number| SourceId([number; 16]);
+        let text = format!(
+            "{{\"spool\":\"aa\",\"until\":3,\"sources\":{{\"{}\":[1,2],\"{}\":[1,9]}}}}",
+            source(1),
+            source(2)
+        );
+        let mut stored: Stored = serde_json::from_str(&text).unwrap();
+        assert!(!stored.is_anew && stored.sent_again.is_none());
+        stored.date(UnixMicros(100));
+        assert_eq!(stored.let_go(UnixMicros(100), |_| true), 0);
+        stored.note(source(3), Position::new(1, 1), UnixMicros(200));
+        assert_eq!(stored.let_go(UnixMicros(150), |at| at == source(2)), 1);
+        assert!(stored.has(source(1), Position::new(1, 2)) && !stored.has(source(1), Position::new(1, 3)));
+        assert!(!stored.has(source(2), Position::new(1, 1)) && stored.has(source(3), Position::new(1, 1)));
     }
 }

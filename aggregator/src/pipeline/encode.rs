@@ -4,6 +4,7 @@
 //! between; the token decides, so a block is stored with the names of its first try or its second, never both.) Keeps
 //! its buffers from block to block. Called by [`super::store`] only.
 
+mod capabilities;
 mod events;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use tapio_wire::{
 };
 use thiserror::Error;
 
-use self::events::EventRows;
+use self::{capabilities::Capabilities, events::EventRows};
 use super::record::{Kind, Record};
 use crate::{
     context::Context,
@@ -127,14 +128,12 @@ pub(crate) struct Encoder {
     frames_block: BlockBuilder,
     sources: BTreeMap<(SourceId, u64), SourceRow>,
     /// The capability that each source's incarnation announced last; rows of later blocks repeat it.
-    capabilities: BTreeMap<(SourceId, u64), String>,
+    capabilities: Capabilities,
     frames: Vec<(SourceId, Position)>,
+    given_up: Vec<(SourceId, Position)>,
     /// The first record of the blocks.
     cut: u64,
 }
-
-/// Capabilities that are remembered.
-const CAPABILITIES_MAX: usize = 32_768;
 
 impl Encoder {
     pub(crate) fn new(own: Own, context: Context) -> Result<Self, EncoderError> {
@@ -147,8 +146,9 @@ impl Encoder {
             sources_block: BlockBuilder::new(SOURCE_COLUMNS)?,
             frames_block: BlockBuilder::new(FRAME_COLUMNS)?,
             sources: BTreeMap::new(),
-            capabilities: BTreeMap::new(),
+            capabilities: Capabilities::new(capabilities::SOURCES_MAX),
             frames: Vec::new(),
+            given_up: Vec::new(),
             cut: 0,
         })
     }
@@ -162,6 +162,7 @@ impl Encoder {
         self.frames_block.clear();
         self.sources.clear();
         self.frames.clear();
+        self.given_up.clear();
     }
 
     /// Rows of events so far.
@@ -172,6 +173,11 @@ impl Encoder {
     /// The frames in the blocks so far.
     pub(crate) fn frames(&self) -> &[(SourceId, Position)] {
         &self.frames
+    }
+
+    /// The places of the frames in the blocks so far, and of those that were given up.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = (SourceId, Position)> {
+        self.frames.iter().chain(&self.given_up).copied()
     }
 
     /// Adds a record, the `ordinal`-th of the spool.
@@ -209,7 +215,7 @@ impl Encoder {
                 ledger.add(Stage::Intake, Fate::Lost, "events", &given_up.fault, events);
                 let id = position.of_source(given_up.source);
                 push_ledger(&mut self.ledger, &self.own, record.name, id, &ledger);
-                self.frames.push((given_up.source, position));
+                self.given_up.push((given_up.source, position));
                 Ok(())
             }
         }
@@ -218,10 +224,7 @@ impl Encoder {
     /// Remembers what a source can see: every row of the source repeats it.
     pub(crate) fn remember(&mut self, announcement: &Announcement) {
         let capability = serde_json::to_string(&announcement.capability).unwrap_or_default();
-        if self.capabilities.len() >= CAPABILITIES_MAX {
-            self.capabilities.pop_first();
-        }
-        self.capabilities.insert((announcement.source, announcement.incarnation.0), capability);
+        self.capabilities.put(announcement.source, announcement.incarnation.0, capability);
     }
 
     fn push_frame(&mut self, record: &Record<'_>) -> Result<(), String> {
@@ -245,7 +248,7 @@ impl Encoder {
     pub(crate) fn blocks(&mut self) -> Result<Vec<TableBlock>, BlockError> {
         self.sources_block.clear();
         for ((source, incarnation), row) in &self.sources {
-            let capability = self.capabilities.get(&(*source, *incarnation)).map_or("[]", String::as_str);
+            let capability = self.capabilities.get(*source, *incarnation).unwrap_or("[]");
             for (name, column) in self.sources_block.columns() {
                 match name {
                     "tenant" => column.push_bytes(self.own.tenant.as_bytes()),

@@ -49,6 +49,12 @@ impl Positions {
         if let Some(position) = sources.get(&source) {
             return Some(Arc::clone(position));
         }
+        if sources.len() >= SOURCES_MAX {
+            // Who never sent a frame and is gone leaves nothing behind.
+            sources.retain(|_, position| {
+                Arc::strong_count(position) > 1 || position.marks().accepted != Position::START
+            });
+        }
         (sources.len() < SOURCES_MAX).then(|| Arc::clone(sources.entry(source).or_default()))
     }
 
@@ -68,6 +74,19 @@ impl Positions {
         if let Some(of_source) = self.of(source) {
             of_source.received(position);
         }
+    }
+
+    /// Forgets a source that has no session, and no frame that is not stored; false when it has.
+    pub(crate) fn forget(&self, source: SourceId) -> bool {
+        let mut sources = self.lock();
+        let is_idle = sources.get(&source).is_none_or(|position| {
+            let marks = position.marks();
+            Arc::strong_count(position) == 1 && marks.accepted == marks.stored
+        });
+        if is_idle {
+            sources.remove(&source);
+        }
+        is_idle
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SourceId, Arc<SourcePosition>>> {
@@ -148,5 +167,38 @@ mod tests {
         positions.stored(id, last);
         assert_eq!((source.marks().received, source.marks().stored), (last, last));
         assert!(!source.refuse(Position::new(8, 3)) && source.refuse(Position::new(8, 3)));
+    }
+
+    /// Scenario: a source has a session, then a frame that is not stored, then neither.
+    /// Guarantees: only then it may be forgotten.
+    #[test]
+    fn only_an_idle_source_is_forgotten() {
+        let positions = Positions::default();
+        let id = SourceId([1; 16]);
+        let source = positions.of(id).unwrap();
+        assert!(!positions.forget(id));
+        source.received(Position::new(1, 1));
+        drop(source);
+        assert!(!positions.forget(id));
+        positions.stored(id, Position::new(1, 1));
+        assert!(positions.forget(id));
+        assert_eq!(positions.of(id).unwrap().marks(), Marks::default());
+    }
+
+    /// Scenario: as many sources as there is room for come, most of them without a frame, and go; one more comes.
+    /// Guarantees: it gets a place; those with a history and those with a session keep theirs.
+    #[test]
+    fn sources_without_history_make_room() {
+        let positions = Positions::default();
+        let id = |number: usize| SourceId((number as u128).to_be_bytes());
+        let held = positions.of(id(0)).unwrap();
+        positions.stored(id(1), Position::new(1, 1));
+        for number in 2..SOURCES_MAX {
+            positions.of(id(number)).unwrap();
+        }
+        assert!(positions.of(id(SOURCES_MAX)).is_some());
+        assert_eq!(positions.lock().len(), 3);
+        assert_eq!(positions.of(id(1)).unwrap().marks().stored, Position::new(1, 1));
+        drop(held);
     }
 }

@@ -3,6 +3,11 @@
 //! A thread of its own. The cut is on the disk before the first insert; an insert that fails is tried again with the
 //! same bytes and token until it succeeds, because nothing drops rows after *received*: while the store is away, data
 //! waits in the spool, and the health says so. It never reads beyond what is synced, and never makes an owned event.
+//!
+//! Damage in what is not stored yet is survived by starting again: the start finds it, and has all frames from there on
+//! sent again by their sources, which keep them until they are stored.
+
+mod asking;
 
 use std::{
     collections::VecDeque,
@@ -12,9 +17,10 @@ use std::{
 };
 
 use tapio_daemon::Progress;
-use tapio_schemas::ledger::Stage;
-use tapio_spool::{Gap, Item, Ordinal, Reader, SpoolError};
+use tapio_schemas::{ids::SourceId, ledger::Stage};
+use tapio_spool::{Gap, GapReason, Item, Ordinal, Reader, SpoolError};
 use tapio_store::client::{Advice, BlockWriter, ClientError, DeduplicationToken};
+use tapio_wire::{Position, frame::FrameHeader};
 use thiserror::Error;
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -22,13 +28,16 @@ use tokio_util::sync::CancellationToken;
 use super::{
     cut::{self, Cut, Marks, Stored},
     encode::{Encoder, TABLES, TableBlock},
+    history::History,
     positions::Positions,
-    record::Record,
+    record::{Kind, Record},
     spooler::{Command, Shared},
 };
 use crate::{
     losses::Losses,
     metrics::{StoreMetrics, Table},
+    run::now,
+    source::{EVENT_AGE_MAX, GivenUp},
     state::StateError,
 };
 
@@ -45,6 +54,8 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Marks of stored blocks that wait for the end of the replay window, at most; beyond, the oldest two become one.
 const RETAINED_MAX: usize = 65_536;
+/// How often it is looked for sources that are silent for so long that they are let go.
+const LET_GO_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Why the feeder cannot go on: the disk under the state directory, never the store.
 #[derive(Debug, Error)]
@@ -58,6 +69,17 @@ pub enum FeedError {
     /// A block could not be put together: a fault of this program.
     #[error("a block cannot be encoded: {0}")]
     Encode(String),
+    /// Records are damaged that are not stored.
+    #[error(
+        "records {from} to {until} of the spool are damaged and not stored: start again, agents then send again what \
+         they and those behind them held; and check the disk"
+    )]
+    Damaged {
+        /// The first of them.
+        from: u64,
+        /// The first behind them.
+        until: u64,
+    },
 }
 
 /// What the feeder is made of; [`Feeder::run`] is its thread.
@@ -70,6 +92,7 @@ pub(crate) struct Feeder {
     pub(crate) pending: Option<Cut>,
     pub(crate) encoder: Encoder,
     pub(crate) writer: BlockWriter,
+    pub(crate) history: History,
     pub(crate) runtime: Handle,
     pub(crate) positions: Arc<Positions>,
     pub(crate) losses: Arc<Losses>,
@@ -83,6 +106,8 @@ pub(crate) struct Feeder {
     pub(crate) replay_window: Duration,
     /// They leave it earlier when the spool uses more than this.
     pub(crate) replay_bytes_max: u64,
+    /// When it is looked again for sources to let go.
+    pub(crate) let_go_at: Instant,
 }
 
 /// Stored blocks whose frames are kept for the engine's replay.
@@ -93,6 +118,8 @@ struct Retained(VecDeque<(Instant, u64)>);
 enum Filled {
     /// The block is to be cut here.
     Cut,
+    /// Damage was found: what stands before it is to be cut, if anything.
+    Damaged(Gap),
     /// The feeder is to end.
     Stop,
 }
@@ -103,6 +130,10 @@ impl Feeder {
     /// # Errors
     /// When the disk under the state directory fails.
     pub(crate) fn run(mut self) -> Result<(), FeedError> {
+        if !self.learn()? {
+            self.progress.finish();
+            return Ok(());
+        }
         let mut retained = Retained::default();
         if self.stored.until > 0 {
             // How long ago that was stored is not known any more: the whole window starts again.
@@ -110,31 +141,50 @@ impl Feeder {
         }
         loop {
             self.encoder.begin(self.stored.until);
+            let mut damaged = None;
             let cut = match self.pending.take() {
                 Some(cut) => {
                     self.refill(&cut)?;
+                    match self.is_complete(&cut) {
+                        None => break,
+                        Some(true) => {
+                            tracing::info!(from = cut.from, until = cut.until, "that block is stored");
+                            self.advance(&cut)?;
+                            retained.push(cut.until);
+                            continue;
+                        }
+                        Some(false) => cut,
+                    }
+                }
+                None => {
+                    let until = match self.fill(&mut retained)? {
+                        Filled::Stop => break,
+                        Filled::Cut => self.reader.position().0,
+                        Filled::Damaged(gap) => damaged.insert(gap).from.0,
+                    };
+                    let cut = Cut {
+                        from: self.stored.until,
+                        until,
+                        encoder: cut::ENCODER_VERSION,
+                        tables: TABLES.iter().map(|table| (*table).to_owned()).collect(),
+                    };
+                    if cut.until > cut.from {
+                        self.marks.write_cut(&cut)?;
+                    }
                     cut
                 }
-                None => match self.fill(&mut retained)? {
-                    Filled::Stop => break,
-                    Filled::Cut => {
-                        let cut = Cut {
-                            from: self.stored.until,
-                            until: self.reader.position().0,
-                            encoder: cut::ENCODER_VERSION,
-                            tables: TABLES.iter().map(|table| (*table).to_owned()).collect(),
-                        };
-                        self.marks.write_cut(&cut)?;
-                        cut
-                    }
-                },
             };
             self.progress.busy();
-            if !self.insert(&cut)? {
-                break;
+            if cut.until > cut.from {
+                if !self.insert(&cut)? {
+                    break;
+                }
+                self.advance(&cut)?;
+                retained.push(cut.until);
             }
-            self.advance(&cut)?;
-            retained.push(cut.until);
+            if let Some(gap) = damaged {
+                return Err(FeedError::Damaged { from: gap.from.0, until: gap.until.0 });
+            }
             self.trim(&mut retained);
             self.progress.tick();
         }
@@ -153,7 +203,10 @@ impl Feeder {
             let draining = self.drain.is_cancelled();
             if self.reader.position().0 < self.shared.synced() {
                 first_at.get_or_insert_with(Instant::now);
-                bytes += self.read_one()?;
+                match self.read_one()? {
+                    Read::Bytes(read) => bytes += read,
+                    Read::Damaged(gap) => return Ok(Filled::Damaged(gap)),
+                }
                 if self.encoder.event_rows() >= BLOCK_ROWS || bytes >= BLOCK_FRAME_BYTES {
                     return Ok(Filled::Cut);
                 }
@@ -167,6 +220,9 @@ impl Feeder {
                 None => {
                     self.progress.idle();
                     self.trim(retained);
+                    if self.let_go() > 0 {
+                        self.marks.write_stored(&self.stored)?;
+                    }
                     thread::park_timeout(IDLE_PAUSE);
                 }
             }
@@ -181,17 +237,32 @@ impl Feeder {
             "a block that was cut before is cut again the same"
         );
         while self.reader.position().0 < cut.until {
-            if self.read_one()? == 0 && self.reader.position().0 >= self.shared.synced() {
-                break;
+            match self.read_one()? {
+                // The start would have found it, so it came in between: the next start finds it.
+                Read::Damaged(gap) => {
+                    return Err(FeedError::Damaged { from: gap.from.0, until: gap.until.0 });
+                }
+                Read::Bytes(0) if self.reader.position().0 >= self.shared.synced() => break,
+                Read::Bytes(_) => {}
             }
         }
         Ok(())
     }
 
     /// Reads the next record, or gap, into the encoder; returns the record's bytes.
-    fn read_one(&mut self) -> Result<usize, FeedError> {
+    fn read_one(&mut self) -> Result<Read, FeedError> {
+        let sent_again = self.stored.sent_again;
+        let is_sent_again = |ordinal| sent_again.is_some_and(|range| range.contains(ordinal));
         let (ordinal, bytes, dropped) = match self.reader.next_item()? {
-            None => return Ok(0),
+            None => return Ok(Read::Bytes(0)),
+            Some(Item::Gap(gap)) if matches!(gap.reason, GapReason::Damaged { .. }) => {
+                if !is_sent_again(gap.from.0) {
+                    return Ok(Read::Damaged(gap));
+                }
+                tracing::error!(from = gap.from.0, until = gap.until.0, "records of the spool are damaged");
+                self.metrics.drops.add(gap.reason.label(), lost_records(&gap));
+                return Ok(Read::Bytes(0));
+            }
             Some(Item::Gap(gap)) => {
                 let lost = lost_records(&gap);
                 if lost > 0 {
@@ -204,12 +275,21 @@ impl Feeder {
                     self.metrics.drops.add(gap.reason.label(), lost);
                     self.losses.lost(Stage::Store, "frames", gap.reason.label(), lost);
                 }
-                return Ok(0);
+                return Ok(Read::Bytes(0));
             }
             Some(Item::Record { ordinal, payload }) => {
-                let pushed = Record::read(payload)
-                    .map_err(|error| error.to_string())
-                    .and_then(|record| self.encoder.push(ordinal.0, &record));
+                let (encoder, stored) = (&mut self.encoder, &self.stored);
+                let pushed = Record::read(payload).map_err(|error| error.to_string()).and_then(|record| {
+                    let frame = frame_of(&record);
+                    let is_known = frame.is_some_and(|(source, position)| stored.has(source, position));
+                    if is_known || (frame.is_some() && is_sent_again(ordinal.0)) {
+                        return Ok(false);
+                    }
+                    encoder.push(ordinal.0, &record).map(|()| true)
+                });
+                if pushed == Ok(false) {
+                    self.losses.folded(Stage::Store, "frames", "sent-again", 1);
+                }
                 (ordinal, payload.len(), pushed.err())
             }
         };
@@ -220,7 +300,7 @@ impl Feeder {
             self.metrics.drops.add("undecodable", 1);
             self.losses.lost(Stage::Store, "frames", "undecodable", 1);
         }
-        Ok(bytes)
+        Ok(Read::Bytes(bytes))
     }
 
     /// Inserts all blocks of the cut; false when the feeder was stopped before they were in.
@@ -276,6 +356,10 @@ impl Feeder {
         if advice != Advice::Retry {
             *pause = RETRY_PAUSE_MAX;
         }
+        self.pause(pause);
+    }
+
+    fn pause(&self, pause: &mut Duration) {
         let stopped = async {
             tokio::select! {
                 () = self.stop.cancelled() => {}
@@ -290,13 +374,16 @@ impl Feeder {
 
     /// Notes durably that a cut is stored, and tells the sessions.
     fn advance(&mut self, cut: &Cut) -> Result<(), FeedError> {
-        for (source, position) in self.encoder.frames() {
-            self.stored.note(*source, *position);
+        let now = now();
+        for (source, position) in self.encoder.positions() {
+            self.stored.note(source, position, now);
         }
         self.stored.until = cut.until;
+        self.stored.sent_again = self.stored.sent_again.filter(|range| range.until > cut.until);
+        self.let_go();
         self.marks.write_stored(&self.stored)?;
-        for (source, position) in self.encoder.frames() {
-            self.positions.stored(*source, *position);
+        for (source, position) in self.encoder.positions() {
+            self.positions.stored(source, position);
         }
         self.note_waiting();
         Ok(())
@@ -310,6 +397,21 @@ impl Feeder {
             // If its queue is full it is busy, and looks by itself when it is out of room.
             drop(self.spooler.try_send(Command::Trim));
         }
+    }
+
+    /// Lets go of sources that are gone: no frame that they still have would be taken, for its age.
+    fn let_go(&mut self) -> u64 {
+        if Instant::now() < self.let_go_at {
+            return 0;
+        }
+        self.let_go_at = Instant::now() + LET_GO_INTERVAL;
+        let positions = &self.positions;
+        let gone = self.stored.let_go(now().minus(EVENT_AGE_MAX), |source| positions.forget(source));
+        if gone > 0 {
+            tracing::info!(gone, "sources that were silent for long are let go");
+            self.metrics.sources_let_go.inc_by(gone);
+        }
+        gone
     }
 
     fn note_waiting(&self) {
@@ -341,10 +443,31 @@ impl Retained {
     }
 }
 
+/// What was read.
+enum Read {
+    /// A record of so many bytes, or nothing.
+    Bytes(usize),
+    /// Damage that the start did not find.
+    Damaged(Gap),
+}
+
+/// The frame whose place a record takes.
+fn frame_of(record: &Record<'_>) -> Option<(SourceId, Position)> {
+    match record.kind {
+        Kind::Frame => {
+            FrameHeader::parse(record.body).ok().map(|header| (header.meta.id.source, header.meta.id.into()))
+        }
+        Kind::GivenUp => serde_json::from_slice::<GivenUp>(record.body)
+            .ok()
+            .map(|given_up| (given_up.source, Position::new(given_up.incarnation, given_up.sequence))),
+        Kind::OwnLedger | Kind::Source => None,
+    }
+}
+
 /// How many records a gap lost: ordinals that were skipped were never used.
-fn lost_records(gap: &Gap) -> u64 {
+pub(crate) fn lost_records(gap: &Gap) -> u64 {
     match gap.reason {
-        tapio_spool::GapReason::Skipped => 0,
+        GapReason::Skipped => 0,
         _ => gap.until.0.saturating_sub(gap.from.max(Ordinal::FIRST).0),
     }
 }

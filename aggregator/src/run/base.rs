@@ -1,6 +1,7 @@
 //! What nearly every part of the tier holds, the sockets, and how the engine and the small tasks are started.
 
 use std::{
+    collections::HashMap,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -68,6 +69,13 @@ impl Listening {
     }
 }
 
+/// What the engine is fed with beside the spool.
+pub(super) struct Fed {
+    /// The probes that each node lacks, by its name.
+    pub(super) missing: HashMap<String, Vec<String>>,
+    pub(super) queue: mpsc::Receiver<engine::queue::Batch>,
+}
+
 /// What nearly every part holds.
 pub(super) struct Base {
     pub(super) tenant: TenantId,
@@ -118,7 +126,7 @@ impl Base {
         threads: &mut Threads,
         state: &StateDirectory,
         spool: &Spool,
-        queue: mpsc::Receiver<engine::Batch>,
+        fed: Fed,
         writer: &BlockWriter,
         ready: watch::Receiver<bool>,
     ) -> Result<(), RunError> {
@@ -152,7 +160,8 @@ impl Base {
             outbox,
             replay: spool.read_from(spool.first()),
             replay_until: spool.next(),
-            queue,
+            missing: fed.missing,
+            queue: fed.queue,
             runtime: Handle::current(),
             losses: Arc::clone(&self.losses),
             metrics: self.metrics.engine.clone(),

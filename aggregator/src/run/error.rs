@@ -81,8 +81,8 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
-    /// A thread panicked, which is a fault of this program.
-    #[error("the thread {name} ended unexpectedly")]
+    /// A thread or task panicked, or ended before it was told to, which is a fault of this program.
+    #[error("the part {name:?} ended unexpectedly")]
     Panicked {
         /// Which.
         name: &'static str,

@@ -1,18 +1,24 @@
 //! What the intake refuses, and how it says so.
 
+use std::time::Duration;
+
 use tapio_identity::Name;
 use tapio_schemas::{
+    batch::{AlignedVec, BatchBuilder},
     event::{Core, UnifiedEvent},
     ids::SourceId,
     intent::EventKind,
+    ledger::{Fate, Stage},
 };
 use tapio_wire::{
     Position,
     frame::{FrameEncoder, FrameLimits, FrameMeta},
     message::refusal,
+    session::EdgeEvent,
 };
+use tokio_util::sync::CancellationToken;
 
-use super::support::{Frame, Node, World, frame, now};
+use super::support::{Frame, Node, World, engine_is_here, frame, now, number, store};
 
 fn event() -> UnifiedEvent {
     UnifiedEvent {
@@ -87,7 +93,8 @@ async fn faulty_frames_are_refused_by_name() {
 }
 
 /// Scenario: a frame that is corrupt on the node's disk is sent, refused, and sent again; sound ones stand behind it.
-/// Guarantees: the second time it is given up and counted, is acknowledged, and what stands behind it passes.
+/// Guarantees: the second time it is given up, counted once as such and once as refused, and acknowledged; what stands
+/// behind it passes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frame_that_stays_corrupt_does_not_block_its_source() {
     let world = World::new();
@@ -101,6 +108,85 @@ async fn a_frame_that_stays_corrupt_does_not_block_its_source() {
     node.until_received(1).await;
     node.offer(&frame(node.source, Position::new(1, 2), &[event()])).await;
     node.until_received(2).await;
+    let metrics = running.registry.encode().unwrap();
+    for (outcome, frames) in [("refused", 1), ("given-up", 1), ("accepted", 1)] {
+        let line = format!("tapio_intake_frames_total{{outcome=\"{outcome}\"}} {frames}");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a frame that is corrupt is given up while the store is there.
+/// Guarantees: the ledger says how many events were lost, and why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_is_given_up_stands_in_the_ledger() {
+    if !engine_is_here() {
+        return;
+    }
+    let world = World::new();
+    let running = world.embedded().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    let bad = corrupt(node.source);
+    node.offer(&bad).await;
+    node.until_refused().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    node.offer(&bad).await;
+    node.until_stored(1).await;
+    let lost = "SELECT sum(count) AS n FROM tapio.ledger WHERE stage = 'intake' AND fate = 'lost' \
+        AND subject = 'events' AND reason = 'corrupt-payload' AND node = 'n1'";
+    assert_eq!(number(&store(&running), lost).await, 2);
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a node gave two frames up, and the one behind them is refused; it connects again and that one is given up.
+/// Guarantees: the two count once, when the frame behind them is done with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_counts_once() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let source = Name::node("tapio.test", "default", "demo", "n1").unwrap().source_id();
+    let mut bytes = frame(source, Position::new(1, 3), &[event(), event()]).bytes.to_vec();
+    let middle = 96 + (bytes.len() - 96) / 2;
+    bytes[middle] ^= 0x55;
+    let bad = Frame { position: Position::new(1, 3), bytes: bytes.into() };
+    for _ in 0..2 {
+        let mut node = world.node(&running, "n1", 1).await;
+        node.offer(&bad).await;
+        node.until(|event| match event {
+            EdgeEvent::Received(at) => at.sequence.0 == 3,
+            event => matches!(event, EdgeEvent::Refused { .. }),
+        })
+        .await;
+    }
+    let metrics = running.registry.encode().unwrap();
+    assert!(metrics.contains("tapio_intake_sequences_skipped_total 2"), "{metrics}");
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a ledger counts something and names no time at which it did; another counts nothing and names none.
+/// Guarantees: the first is refused, because its rows would be of 1970 and gone at once; the second passes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_without_a_time_is_refused() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    let timeless = |position: Position, counts: bool| {
+        let mut batch = BatchBuilder::default();
+        if counts {
+            batch.ledger_mut().add(Stage::Kernel, Fate::Lost, "records", "ring-full", 1);
+        }
+        let mut bytes = AlignedVec::new();
+        let summary = batch.finish(&mut bytes).unwrap();
+        let meta = FrameMeta::new(position.of_source(node.source), summary.rows);
+        let mut out = Vec::new();
+        FrameEncoder::new(FrameLimits::default()).unwrap().encode(meta, &bytes, &mut out).unwrap();
+        Frame { position, bytes: out.into() }
+    };
+    let (fine, wrong) = (timeless(first(), false), timeless(Position::new(1, 2), true));
+    node.offer(&fine).await;
+    node.until_received(1).await;
+    node.offer(&wrong).await;
+    assert!(node.until_refused().await.1.starts_with("time-out-of-range"));
     running.stop().await.unwrap();
 }
 
@@ -144,4 +230,29 @@ async fn a_newer_life_supersedes() {
     new.offer(&frame(new.source, Position::new(2, 1), &[event()])).await;
     new.until_received(1).await;
     running.stop().await.unwrap();
+}
+
+/// Scenario: a node connects with a certificate that is valid for some seconds, and stays.
+/// Guarantees: its session ends with the certificate, and is told why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_with_its_certificate() {
+    let world = World::new();
+    let running = world.without_store().await;
+    let mut node = world.node_for(&running, "n1", Duration::from_secs(5)).await;
+    let (code, text) = node.until_refused().await;
+    assert_eq!(code, refusal::PROTOCOL);
+    assert!(text.starts_with("certificate-expired"), "{text}");
+    running.stop().await.unwrap();
+}
+
+/// Scenario: the process is told to end while it starts.
+/// Guarantees: it ends in order and soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_can_be_given_up() {
+    let world = World::new();
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    let store = "mode = \"server\"\nurl = \"http://127.0.0.1:9\"";
+    let ended = tapio_aggregator::run(world.config(store), shutdown);
+    tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap().unwrap();
 }

@@ -52,9 +52,9 @@ fn event(number: u64) -> UnifiedEvent {
     }
 }
 
-const ROWS: u64 = 50;
+pub(crate) const ROWS: u64 = 50;
 
-async fn send(node: &mut Node, incarnation: u64, sequences: std::ops::RangeInclusive<u64>) {
+pub(crate) async fn send(node: &mut Node, incarnation: u64, sequences: std::ops::RangeInclusive<u64>) {
     for sequence in sequences {
         let events: Vec<_> = (0..ROWS).map(|row| event(sequence * 1_000 + row)).collect();
         let frame = frame(node.source, Position::new(incarnation, sequence), &events);
@@ -62,8 +62,9 @@ async fn send(node: &mut Node, incarnation: u64, sequences: std::ops::RangeInclu
     }
 }
 
-const DISTINCT: &str = "SELECT uniqExact(source_id, incarnation, sequence, row) AS n FROM tapio.events";
-const EVENTS: &str = "SELECT count() AS n FROM tapio.events";
+pub(crate) const DISTINCT: &str =
+    "SELECT uniqExact(source_id, incarnation, sequence, row) AS n FROM tapio.events";
+pub(crate) const EVENTS: &str = "SELECT count() AS n FROM tapio.events";
 
 /// Scenario: a node ships frames; half of its events are of a pod that the identity file names.
 /// Guarantees: every cell of every row is what was sent, names are joined, and frames, ledger and source are there.

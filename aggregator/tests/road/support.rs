@@ -55,8 +55,8 @@ impl World {
         self.directory.path()
     }
 
-    fn files(&self, name: &Name, stem: &str) -> (PathBuf, PathBuf, PathBuf) {
-        let issued = self.authority.issue(name, SystemTime::now(), LIFE).unwrap();
+    fn files(&self, name: &Name, stem: &str, life: Duration) -> (PathBuf, PathBuf, PathBuf) {
+        let issued = self.authority.issue(name, SystemTime::now(), life).unwrap();
         let folder = self.path().join("certificates");
         fs::create_dir_all(&folder).unwrap();
         issued.write(&folder, stem).unwrap();
@@ -67,15 +67,15 @@ impl World {
         )
     }
 
-    pub(crate) fn credentials(&self, name: &Name, stem: &str) -> Credentials {
-        let (certificate, key, authority) = self.files(name, stem);
+    pub(crate) fn credentials(&self, name: &Name, stem: &str, life: Duration) -> Credentials {
+        let (certificate, key, authority) = self.files(name, stem, life);
         Credentials::load(&certificate, &key, &authority).unwrap()
     }
 
     /// A configuration on free ports; `store` is the `[store]` table.
     pub(crate) fn config(&self, store: &str) -> Config {
         let name = Name::aggregator(DOMAIN, "default", "demo", "a1").unwrap();
-        let (certificate, key, authority) = self.files(&name, "aggregator");
+        let (certificate, key, authority) = self.files(&name, "aggregator", LIFE);
         let text = format!(
             r#"
             [aggregator]
@@ -116,7 +116,7 @@ impl World {
 
     /// A bare connection of a peer with a certificate of this name.
     pub(crate) async fn connect_as(&self, running: &Running, name: &Name) -> Connection {
-        let credentials = self.credentials(name, "peer");
+        let credentials = self.credentials(name, "peer", LIFE);
         let endpoint = quic::client_endpoint(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let expected = Expected::beside(name, &[NameKind::Aggregator]).anywhere();
         quic::connect(&endpoint, &credentials, running.intake_addr, &expected).await.unwrap().0
@@ -126,6 +126,14 @@ impl World {
     pub(crate) async fn node(&self, running: &Running, node: &str, incarnation: u64) -> Node {
         let name = Name::node(DOMAIN, "default", "demo", node).unwrap();
         let mut node = Node::connect(self, running, &name, node, incarnation).await;
+        node.until(|event| matches!(event, EdgeEvent::Welcomed { .. })).await;
+        node
+    }
+
+    /// The same, with a certificate that is valid for `life`.
+    pub(crate) async fn node_for(&self, running: &Running, node: &str, life: Duration) -> Node {
+        let name = Name::node(DOMAIN, "default", "demo", node).unwrap();
+        let mut node = Node::connect_for(self, running, &name, node, 1, life).await;
         node.until(|event| matches!(event, EdgeEvent::Welcomed { .. })).await;
         node
     }
@@ -161,7 +169,18 @@ impl Node {
         says: &str,
         incarnation: u64,
     ) -> Self {
-        let credentials = world.credentials(name, says);
+        Self::connect_for(world, running, name, says, incarnation, LIFE).await
+    }
+
+    async fn connect_for(
+        world: &World,
+        running: &Running,
+        name: &Name,
+        says: &str,
+        incarnation: u64,
+        life: Duration,
+    ) -> Self {
+        let credentials = world.credentials(name, says, life);
         let endpoint = quic::client_endpoint(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let expected = Expected::beside(name, &[NameKind::Aggregator]);
         let (connection, _peer) =

@@ -89,6 +89,21 @@ pub enum MigrationError {
     /// The bookkeeping failed.
     #[error("the table of schema steps cannot be used")]
     Bookkeeping(#[source] ClientError),
+    /// A table forgets too soon which blocks it has.
+    #[error(
+        "table {table} remembers its last {found} blocks ({setting}) and {needed} are needed, or a block that is \
+             sent again would be stored twice; run ALTER TABLE {table} MODIFY SETTING {setting} = {needed}"
+    )]
+    Forgetful {
+        /// The table.
+        table: String,
+        /// Which setting says so.
+        setting: &'static str,
+        /// Its value.
+        found: u64,
+        /// The least that will do.
+        needed: u64,
+    },
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,6 +167,68 @@ pub async fn check(server: &Reader) -> Result<(), MigrationError> {
         return Err(MigrationError::Older { found: newest, needed });
     }
     Ok(())
+}
+
+/// The blocks that each table must remember, so that a block that is sent again is recognised.
+///
+/// A writer repeats a block until it is stored and sends no other before. It may wait 60 s for an answer and pause for
+/// 5 s, in which others that write the same table make up to five blocks a second each: 325. A block has a part, and so
+/// an entry, for each day that its rows are of, which is one, or two around midnight: three writers, two parts, half as
+/// much again for clocks that differ. What is repeated after a restart, however much later, does not rest on this: then
+/// the table `frames` is asked.
+pub const REMEMBERED_BLOCKS_MIN: u64 = 3_000;
+
+/// Checks that every table of the schema remembers at least `needed` blocks, where its engine keeps any. A user's own
+/// tables may stand in the schema's place (IF NOT EXISTS), made with other settings.
+///
+/// # Errors
+/// [`MigrationError::Forgetful`] for the first table that does not, or the server's refusal.
+pub async fn check_deduplication(server: &Reader, needed: u64) -> Result<(), MigrationError> {
+    #[derive(Deserialize)]
+    struct Table {
+        name: String,
+        engine: String,
+        engine_full: String,
+    }
+    #[derive(Deserialize)]
+    struct Setting {
+        name: String,
+        value: String,
+    }
+    let statement = format!(
+        "SELECT name, engine, engine_full FROM system.tables \
+         WHERE database = '{DATABASE}' AND engine LIKE '%MergeTree' AND name != 'schema_migrations' ORDER BY name"
+    );
+    let tables: Vec<Table> = server.rows(&statement, &[]).await.map_err(MigrationError::Bookkeeping)?;
+    let statement =
+        format!("SELECT name, value FROM system.merge_tree_settings WHERE name IN ('{OWN}', '{REPLICATED}')");
+    let defaults: Vec<Setting> = server.rows(&statement, &[]).await.map_err(MigrationError::Bookkeeping)?;
+    for table in tables {
+        let setting = if table.engine.starts_with("Replicated") { REPLICATED } else { OWN };
+        let default = || defaults.iter().find(|default| default.name == setting)?.value.parse().ok();
+        let found = setting_in(&table.engine_full, setting).or_else(default).unwrap_or(0);
+        if found < needed {
+            return Err(MigrationError::Forgetful {
+                table: format!("{DATABASE}.{}", table.name),
+                setting,
+                found,
+                needed,
+            });
+        }
+    }
+    Ok(())
+}
+
+const OWN: &str = "non_replicated_deduplication_window";
+const REPLICATED: &str = "replicated_deduplication_window";
+
+/// The value of a setting in what `system.tables` says of a table's engine.
+fn setting_in(engine_full: &str, setting: &str) -> Option<u64> {
+    let (_, settings) = engine_full.rsplit_once(" SETTINGS ")?;
+    settings.split(',').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        (name.trim() == setting).then(|| value.trim().trim_matches('\'').parse().ok())?
+    })
 }
 
 async fn prepare(server: &Reader) -> Result<(), MigrationError> {
@@ -271,6 +348,22 @@ mod tests {
                 "non_replicated_deduplication_window",
             ] {
                 assert!(statement.contains(needed), "{needed:?} is missing in: {statement}");
+            }
+        }
+    }
+
+    /// Scenario: an engine as the server describes it, with both settings, and without any.
+    /// Guarantees: each is read by its whole name; one that is not there is not made up.
+    #[test]
+    fn settings_are_read_from_the_engine() {
+        let engine = "MergeTree PARTITION BY toDate(t) ORDER BY (a, b) TTL toDate(t) + toIntervalDay(30) \
+            SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 100, \
+            replicated_deduplication_window = 7";
+        assert_eq!((setting_in(engine, OWN), setting_in(engine, REPLICATED)), (Some(100), Some(7)));
+        assert_eq!(setting_in("MergeTree ORDER BY a", OWN), None);
+        for step in MIGRATIONS.iter().flat_map(|step| statements(step.sql)) {
+            if let Some((_, window)) = step.split_once("non_replicated_deduplication_window = ") {
+                assert!(window.trim_end_matches(';').trim().parse::<u64>().unwrap() >= REMEMBERED_BLOCKS_MIN);
             }
         }
     }
