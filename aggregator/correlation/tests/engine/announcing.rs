@@ -1,6 +1,6 @@
 //! Findings over time: one id, few revisions, an end.
 
-use tapio_correlation::{Announcer, PodNames, announce::Owner};
+use tapio_correlation::{Announcer, announce::Owner};
 use tapio_schemas::{
     finding::{Finding, FindingState},
     ids::{ClusterId, TenantId},
@@ -9,7 +9,7 @@ use tapio_schemas::{
 };
 
 use crate::{
-    oom::pods,
+    oom::{PodNames, pods},
     story::{Story, at, classic, rules, trace},
 };
 

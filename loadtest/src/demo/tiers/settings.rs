@@ -87,8 +87,7 @@ impl Settings {
             ("state", table([("directory", state("edge-agent"))])),
             ("telemetry", telemetry(agent_telemetry)),
         ]);
-        let store =
-            server.map_or_else(|| table([("mode", "embedded".into())]), ClickHouseServer::table);
+        let store = server.map_or_else(|| table([("mode", "embedded".into())]), ClickHouseServer::table);
         let aggregator = table([
             (
                 "aggregator",
