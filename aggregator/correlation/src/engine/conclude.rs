@@ -145,7 +145,8 @@ pub(super) fn verdict(
 fn symptom_seen_until(context: &Context<'_>, rule: &Rule, draft: &Draft, shown: usize) -> UnixMicros {
     let seen = |onset: &Onset| {
         let step = rule.step(onset.stands_in.unwrap_or(onset.step))?;
-        let peers: BTreeSet<_> = onset.group.items.iter().filter_map(|item| item.peer.as_ref()).collect();
+        let calls = onset.group.items.iter().filter(|_item| onset.stands_in.is_some());
+        let peers: BTreeSet<_> = calls.filter_map(|item| item.peer.as_ref()).collect();
         let fits = |item: &Observation| {
             step.condition.as_ref().is_none_or(|condition| condition.holds(item))
                 && (onset.stands_in.is_none() || item.peer.as_ref().is_some_and(|peer| peers.contains(peer)))
@@ -171,7 +172,7 @@ fn window_of(
 ) -> (UnixMicros, UnixMicros) {
     let from = lines.iter().map(|line| line.first.earliest).min().unwrap_or(draft.first.earliest);
     let until = lines.iter().map(|line| line.last.latest).max().unwrap_or(draft.last.latest);
-    let until = if !draft.onsets.is_empty() { until } else { draft.last.latest.plus(rule.reach_after()) };
+    let until = if draft.onsets.is_empty() { draft.last.latest.plus(rule.reach_after()) } else { until };
     (from, until.min(context.watermark).max(from))
 }
 

@@ -112,10 +112,8 @@ fn are_rivals((one, a): (&Concluded<'_>, &Onset), (other, b): (&Concluded<'_>, &
         let lines = concluded.draft.lines.iter().map(|line| line.last.latest).max();
         lines.unwrap_or_default().max(onset.last())
     };
-    !is_same_fault
-        && !(a.is_traced && b.is_traced)
-        && a.first.earliest <= last(other, b)
-        && b.first.earliest <= last(one, a)
+    let is_both = a.is_traced && b.is_traced;
+    !is_same_fault && !is_both && a.first.earliest <= last(other, b) && b.first.earliest <= last(one, a)
 }
 
 /// Seen on the requests themselves first, then by the share of the evidence that is present.

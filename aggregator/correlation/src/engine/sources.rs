@@ -110,7 +110,8 @@ impl Source {
             self.rows.remove(&position);
         }
         self.rows.insert(at, row);
-        let start = sequence.0.saturating_sub(sequence.0 % RUN);
+        // The first frame of a life is number 1.
+        let start = sequence.0.saturating_sub(sequence.0.saturating_sub(1) % RUN);
         let group = (incarnation, Sequence(start))..(incarnation, Sequence(start.saturating_add(RUN)));
         let places: Vec<Position> = self.rows.range(group).map(|(position, _row)| *position).collect();
         if u64::try_from(places.len()).unwrap_or(u64::MAX) < RUN {
