@@ -133,7 +133,10 @@ fn unseen_rival(context: &Context<'_>, rule: &Rule, draft: &Draft, onset: &Onset
     let from = draft.first.earliest.minus(rule.reach_after());
     let until = onset.first.latest.min(context.watermark);
     let announcing = || context.rules.rules().iter().filter(|rule| rule.announce == Announce::Finding);
-    for id in below(context, rule, draft, onset.subject()) {
+    let Some(nodes) = below(context, rule, draft, onset.subject()) else {
+        return Some(format!("another fault may explain it: it calls more than {BELOW_MAX} others"));
+    };
+    for id in nodes {
         let source = context.sources.get(id);
         let broken = announcing()
             .filter_map(Rule::anchor_step)
@@ -161,20 +164,28 @@ fn unseen_rival(context: &Context<'_>, rule: &Rule, draft: &Draft, onset: &Onset
     None
 }
 
-/// The nodes of what `entity` calls, directly and through what is affected too.
-fn below(context: &Context<'_>, rule: &Rule, draft: &Draft, entity: &EntityKey) -> BTreeSet<SourceId> {
+/// The nodes of what `entity` calls, directly and through what is affected too; `None` if that is too much to look at.
+fn below(
+    context: &Context<'_>,
+    rule: &Rule,
+    draft: &Draft,
+    entity: &EntityKey,
+) -> Option<BTreeSet<SourceId>> {
     let (from, until) = draft.calls_within(rule);
     let mut seen: BTreeSet<EntityKey> = BTreeSet::from([entity.clone()]);
     let mut queue: VecDeque<EntityKey> = VecDeque::from([entity.clone()]);
     while let Some(entity) = queue.pop_front() {
         for called in context.topology.called_by(&entity, &draft.last, from, until) {
-            if seen.len() < BELOW_MAX && seen.insert(called.clone()) && draft.watched.contains(&called) {
+            if seen.insert(called.clone()) && draft.watched.contains(&called) {
                 queue.push_back(called);
             }
         }
+        if seen.len() > BELOW_MAX {
+            return None;
+        }
     }
     seen.remove(entity);
-    seen.iter().flat_map(|called| context.topology.nodes_of(called)).collect()
+    Some(seen.iter().flat_map(|called| context.topology.nodes_of(called)).collect())
 }
 
 /// A probe of the step that does not work at a source.

@@ -16,6 +16,9 @@ const REASONS_MAX: usize = 8;
 /// costs little, and how it arrived never shows.
 const RUN: u64 = 16;
 
+/// By how much the times of a source's frames may go backwards, where its clock is set.
+const DISORDER_MAX: Micros = Micros::from_secs(60);
+
 /// A place in what a source sends.
 type Position = (Incarnation, Sequence);
 
@@ -249,8 +252,12 @@ impl Sources {
             return Losses { unknown: true, ..Losses::default() };
         };
         let mut losses = Losses::default();
-        let mut previous = source.floor;
-        for ((incarnation, first), row) in &source.rows {
+        let recent = source.rows.iter().rev().take_while(|(_at, row)| row.until.plus(DISORDER_MAX) >= from);
+        let start = recent.last().map_or((Incarnation(u64::MAX), Sequence(u64::MAX)), |(at, _row)| *at);
+        let before = source.rows.range(..start).next_back();
+        let before = before.map(|((incarnation, _first), row)| ((*incarnation, row.last), row.until));
+        let mut previous = before.or(source.floor);
+        for ((incarnation, first), row) in source.rows.range(start..) {
             let hole_from = match previous {
                 Some((before, _until)) if follows(before, (*incarnation, *first)) => None,
                 Some((_before, until)) => Some(until),
@@ -264,6 +271,9 @@ impl Sources {
                 losses.records = losses.records.saturating_add(row.records);
                 let inside = row.lost.iter().filter(|loss| loss.until >= from && loss.since <= to);
                 losses.lost.extend(inside.map(|loss| loss.entry.clone()));
+            }
+            if row.since > to.plus(DISORDER_MAX) {
+                break;
             }
         }
         losses.unknown |= source.heard_until < to;
@@ -319,4 +329,80 @@ impl Sources {
 /// Whether `next` is the frame directly after `before`.
 fn follows(before: Position, next: Position) -> bool {
     before.0 == next.0 && before.1.0.checked_add(1) == Some(next.1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_schemas::{
+        ids::{FrameId, Incarnation},
+        ledger::Ledger,
+    };
+
+    use super::*;
+
+    fn frame(sequence: u64, lost: u64) -> SourceProgress {
+        let mut ledger = Ledger {
+            since: UnixMicros(sequence * 1_000),
+            until: UnixMicros((sequence + 1) * 1_000),
+            entries: Vec::new(),
+        };
+        ledger.add(Stage::Kernel, Fate::Carried, "exec", "", 10);
+        ledger.add(Stage::Kernel, Fate::Lost, "exec", "ring-full", lost);
+        let source = SourceId::of_name("node-a");
+        SourceProgress {
+            id: FrameId { source, incarnation: Incarnation(1), sequence: Sequence(sequence) }.row(0),
+            source,
+            node: "node-a".to_owned(),
+            ledger,
+            clock_error: Micros(0),
+            missing_probes: Vec::new(),
+        }
+    }
+
+    fn of(frames: impl IntoIterator<Item = u64>) -> Sources {
+        let mut sources = Sources::default();
+        for sequence in frames {
+            sources.insert(&frame(sequence, u64::from(sequence == 70)), 1_000);
+        }
+        sources
+    }
+
+    /// Scenario: a hundred frames in order, backwards, each twice, and merged from two halves that overlap; frame 40 is
+    /// missing everywhere.
+    /// Guarantees: the same rows and losses in each case; the gap shows where it is and nowhere else; a loss is told of
+    /// its own frame only; records are told of whole groups.
+    #[test]
+    fn groups_of_frames_say_the_same_however_they_come() {
+        let all = || (1..=100).filter(|sequence| *sequence != 40);
+        let mut merged = of(all().filter(|sequence| sequence % 3 != 0));
+        merged.merge(&of(all().filter(|sequence| sequence % 2 == 0 || sequence % 3 == 0)), 1_000);
+        merged.merge(&of(all()), 1_000);
+        for sources in [of(all()), of(all().rev()), of(all().flat_map(|it| [it, it])), merged] {
+            // Five full groups, fifteen around the gap, and the last four.
+            assert_eq!(sources.rows(), 5 + 15 + 4);
+            let id = SourceId::of_name("node-a");
+            let window = |from: u64, to: u64| {
+                let losses = sources.losses(id, UnixMicros(from * 1_000), UnixMicros(to * 1_000));
+                (losses.records, losses.lost.len(), losses.unknown)
+            };
+            assert_eq!(window(10, 12), (160, 0, false));
+            assert_eq!(window(42, 43), (30, 0, false));
+            assert_eq!(window(38, 43), (60, 0, true));
+            assert_eq!(window(71, 72).1, 1);
+            assert_eq!(window(66, 69), (161, 0, false));
+            assert!(window(90, 200).2, "it was not heard so far");
+        }
+    }
+
+    /// Scenario: the oldest of contiguous frames are forgotten because nobody needs them; later ones come again.
+    /// Guarantees: that is no gap, and what was let go does not come back.
+    #[test]
+    fn what_is_forgotten_is_no_gap() {
+        let mut sources = of(1..=50);
+        sources.forget_before(UnixMicros(35_000));
+        sources.insert(&frame(3, 0), 1_000);
+        let losses = sources.losses(SourceId::of_name("node-a"), UnixMicros(30_000), UnixMicros(51_000));
+        assert!(!losses.unknown);
+        assert_eq!(sources.rows(), 1 + 2);
+    }
 }

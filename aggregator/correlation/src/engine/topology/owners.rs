@@ -159,3 +159,99 @@ fn tenure_of<'a>(line: impl Iterator<Item = (&'a EntityKey, &'a Span)>, at: Unix
     let link = if owners.len() == 1 { span.link } else { LinkKind::Inferred };
     Tenure { owners: Owners { owners, link }, from: span.since, to }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests stop at the first surprise")]
+
+    use tapio_schemas::{
+        entity::{Relation, RelationKind},
+        ids::EventId,
+        units::Micros,
+    };
+
+    use super::*;
+
+    fn endpoint(id: &str) -> EntityKey {
+        EntityKey::new(EntityKind::Endpoint, id)
+    }
+
+    fn pod(id: &str) -> EntityKey {
+        EntityKey::new(EntityKind::Container, id)
+    }
+
+    fn at(micros: u64) -> TimeInterval {
+        TimeInterval::around(UnixMicros(micros), Micros(0))
+    }
+
+    fn topology(relations: &[(RelationKind, &str, &str, u64, u64)]) -> Topology {
+        let mut topology = Topology::default();
+        for (kind, from, to, since, until) in relations {
+            let relation = Relation {
+                kind: *kind,
+                from: pod(from),
+                to: endpoint(to),
+                since: UnixMicros(*since),
+                until: UnixMicros(*until),
+                link: LinkKind::Observed,
+                learned_from: EventId::default(),
+            };
+            topology.insert(&relation, 1_000);
+        }
+        topology
+    }
+
+    fn callers(topology: &Topology, of: &str) -> Vec<(String, LinkKind)> {
+        let callers = topology.callers_of(&pod(of), &at(50), UnixMicros(0), UnixMicros(100));
+        callers.into_iter().map(|(caller, link)| (caller.id, link)).collect()
+    }
+
+    /// Scenario: two nodes, each with one that listens on all addresses at port 80; calls to loopback and to an address
+    /// that no node is known to have; a third listens on an address of its own.
+    /// Guarantees: a loopback address is the node's own listener, seen; an address of nobody is nobody's while two may
+    /// have it; with one it is its, inferred; who listens by address owns it alone.
+    #[test]
+    fn who_listens_everywhere_owns_what_is_called_on_its_node() {
+        use RelationKind::{Calls, Listens};
+        let two = [
+            (Listens, "a", "node-a|0.0.0.0:80", 10, 60),
+            (Listens, "b", "node-b|0.0.0.0:80", 10, 60),
+            (Listens, "own", "10.0.0.7:80", 10, 60),
+            (Calls, "x", "node-a|127.0.0.1:80", 20, 60),
+            (Calls, "y", "10.0.0.9:80", 20, 60),
+            (Calls, "z", "10.0.0.7:80", 20, 60),
+        ];
+        let both = topology(&two);
+        assert_eq!(callers(&both, "a"), [("x".to_owned(), LinkKind::Observed)]);
+        assert_eq!(callers(&both, "b"), []);
+        assert_eq!(callers(&both, "own"), [("z".to_owned(), LinkKind::Observed)]);
+        let mut one = two.to_vec();
+        one.remove(1);
+        let seen = [("x".to_owned(), LinkKind::Observed), ("y".to_owned(), LinkKind::Inferred)];
+        assert_eq!(callers(&topology(&one), "a"), seen);
+    }
+
+    /// Scenario: several take one endpoint after each other, and overlap; every moment is asked for, twice.
+    /// Guarantees: what is remembered is what would be answered anew.
+    #[test]
+    fn what_is_remembered_is_what_holds() {
+        use RelationKind::Listens;
+        let topology = topology(&[
+            (Listens, "a", "10.0.0.1:80", 10, 30),
+            (Listens, "b", "10.0.0.1:80", 25, 40),
+            (Listens, "c", "10.0.0.1:80", 60, 90),
+            (Listens, "a", "node-a|0.0.0.0:81", 10, 30),
+            (Listens, "b", "node-a|[::]:81", 35, 40),
+        ]);
+        let peers = ["10.0.0.1:80", "node-a|127.0.0.1:81", "10.0.0.5:81", "10.0.0.5:82"].map(endpoint);
+        let mut memo = OwnersMemo::new(&topology);
+        for moment in (0..100).chain((0..100).rev()) {
+            for (peer, name) in peers.iter().flat_map(|peer| ["a", "b", "c"].map(|name| (peer, name))) {
+                let anew = topology.owners(peer, &at(moment)).link_to(&pod(name));
+                assert_eq!(memo.link_to(&pod(name), peer, &at(moment)), anew, "{peer} {name} at {moment}");
+            }
+        }
+        assert_eq!(topology.owners(&peers[0], &at(26)).owners.len(), 2);
+        assert_eq!(topology.owners(&peers[0], &at(70)).owners, [pod("c")]);
+    }
+}
