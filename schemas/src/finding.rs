@@ -8,7 +8,7 @@ use crate::{
     ids::{ClusterId, EventId, TenantId},
     intent::coded,
     units::{Micros, UnixMicros},
-    verdict::{Evidence, Verdict},
+    verdict::{Evidence, Role, Stance, Verdict},
 };
 
 coded! {
@@ -64,6 +64,12 @@ pub struct Finding {
 pub struct EvidenceLine {
     /// The rule's step.
     pub step: String,
+    /// Its place in the chain.
+    #[serde(default)]
+    pub role: Role,
+    /// Which way it points.
+    #[serde(default)]
+    pub stance: Stance,
     /// When.
     pub at: UnixMicros,
     /// What happened, as a sentence.

@@ -144,6 +144,9 @@ pub struct Verdict {
     pub changes: Vec<Change>,
     /// Since when the implicated nodes were observed: no change before that can have been seen.
     pub observed_since: UnixMicros,
+    /// Until when the symptom was seen to go on, even where that is longer than the rule looks; zero without one.
+    #[serde(default)]
+    pub symptom_seen_until: UnixMicros,
     /// What was lost in the window.
     pub losses: LossSummary,
     /// The largest clock error among the sources of the evidence.

@@ -8,9 +8,9 @@ mod known;
 mod names;
 mod narrative;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-pub use names::{Names, PodNames};
+pub use names::Names;
 use tapio_schemas::{
     entity::EntityKey,
     finding::{Finding, FindingState, mint_id, mint_incident_id},
@@ -20,7 +20,10 @@ use tapio_schemas::{
 };
 
 use self::known::{Change, Known};
-use crate::rule::{Rule, RuleSet};
+use crate::{
+    engine::Engine,
+    rule::{Rule, RuleSet},
+};
 
 /// The bounds of the fold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub struct Owner<'a> {
 pub struct Announcer {
     limits: AnnounceLimits,
     known: BTreeMap<String, Known>,
+    /// Rule and cause, to the findings of them.
+    by_cause: BTreeMap<(String, EntityKey), BTreeSet<String>>,
     forgotten: u64,
 }
 
@@ -60,13 +65,13 @@ impl Announcer {
     /// An empty fold.
     #[must_use]
     pub fn new(limits: AnnounceLimits) -> Self {
-        Self { limits, known: BTreeMap::new(), forgotten: 0 }
+        Self { limits, ..Self::default() }
     }
 
     /// Takes findings over that were announced before a restart, so that their ids and revisions go on.
     pub fn adopt(&mut self, findings: impl IntoIterator<Item = Finding>) {
         for finding in findings {
-            self.known.insert(finding.id.clone(), Known::new(finding));
+            self.keep(finding);
         }
         self.forget();
     }
@@ -82,6 +87,20 @@ impl Announcer {
         self.forgotten
     }
 
+    fn keep(&mut self, finding: Finding) {
+        let cause = (finding.verdict.rule.clone(), finding.verdict.cause.clone());
+        self.by_cause.entry(cause).or_default().insert(finding.id.clone());
+        self.known.insert(finding.id.clone(), Known::new(finding));
+    }
+
+    /// Sees how long the symptoms of open findings go on, those too whose fault is so long ago that the engine derives
+    /// no verdict on it any more: they stay open for as long. To be called before [`Announcer::fold`].
+    pub fn follow(&mut self, engine: &Engine) {
+        for known in self.known.values_mut().filter(|known| known.finding.state == FindingState::Open) {
+            known.see_symptom(engine.symptom_seen_until(&known.finding.verdict));
+        }
+    }
+
     /// Folds the verdicts of one watermark in; gives the findings that are new or changed, as of now.
     pub fn fold(
         &mut self,
@@ -92,23 +111,21 @@ impl Announcer {
         rules: &RuleSet,
     ) -> Vec<Finding> {
         let mut changed: Vec<Finding> = Vec::new();
-        let mut seen: Vec<String> = Vec::new();
         for verdict in verdicts {
             let Some(rule) = rules.rule(&verdict.rule) else { continue };
-            let known =
-                self.known.iter().find(|(_id, known)| known.is_of(verdict)).map(|(id, _known)| id.clone());
-            if let Some(id) = known {
-                seen.push(id.clone());
+            let same_cause = self.by_cause.get(&(verdict.rule.clone(), verdict.cause.clone()));
+            let is_of = |id: &&String| self.known.get(*id).is_some_and(|known| known.is_of(verdict));
+            if let Some(id) = same_cause.and_then(|ids| ids.iter().find(is_of)).cloned() {
                 let told = self.known.get_mut(&id).and_then(|known| {
+                    known.see_symptom(verdict.symptom_seen_until);
                     let change = known.change_by(verdict, now, self.limits.revise_every);
                     (change != Change::None).then(|| revise(known, verdict, rule, names, now))
                 });
                 changed.extend(told);
             } else if verdict.outcome == Outcome::Finding {
                 let finding = announce(verdict, rule, names, now, owner);
-                seen.push(finding.id.clone());
                 changed.extend(self.supersede(&finding, verdict, now));
-                self.known.insert(finding.id.clone(), Known::new(finding.clone()));
+                self.keep(finding.clone());
                 changed.push(finding);
             }
         }
@@ -140,8 +157,8 @@ impl Announcer {
     fn resolve(&mut self, watermark: UnixMicros, now: UnixMicros) -> Vec<Finding> {
         let mut changed = Vec::new();
         for known in self.known.values_mut() {
+            let last = last_symptom(&known.finding.verdict).max(known.symptom_seen_until());
             let finding = &mut known.finding;
-            let last = last_symptom(&finding.verdict);
             if finding.state == FindingState::Open && last.plus(self.limits.resolve_after) < watermark {
                 finding.state = FindingState::Resolved;
                 finding.revision = finding.revision.saturating_add(1);
@@ -162,7 +179,15 @@ impl Announcer {
                 })
                 .map(|(id, _known)| id.clone());
             let Some(oldest) = oldest else { return };
-            self.known.remove(&oldest);
+            if let Some(gone) = self.known.remove(&oldest) {
+                let cause = (gone.finding.verdict.rule, gone.finding.verdict.cause);
+                if let Some(ids) = self.by_cause.get_mut(&cause) {
+                    ids.remove(&oldest);
+                    if ids.is_empty() {
+                        self.by_cause.remove(&cause);
+                    }
+                }
+            }
             self.forgotten += 1;
         }
     }

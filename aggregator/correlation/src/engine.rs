@@ -6,6 +6,7 @@
 
 mod anchor;
 mod bind;
+mod caps;
 mod conclude;
 mod evidence;
 mod rivals;
@@ -21,9 +22,9 @@ use std::{
 
 use tapio_schemas::{
     entity::{EntityKey, EntityKind, Relation},
-    observation::Input,
+    observation::{Input, Observation},
     units::{Micros, UnixMicros},
-    verdict::Verdict,
+    verdict::{Role, Stance, Verdict},
 };
 
 use self::{
@@ -40,13 +41,14 @@ use crate::rule::RuleSet;
 pub struct Limits {
     /// The most observations kept; the oldest are evicted, and verdicts that overlap them are capped.
     pub observations_max: usize,
-    /// The most relations kept; those not confirmed for longest are evicted.
+    /// The most relations kept; those not confirmed for longest are evicted, and verdicts that overlap them are capped.
     pub relations_max: usize,
-    /// The most frames whose time and losses are kept; the oldest are evicted.
+    /// The most rows of frames kept, a row being a frame or sixteen that follow each other; the oldest are evicted, and
+    /// verdicts that overlap them are capped.
     pub frames_max: usize,
-    /// The most faults that are evaluated per rule, the latest first.
+    /// The most faults that are evaluated per rule, the latest; verdicts that overlap others are capped.
     pub faults_max: usize,
-    /// A source that is silent for longer than this no longer holds the watermark.
+    /// A source that is silent for longer than this no longer holds the watermark, nor one that is further ahead.
     pub silence_max: Micros,
     /// How long after the first symptom expected evidence is waited for.
     pub settle_max: Micros,
@@ -56,6 +58,8 @@ pub struct Limits {
     pub change_window: Micros,
     /// What is seen this soon after an agent began to observe is not a change.
     pub warm_up: Micros,
+    /// How long an entity must have been watched before a fault, so that it counts as not failing then.
+    pub watched_min: Micros,
 }
 
 impl Default for Limits {
@@ -63,13 +67,14 @@ impl Default for Limits {
         Self {
             observations_max: 200_000,
             relations_max: 50_000,
-            frames_max: 200_000,
+            frames_max: 400_000,
             faults_max: 256,
             silence_max: Micros::from_secs(3),
             settle_max: Micros::from_millis(1_500),
             verdict_life: Micros::from_secs(600),
             change_window: Micros::from_secs(900),
             warm_up: Micros::from_secs(2),
+            watched_min: Micros::from_secs(5),
         }
     }
 }
@@ -81,7 +86,7 @@ pub struct EngineStats {
     pub observations: usize,
     /// Relations held.
     pub relations: usize,
-    /// Frames whose time and losses are held.
+    /// Rows of frames whose time and losses are held: a row is a frame, or sixteen that follow each other.
     pub frames: usize,
     /// Drafts held.
     pub drafts: usize,
@@ -91,7 +96,7 @@ pub struct EngineStats {
     pub evicted_observations: u64,
     /// Relations evicted over budget, since the start.
     pub evicted_relations: u64,
-    /// Frames evicted over budget, since the start.
+    /// Rows of frames evicted over budget, since the start.
     pub evicted_frames: u64,
     /// Faults of the last evaluation that were over budget.
     pub faults_skipped: usize,
@@ -113,6 +118,8 @@ pub struct Engine {
     all_stale: bool,
     evaluated: u64,
     faults_skipped: usize,
+    /// The end of the latest fault of the last evaluation that was over budget.
+    skipped_until: Option<UnixMicros>,
 }
 
 impl Engine {
@@ -132,6 +139,7 @@ impl Engine {
             all_stale: false,
             evaluated: 0,
             faults_skipped: 0,
+            skipped_until: None,
         }
     }
 
@@ -155,9 +163,7 @@ impl Engine {
                 }
             }
             Input::Relation(relation) => {
-                if self.topology.insert(&relation, self.limits.relations_max) {
-                    self.all_stale = true;
-                }
+                self.topology.insert(&relation, self.limits.relations_max);
             }
             Input::Progress(progress) => self.sources.insert(&progress, self.limits.frames_max),
         }
@@ -178,7 +184,7 @@ impl Engine {
         self.now = self.now.max(now);
         let heard = self.sources.watermark(self.now, self.limits.silence_max);
         self.watermark = self.watermark.max(heard);
-        let horizon = self.watermark.minus(self.horizon());
+        let horizon = self.watermark.min(self.now).minus(self.horizon());
         self.set.forget_before(horizon);
         self.topology.forget_before(horizon);
         self.sources.forget_before(horizon);
@@ -214,6 +220,29 @@ impl Engine {
         copy.verdicts()
     }
 
+    /// Until when the symptom that a verdict shows goes on, as far as was heard; however long ago the fault was. Zero
+    /// where it was not seen any more.
+    #[must_use]
+    pub fn symptom_seen_until(&self, verdict: &Verdict) -> UnixMicros {
+        let is_shown = |line: &&_| -> bool {
+            let line: &tapio_schemas::verdict::Evidence = line;
+            line.role == Role::Symptom && line.stance == Stance::Supporting
+        };
+        let last = || {
+            let line = verdict.evidence.iter().find(is_shown)?;
+            let rule = self.rules.rule(&verdict.rule)?;
+            let step = rule.steps.iter().find(|step| step.id == line.step)?;
+            let is_own = line.intents.keys().any(|intent| step.observe.contains(intent));
+            let step = if is_own { step } else { rule.step(step.otherwise?)? };
+            let fits = |item: &Observation| {
+                step.condition.as_ref().is_none_or(|condition| condition.holds(item))
+                    && (is_own || item.peer == line.peer)
+            };
+            self.set.last_end(&step.observe, &line.subject, self.watermark, fits)
+        };
+        last().unwrap_or_default()
+    }
+
     /// The pod in which a container or process ran at `at`, as far as events told.
     #[must_use]
     pub fn pod_of(&self, entity: &EntityKey, at: UnixMicros) -> Option<EntityKey> {
@@ -235,7 +264,7 @@ impl Engine {
         EngineStats {
             observations: self.set.len(),
             relations: self.topology.len(),
-            frames: self.sources.frames(),
+            frames: self.sources.rows(),
             drafts: self.drafts.len(),
             evaluated: self.evaluated,
             evicted_observations: self.set.evicted(),
@@ -248,20 +277,27 @@ impl Engine {
     /// Brings the drafts up to date: faults that came or went, and drafts in whose window something was inserted.
     fn refresh(&mut self) {
         let fresh = std::mem::take(&mut self.fresh);
+        let moves = self.topology.take_moves();
         let all_stale = std::mem::take(&mut self.all_stale);
         let oldest = self.watermark.minus(self.limits.verdict_life);
         let rules = Arc::clone(&self.rules);
         let mut kept: BTreeMap<GroupKey, (AnchorGroup, Draft)> = BTreeMap::new();
         self.faults_skipped = 0;
+        self.skipped_until = None;
         for (index, rule) in rules.rules().iter().enumerate() {
             let mut groups = anchor::groups(&self.set, index, rule);
             groups.retain(|(_key, group)| group.last.latest >= oldest);
             let skipped = groups.len().saturating_sub(self.limits.faults_max);
             self.faults_skipped += skipped;
+            let last = groups.iter().take(skipped).map(|(_key, group)| group.last.latest).max();
+            self.skipped_until = self.skipped_until.max(last);
             for (key, group) in groups.into_iter().skip(skipped) {
                 let cached = self.drafts.remove(&key);
                 let still = cached.filter(|(old, draft)| {
-                    !all_stale && old.same_as(&group) && !draft.is_touched_by(rule, &fresh, self.set.reach())
+                    !all_stale
+                        && old.same_as(&group)
+                        && !draft.is_touched_by(rule, &fresh, self.set.reach())
+                        && !draft.is_moved_by(rule, &self.topology, &moves)
                 });
                 let entry = if let Some(entry) = still {
                     entry
@@ -285,6 +321,7 @@ impl Engine {
             topology: &self.topology,
             sources: &self.sources,
             watermark: self.watermark,
+            skipped_until: self.skipped_until,
         };
         let mut concluded: Vec<conclude::Concluded<'_>> = self
             .drafts
@@ -294,7 +331,7 @@ impl Engine {
                 Some(conclude::conclude(&context, rule, draft))
             })
             .collect();
-        rivals::decide(&mut concluded);
+        rivals::decide(&context, &mut concluded);
         concluded.into_iter().map(|one| one.verdict).collect()
     }
 }

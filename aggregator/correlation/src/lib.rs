@@ -13,7 +13,7 @@ pub mod observe;
 pub mod rule;
 pub mod template;
 
-pub use announce::{Announcer, Names, PodNames};
+pub use announce::{Announcer, Names};
 pub use engine::{Engine, EngineStats, Limits};
 pub use observe::{SourceContext, observe_batch};
 pub use rule::{Rule, RuleSet, RuleSetError};

@@ -25,8 +25,8 @@ use crate::{
     rule::{FieldColumn, RuleSet},
 };
 
-/// The most different relations that one batch may tell; beyond, the batch's later ones are left out.
-const RELATIONS_PER_BATCH_MAX: usize = 4_096;
+/// The most different relations that one batch may tell; beyond, the batch's later ones are left out and counted.
+pub const RELATIONS_PER_BATCH_MAX: usize = 4_096;
 
 /// What is known of a frame's source besides the frame.
 #[derive(Clone, Copy, Debug)]
@@ -79,24 +79,26 @@ struct Span {
     row: u32,
 }
 
-/// Gives `sink` every input that a batch holds.
+/// Gives `sink` every input that a batch holds. Returns how many mentions of relations were left out: those of pairs
+/// beyond [`RELATIONS_PER_BATCH_MAX`].
 pub fn observe_batch(
     view: &BatchView<'_>,
     frame: FrameId,
     source: &SourceContext<'_>,
     rules: &RuleSet,
     sink: &mut impl FnMut(Input),
-) {
+) -> u64 {
     let mut sorts: Vec<Option<Sort>> = Vec::new();
     sorts.resize(usize::try_from(view.symbol_count()).unwrap_or(0) + 1, None);
     let mut told: BTreeMap<Told, Span> = BTreeMap::new();
+    let mut left_out = 0_u64;
     for row in view.iter() {
         let code = row.symbol_code(column::core::intent);
         let slot = usize::try_from(code).ok().and_then(|code| sorts.get_mut(code));
         let Some(slot) = slot else { continue };
         let sort = *slot.get_or_insert_with(|| sort_of(view.symbol(code), rules));
         if sort.says != Says::Nothing || sort.is_needed {
-            tell(&row, sort.says, &mut told);
+            left_out = left_out.saturating_add(tell(&row, sort.says, &mut told));
         }
         if sort.is_needed {
             sink(Input::Observation(observation(&row, frame, source, rules)));
@@ -115,6 +117,7 @@ pub fn observe_batch(
         clock_error: source.clock_error,
         missing_probes: source.missing_probes.to_vec(),
     }));
+    left_out
 }
 
 fn sort_of(name: &str, rules: &RuleSet) -> Sort {
@@ -142,9 +145,12 @@ fn port(row: &RowView<'_, '_>, id: u16) -> u16 {
     u16::try_from(row.unsigned(id)).unwrap_or(0)
 }
 
-fn tell(row: &RowView<'_, '_>, says: Says, told: &mut BTreeMap<Told, Span>) {
+/// Notes what a row says of relations; returns how many of them had no room.
+fn tell(row: &RowView<'_, '_>, says: Says, told: &mut BTreeMap<Told, Span>) -> u64 {
     let start = UnixMicros(row.unsigned(column::core::time_micros));
-    let until = start.plus(Micros(row.unsigned(column::core::duration_micros)));
+    // A folded row carries the sum of its durations.
+    let length = row.unsigned(column::core::duration_micros) / row.unsigned(column::core::count).max(1);
+    let until = start.plus(Micros(length));
     let span = Span { since: start, until, row: row.row() };
     let who = Who {
         container: row.symbol_code(column::entity::container_id),
@@ -153,12 +159,15 @@ fn tell(row: &RowView<'_, '_>, says: Says, told: &mut BTreeMap<Told, Span>) {
     };
     // Processes of one container share its relations.
     let who = if who.container == 0 { who } else { Who { pid: 0, start: 0, ..who } };
+    let mut left_out = 0;
     let mut note = |what: Told| {
         if let Some(known) = told.get_mut(&what) {
             known.since = known.since.min(span.since);
             known.until = known.until.max(span.until);
         } else if told.len() < RELATIONS_PER_BATCH_MAX {
             told.insert(what, span);
+        } else {
+            left_out += 1;
         }
     };
     let pod = row.symbol_code(column::entity::pod_uid);
@@ -166,7 +175,7 @@ fn tell(row: &RowView<'_, '_>, says: Says, told: &mut BTreeMap<Told, Span>) {
         note(Told::RunsIn(who.container, pod));
     }
     if (who.container == 0 && who.pid == 0) || !row.has(Layer::Network) {
-        return;
+        return left_out;
     }
     let is_out = || row.text(column::network::direction) == "out";
     match says {
@@ -184,6 +193,7 @@ fn tell(row: &RowView<'_, '_>, says: Says, told: &mut BTreeMap<Told, Span>) {
         }
         Says::Nothing => {}
     }
+    left_out
 }
 
 fn relation(

@@ -79,6 +79,13 @@ pub enum LinkTo {
     SameTrace,
 }
 
+impl LinkTo {
+    /// Whether it depends on who listens and who calls.
+    pub(crate) const fn is_by_calls(self) -> bool {
+        matches!(self, Self::CallerOf | Self::TransitivelyCalls)
+    }
+}
+
 /// A required relation to another step.
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct StepLink {

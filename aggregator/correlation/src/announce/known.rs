@@ -10,6 +10,7 @@ use tapio_schemas::{
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) finding: Finding,
+    symptom_seen_until: UnixMicros,
 }
 
 /// What a verdict changes.
@@ -25,7 +26,18 @@ pub(super) enum Change {
 
 impl Known {
     pub(super) const fn new(finding: Finding) -> Self {
-        Self { finding }
+        let symptom_seen_until = finding.verdict.symptom_seen_until;
+        Self { finding, symptom_seen_until }
+    }
+
+    /// Notes that the symptom was seen until then. That alone is no revision, however often it comes.
+    pub(super) fn see_symptom(&mut self, until: UnixMicros) {
+        self.symptom_seen_until = self.symptom_seen_until.max(until);
+    }
+
+    /// Until when the symptom was seen to go on.
+    pub(super) const fn symptom_seen_until(&self) -> UnixMicros {
+        self.symptom_seen_until
     }
 
     /// Whether a verdict is about the same fault: same rule, same cause, and the fault's times meet.

@@ -1,34 +1,14 @@
 //! The names of entities, joined by interval from what the watch (or an identity file) and events told.
 
-use std::collections::BTreeMap;
-
 use tapio_schemas::{
     entity::{EntityKey, EntityKind, PodIdentity},
     units::UnixMicros,
 };
 
-use crate::engine::Engine;
-
 /// Who knows names.
 pub trait Names {
     /// The pod in which `entity` ran at `at`, if it is known by name.
     fn pod(&self, entity: &EntityKey, at: UnixMicros) -> Option<PodIdentity>;
-}
-
-/// Names by pod uid, and the pods of containers as the engine learned them.
-#[derive(Clone, Copy, Debug)]
-pub struct PodNames<'a> {
-    /// The engine, for what runs in which pod.
-    pub engine: &'a Engine,
-    /// The identities, by pod uid.
-    pub pods: &'a BTreeMap<String, PodIdentity>,
-}
-
-impl Names for PodNames<'_> {
-    fn pod(&self, entity: &EntityKey, at: UnixMicros) -> Option<PodIdentity> {
-        let pod = self.engine.pod_of(entity, at)?;
-        self.pods.get(&pod.id).cloned()
-    }
 }
 
 /// The name of an entity where nobody knows a better one.

@@ -52,6 +52,8 @@ pub(super) fn tell(verdict: &Verdict, rule: &Rule, names: &dyn Names) -> Told {
             }
             EvidenceLine {
                 step: line.step.clone(),
+                role: line.role,
+                stance: line.stance,
                 at: line.first.middle(),
                 text,
                 basis: teller.basis(line, step),

@@ -19,7 +19,7 @@ use super::{
     evidence,
     set::{ObservationSet, end_of},
     symptom::{self, Onset},
-    topology::Topology,
+    topology::{Moves, OwnersMemo, Topology},
 };
 use crate::rule::{LinkTo, Rule, Side, Step, StepLink};
 
@@ -45,6 +45,8 @@ pub(super) struct Bound {
     pub(super) stands_in: Option<u32>,
     /// Entities whose failures began before the fault, and those failures.
     pub(super) began_before: Vec<Group>,
+    /// The traces of all that it could be, where `groups` holds the one that is shown.
+    pub(super) requests: Option<BTreeMap<TraceId, LinkKind>>,
 }
 
 /// A rule, bound around one fault: everything of a verdict that does not depend on the watermark.
@@ -54,8 +56,10 @@ pub(super) struct Draft {
     pub(super) first: TimeInterval,
     pub(super) last: TimeInterval,
     pub(super) bound: Vec<Bound>,
-    /// What is known of how the symptom set in; `None` without a symptom.
-    pub(super) onset: Option<Onset>,
+    /// What is known of how each possible symptom set in; the first is the one that `bound` and `lines` show.
+    pub(super) onsets: Vec<Onset>,
+    /// Entities whose callers and endpoints were looked at.
+    pub(super) watched: BTreeSet<EntityKey>,
     /// The evidence, as verdicts carry it.
     pub(super) lines: Vec<Evidence>,
     /// The sources that saw it.
@@ -77,17 +81,24 @@ impl Bound {
 
     /// The trace ids of its items; each observed if one item's link to it is.
     pub(super) fn traces(&self) -> BTreeMap<TraceId, LinkKind> {
-        let mut traces = BTreeMap::new();
-        for item in self.items() {
-            if let Some(trace) = item.trace {
-                let link = traces.entry(trace).or_insert(LinkKind::Inferred);
-                if item.trace_link == LinkKind::Observed {
-                    *link = LinkKind::Observed;
-                }
+        self.requests.clone().unwrap_or_else(|| traces_of(self.items()))
+    }
+}
+
+/// The trace ids of items; each observed if one item's link to it is.
+pub(super) fn traces_of<'a>(
+    items: impl Iterator<Item = &'a Arc<Observation>>,
+) -> BTreeMap<TraceId, LinkKind> {
+    let mut traces = BTreeMap::new();
+    for item in items {
+        if let Some(trace) = item.trace {
+            let link = traces.entry(trace).or_insert(LinkKind::Inferred);
+            if item.trace_link == LinkKind::Observed {
+                *link = LinkKind::Observed;
             }
         }
-        traces
     }
+    traces
 }
 
 impl Draft {
@@ -105,6 +116,28 @@ impl Draft {
         rule.steps.iter().flat_map(|step| &step.observe).any(|intent| has(intent, window))
             || evidence::CHANGES.iter().any(|intent| has(intent, self.change_window))
     }
+
+    /// Whether a relation changed that binding looked at.
+    pub(super) fn is_moved_by(&self, rule: &Rule, topology: &Topology, moves: &Moves) -> bool {
+        let (from, until) = self.calls_within(rule);
+        topology.concerns(moves, &self.watched, from, until)
+    }
+
+    /// When a call must have been seen, so that its caller counts as one around the fault.
+    pub(super) fn calls_within(&self, rule: &Rule) -> (UnixMicros, UnixMicros) {
+        let reach = rule.reach_after();
+        (self.first.earliest.minus(reach), self.last.latest.plus(reach))
+    }
+
+    /// The lines of evidence with another possible symptom in the place of the one that is shown.
+    pub(super) fn lines_showing(&self, rule: &Rule, onset: &Onset) -> Vec<Evidence> {
+        let mut bound = self.bound.clone();
+        if let Some(slot) = usize::try_from(onset.step).ok().and_then(|at| bound.get_mut(at)) {
+            slot.groups = vec![onset.group.clone()];
+            slot.stands_in = onset.stands_in;
+        }
+        evidence::lines_of(rule, &bound)
+    }
 }
 
 /// Binds `rule` around the fault `group`.
@@ -115,7 +148,8 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup, change
         first: group.first,
         last: group.last,
         bound: vec![Bound::default(); rule.steps.len()],
-        onset: None,
+        onsets: Vec::new(),
+        watched: BTreeSet::new(),
         lines: Vec::new(),
         seen_by: BTreeSet::new(),
         changes: Vec::new(),
@@ -126,10 +160,16 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup, change
     place(&mut draft, rule.anchor, Bound { groups: vec![fault], ..Bound::default() });
     for at in &rule.order {
         let Some(step) = rule.step(*at) else { continue };
-        let bound = bind_step(view, rule, step, &mut draft);
+        for link in step.links.iter().filter(|link| link.to.is_by_calls()) {
+            let owners = bound_at(&draft, link.step).map(|other| other.groups.as_slice()).unwrap_or_default();
+            let owners: Vec<EntityKey> = owners.iter().map(|group| group.subject.clone()).collect();
+            draft.watched.extend(owners);
+        }
+        let bound = bind_step(view, rule, *at, step, &mut draft);
         place(&mut draft, *at, bound);
     }
     let groups = draft.bound.iter().flat_map(|bound| bound.groups.iter().chain(&bound.began_before));
+    let groups = groups.chain(draft.onsets.iter().map(|onset| &onset.group));
     draft.seen_by = groups.flat_map(|group| group.items.iter().map(|item| item.source)).collect();
     draft.lines = evidence::lines_of(rule, &draft.bound);
     draft.changes = evidence::changes(view.set, draft.first, &draft.lines, change_window);
@@ -147,7 +187,7 @@ pub(super) fn bound_at(draft: &Draft, at: u32) -> Option<&Bound> {
     usize::try_from(at).ok().and_then(|at| draft.bound.get(at))
 }
 
-fn bind_step(view: &View<'_>, rule: &Rule, step: &Step, draft: &mut Draft) -> Bound {
+fn bind_step(view: &View<'_>, rule: &Rule, at: u32, step: &Step, draft: &mut Draft) -> Bound {
     let Some(window) = Window::of(step, draft) else { return Bound::default() };
     let by_call_chain = step.links.iter().any(|link| link.to == LinkTo::TransitivelyCalls);
     let by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
@@ -159,9 +199,7 @@ fn bind_step(view: &View<'_>, rule: &Rule, step: &Step, draft: &mut Draft) -> Bo
     // Failures that went on already before the fault are not explained by it.
     let before = candidates(view, step, draft, &window.before_fault(draft, rule));
     if by_call_chain {
-        let (bound, onset) = symptom::outermost(view, rule, step, draft, groups, before);
-        draft.onset = onset;
-        return bound;
+        return symptom::bind(view, rule, (at, step), draft, &groups, &before);
     }
     let mut bound = Bound::default();
     for group in groups {
@@ -232,10 +270,23 @@ impl Window {
             && self.certainly_before.is_none_or(|moment| end.certainly_before(&moment))
     }
 
+    /// The time in which something that satisfies the step can have happened, no further from the fault than the
+    /// rule looks.
+    fn around(&self, rule: &Rule, draft: &Draft) -> (UnixMicros, UnixMicros) {
+        let low = draft.first.earliest.minus(rule.reach_before());
+        let high = draft.last.latest.plus(rule.reach_after());
+        (self.start.0.max(self.end.0).max(low), self.start.1.min(self.end.1).min(high))
+    }
+
     /// The starts among which to search.
     fn search(&self, reach: Micros) -> (UnixMicros, UnixMicros) {
         (self.start.0.minus(reach).max(self.end.0.minus(reach)), self.start.1.min(self.end.1))
     }
+}
+
+/// The time in which a step's evidence can have happened; `None` if a step that it refers to has no evidence.
+pub(super) fn time_of(rule: &Rule, step: &Step, draft: &Draft) -> Option<(UnixMicros, UnixMicros)> {
+    Window::of(step, draft).map(|window| window.around(rule, draft))
 }
 
 /// The observations that satisfy a step within a window, grouped by entity, each in the order of time.
@@ -248,6 +299,7 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
             (link.to == LinkTo::SameTrace).then(|| bound_at(draft, link.step).map(Bound::traces)).flatten()
         })
         .collect();
+    let mut owners = OwnersMemo::new(view.topology);
     let mut groups: BTreeMap<&EntityKey, Group> = BTreeMap::new();
     for intent in &step.observe {
         for item in view.set.range(intent, from, to) {
@@ -258,7 +310,7 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
             }
             let mut link = LinkKind::Observed;
             let linked = step.links.iter().zip(&traces).all(|(to, traces)| {
-                let found = link_of(view, draft, to, traces.as_ref(), item);
+                let found = link_of(&mut owners, draft, to, traces.as_ref(), item);
                 if found == Some(LinkKind::Inferred) {
                     link = LinkKind::Inferred;
                 }
@@ -284,12 +336,12 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
 }
 
 /// How an observation is linked to another step's evidence, if it is.
-fn link_of(
-    view: &View<'_>,
+fn link_of<'a>(
+    owners: &mut OwnersMemo<'a>,
     draft: &Draft,
     link: &StepLink,
     traces: Option<&BTreeMap<TraceId, LinkKind>>,
-    item: &Observation,
+    item: &'a Observation,
 ) -> Option<LinkKind> {
     let other = bound_at(draft, link.step)?;
     match link.to {
@@ -304,11 +356,11 @@ fn link_of(
         }
         LinkTo::CallerOf => {
             let peer = item.peer.as_ref()?;
-            let owners = view.topology.owners(peer, &end_of(item));
-            let ours = |group: &Group| group.subject != item.subject;
-            other.groups.iter().filter(|group| ours(group)).find_map(|group| owners.link_to(&group.subject))
+            let end = end_of(item);
+            let ours = |group: &&Group| group.subject != item.subject;
+            other.groups.iter().filter(ours).find_map(|group| owners.link_to(&group.subject, peer, &end))
         }
-        // Who calls whom is decided over all of the step's entities at once, in `symptom::outermost`.
+        // Who calls whom is decided over all of the step's entities at once, in `symptom::bind`.
         LinkTo::TransitivelyCalls => {
             other.groups.iter().all(|group| group.subject != item.subject).then_some(LinkKind::Observed)
         }

@@ -4,14 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tapio_schemas::{
     ids::SourceId,
-    intent::LinkKind,
     ledger::LossSummary,
+    observation::Observation,
     units::UnixMicros,
     verdict::{Candidate, Change, Evidence, MissingEvidence, Outcome, Role, Verdict},
 };
 
 use super::{
-    Limits, bind::Draft, evidence, set::ObservationSet, sources::Sources, symptom, topology::Topology,
+    Limits,
+    bind::Draft,
+    caps::{self, concerns, probe_name},
+    evidence,
+    set::ObservationSet,
+    sources::Sources,
+    symptom::Onset,
+    topology::Topology,
 };
 use crate::rule::{Announce, Presence, Rule, RuleSet, Step};
 
@@ -26,19 +33,54 @@ pub(super) struct Context<'a> {
     pub(super) topology: &'a Topology,
     pub(super) sources: &'a Sources,
     pub(super) watermark: UnixMicros,
+    /// The end of the latest fault that was over budget and not evaluated.
+    pub(super) skipped_until: Option<UnixMicros>,
 }
 
 /// A verdict, and what the comparison with other verdicts needs.
 pub(super) struct Concluded<'a> {
+    pub(super) rule: &'a Rule,
     pub(super) draft: &'a Draft,
     pub(super) verdict: Verdict,
     /// Whether every required step is there: only then it competes for its symptom.
     pub(super) is_complete: bool,
+    /// Of the draft's onsets those that nothing caps, the outermost first.
+    pub(super) standing: Vec<usize>,
+    /// The onset that the verdict shows.
+    pub(super) shown: usize,
+}
+
+/// How far the evidence allows to commit.
+struct Commitment {
+    outcome: Outcome,
+    /// Why not further.
+    reason: String,
+    standing: Vec<usize>,
 }
 
 /// Concludes one draft.
-pub(super) fn conclude<'a>(context: &Context<'_>, rule: &Rule, draft: &'a Draft) -> Concluded<'a> {
-    let lines = draft.lines.clone();
+pub(super) fn conclude<'a>(context: &Context<'_>, rule: &'a Rule, draft: &'a Draft) -> Concluded<'a> {
+    let is_complete = rule
+        .steps
+        .iter()
+        .zip(&draft.bound)
+        .all(|(step, bound)| step.presence != Presence::Required || bound.is_present());
+    let Commitment { outcome, reason, standing } = commit(context, rule, draft);
+    let shown = standing.first().copied().unwrap_or_default();
+    let verdict = verdict(context, rule, draft, shown, (outcome, reason));
+    Concluded { rule, draft, verdict, is_complete, standing, shown }
+}
+
+/// The verdict on a draft that shows one of its onsets.
+pub(super) fn verdict(
+    context: &Context<'_>,
+    rule: &Rule,
+    draft: &Draft,
+    shown: usize,
+    (outcome, reason): (Outcome, String),
+) -> Verdict {
+    let other = draft.onsets.get(shown).filter(|_onset| shown > 0);
+    let lines = other.map_or_else(|| draft.lines.clone(), |onset| draft.lines_showing(rule, onset));
     let implicated = implicated(context, draft);
     let window = window_of(context, rule, draft, &lines);
     let losses = context.sources.summary(&implicated, window.0, window.1);
@@ -62,12 +104,6 @@ pub(super) fn conclude<'a>(context: &Context<'_>, rule: &Rule, draft: &'a Draft)
     let wanted = rule.steps.iter().filter(|step| step.presence != Presence::Contradicts).count();
     let expected = u32::try_from(wanted).unwrap_or(u32::MAX);
     let present = expected.saturating_sub(u32::try_from(missing.len()).unwrap_or(u32::MAX));
-    let is_complete = rule
-        .steps
-        .iter()
-        .zip(&draft.bound)
-        .all(|(step, bound)| step.presence != Presence::Required || bound.is_present());
-    let (outcome, reason) = commit(context, rule, draft, &losses, window);
     let observed_since = known().map(|source| source.began).max().unwrap_or_default();
     let missing_probes = broken
         .keys()
@@ -81,7 +117,7 @@ pub(super) fn conclude<'a>(context: &Context<'_>, rule: &Rule, draft: &'a Draft)
         evidence_expected: expected,
         reason: if reason.is_empty() { "all required evidence is there".to_owned() } else { reason.clone() },
     };
-    let verdict = Verdict {
+    Verdict {
         rule: rule.id.clone(),
         rule_set: context.rules.version(),
         watermark: context.watermark,
@@ -90,18 +126,34 @@ pub(super) fn conclude<'a>(context: &Context<'_>, rule: &Rule, draft: &'a Draft)
         severity: rule.severity(),
         cause: draft.cause.clone(),
         signature: evidence::signature(rule, &lines),
-        changes: changes(context, draft),
+        changes: changes(context, draft, other.map(|_onset| lines.as_slice())),
         evidence: lines,
         evidence_present: present,
         evidence_expected: expected,
         missing,
         candidates: vec![own],
         observed_since,
+        symptom_seen_until: symptom_seen_until(context, rule, draft, shown),
         losses,
         clock_error: known().map(|source| source.clock_error).max().unwrap_or_default(),
         missing_probes,
+    }
+}
+
+/// Until when the symptom goes on, however long that is after the fault: the latest end of anything that satisfies its
+/// step, but for the time within which a rule looks for it.
+fn symptom_seen_until(context: &Context<'_>, rule: &Rule, draft: &Draft, shown: usize) -> UnixMicros {
+    let seen = |onset: &Onset| {
+        let step = rule.step(onset.stands_in.unwrap_or(onset.step))?;
+        let calls = onset.group.items.iter().filter(|_item| onset.stands_in.is_some());
+        let peers: BTreeSet<_> = calls.filter_map(|item| item.peer.as_ref()).collect();
+        let fits = |item: &Observation| {
+            step.condition.as_ref().is_none_or(|condition| condition.holds(item))
+                && (onset.stands_in.is_none() || item.peer.as_ref().is_some_and(|peer| peers.contains(peer)))
+        };
+        context.set.last_end(&step.observe, onset.subject(), context.watermark, fits)
     };
-    Concluded { draft, verdict, is_complete }
+    draft.onsets.get(shown).and_then(seen).filter(|last| *last >= draft.first.earliest).unwrap_or_default()
 }
 
 /// The sources that saw the evidence, or told of who calls the fault's entity.
@@ -120,13 +172,8 @@ fn window_of(
 ) -> (UnixMicros, UnixMicros) {
     let from = lines.iter().map(|line| line.first.earliest).min().unwrap_or(draft.first.earliest);
     let until = lines.iter().map(|line| line.last.latest).max().unwrap_or(draft.last.latest);
-    let until = if draft.onset.is_some() { until } else { draft.last.latest.plus(rule.reach_after()) };
+    let until = if draft.onsets.is_empty() { draft.last.latest.plus(rule.reach_after()) } else { until };
     (from, until.min(context.watermark).max(from))
-}
-
-/// A missing probe may be told with its reason behind a colon.
-fn probe_name(probe: &str) -> &str {
-    probe.split_once(':').map_or(probe, |(name, _reason)| name)
 }
 
 fn why_missing(
@@ -146,7 +193,7 @@ fn why_missing(
     let lost: Vec<String> = losses
         .by_reason
         .iter()
-        .filter(|entry| concerns(rule, step, &entry.subject))
+        .filter(|entry| concerns(rule, step, entry))
         .map(|entry| format!("{} of {} ({})", entry.count, entry.subject, entry.reason))
         .collect();
     if !lost.is_empty() {
@@ -171,20 +218,9 @@ fn why_missing(
     "not seen, though the probes that see it worked".to_owned()
 }
 
-/// Whether losses of this probe or lane can hide the step: its own probes, and what is no probe of the rule.
-fn concerns(rule: &Rule, step: &Step, subject: &str) -> bool {
-    let names = |step: &Step| step.probes.iter().any(|probe| probe == subject);
-    step.probes.is_empty() || names(step) || !rule.steps.iter().any(names)
-}
-
 /// How far the evidence allows to commit, and why not further.
-fn commit(
-    context: &Context<'_>,
-    rule: &Rule,
-    draft: &Draft,
-    losses: &LossSummary,
-    window: (UnixMicros, UnixMicros),
-) -> (Outcome, String) {
+fn commit(context: &Context<'_>, rule: &Rule, draft: &Draft) -> Commitment {
+    let no_further = |outcome, reason| Commitment { outcome, reason, standing: Vec::new() };
     let steps = || rule.steps.iter().zip(&draft.bound);
     if let Some((step, bound)) =
         steps().find(|(step, bound)| step.presence == Presence::Required && !bound.is_present())
@@ -194,28 +230,36 @@ fn commit(
         } else {
             format!("{} began before the fault, which therefore does not explain it", step.id)
         };
-        return (Outcome::Hypothesis, reason);
+        return no_further(Outcome::Hypothesis, reason);
     }
     if let Some((step, _bound)) =
         steps().find(|(step, bound)| step.presence == Presence::Contradicts && bound.is_present())
     {
-        return (Outcome::Hypothesis, format!("{} speaks against it", step.id));
+        return no_further(Outcome::Hypothesis, format!("{} speaks against it", step.id));
     }
     if let Some(reason) = still_waiting(context, rule, draft) {
-        return (Outcome::Hypothesis, reason);
+        return no_further(Outcome::Hypothesis, reason);
     }
     if rule.announce == Announce::Hypothesis {
-        return (Outcome::Hypothesis, "the rule announces nothing by itself".to_owned());
+        return no_further(Outcome::Hypothesis, "the rule announces nothing by itself".to_owned());
     }
-    if let Some(reason) = cap(context, rule, draft, losses, window) {
-        return (Outcome::Undetermined, reason);
+    if let Some(reason) = caps::of_draft(context, rule, draft, &implicated(context, draft)) {
+        return no_further(Outcome::Undetermined, reason);
     }
-    (Outcome::Finding, String::new())
+    let reasons: Vec<Option<String>> =
+        draft.onsets.iter().map(|onset| caps::of_onset(context, rule, draft, onset)).collect();
+    let standing: Vec<usize> =
+        reasons.iter().enumerate().filter(|(_at, reason)| reason.is_none()).map(|(at, _reason)| at).collect();
+    match reasons.into_iter().next().flatten() {
+        Some(reason) if standing.is_empty() => no_further(Outcome::Undetermined, reason),
+        _ => Commitment { outcome: Outcome::Finding, reason: String::new(), standing },
+    }
 }
 
 /// Why it is too early to commit, if it is.
 fn still_waiting(context: &Context<'_>, rule: &Rule, draft: &Draft) -> Option<String> {
-    let first = draft.onset.as_ref().map_or(draft.first, |onset| onset.first);
+    // Of all that may be the symptom the earliest: which of them is shown must not decide when.
+    let first = draft.onsets.iter().map(|onset| onset.first).min().unwrap_or(draft.first);
     if context.watermark < first.latest {
         return Some("not every source was heard up to the first symptom".to_owned());
     }
@@ -229,62 +273,17 @@ fn still_waiting(context: &Context<'_>, rule: &Rule, draft: &Draft) -> Option<St
     None
 }
 
-/// What keeps a complete verdict from deciding, if anything does.
-fn cap(
-    context: &Context<'_>,
-    rule: &Rule,
-    draft: &Draft,
-    losses: &LossSummary,
-    window: (UnixMicros, UnixMicros),
-) -> Option<String> {
-    let onset = draft.onset.as_ref();
-    let look_back =
-        onset.map_or(window.0, |_onset| draft.first.earliest.minus(rule.reach_after()).min(window.0));
-    if context.set.evicted_until().is_some_and(|until| until >= look_back) {
-        return Some("observations of its window were evicted over budget".to_owned());
-    }
-    let onset = onset?;
-    if onset.is_traced {
-        // The failing requests themselves were seen to break at the fault: nothing unseen can undo that.
-        return None;
-    }
-    if onset.chain != LinkKind::Observed {
-        return Some("who calls whom is only inferred, and no request was seen on both sides".to_owned());
-    }
-    // What was lost before the fault could have shown that the symptom was there already.
-    let before = (look_back, draft.first.earliest);
-    let mut unseen: u64 = 0;
-    let symptom = rule.steps.iter().zip(&draft.bound).find(|(step, bound)| {
-        step.role() == Role::Symptom && bound.groups.iter().any(|group| group.subject == onset.subject)
-    });
-    for source in &onset.sources {
-        let began = context.sources.get(*source).map_or(before.0, |source| source.began);
-        let its = context.sources.losses(*source, before.0.max(began.min(before.1)), before.1);
-        if its.unknown {
-            return Some(format!(
-                "the ledger of {} has a gap before the fault: the symptom may have begun earlier",
-                losses.unknown_sources.first().map_or("a source", String::as_str)
-            ));
-        }
-        let counts = its
-            .lost
-            .iter()
-            .filter(|entry| symptom.is_none_or(|(step, _bound)| concerns(rule, step, &entry.subject)))
-            .map(|entry| entry.count);
-        unseen = counts.fold(unseen, u64::saturating_add);
-    }
-    symptom::could_have_begun(onset, unseen)
-        .then(|| format!("{unseen} records were lost before the fault: the symptom may have begun earlier"))
-}
-
-/// The changes of a draft that are none of what an agent sees when it starts.
-fn changes(context: &Context<'_>, draft: &Draft) -> Vec<Change> {
+/// The changes that are none of what an agent sees when it starts: of the draft, or on the entities of other lines.
+fn changes(context: &Context<'_>, draft: &Draft, of: Option<&[Evidence]>) -> Vec<Change> {
     let is_warm = |change: &&Change| {
         let began =
             context.sources.get(change.event.frame.source).map(|source| source.began).unwrap_or_default();
         change.at > began.plus(context.limits.warm_up)
     };
-    let mut changes: Vec<Change> = draft.changes.iter().filter(is_warm).cloned().collect();
+    let other =
+        of.map(|lines| evidence::changes(context.set, draft.first, lines, context.limits.change_window));
+    let changes = other.as_ref().unwrap_or(&draft.changes);
+    let mut changes: Vec<Change> = changes.iter().filter(is_warm).cloned().collect();
     let surplus = changes.len().saturating_sub(CHANGES_MAX);
     changes.split_off(surplus)
 }

@@ -1,45 +1,57 @@
 //! Several faults, one symptom: which of them explains it, or that the evidence does not decide.
+//!
+//! Decided for each possible symptom by itself: a fault that surely made one service fail stays found when something
+//! else may have made another fail too.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeMap};
 
-use tapio_schemas::verdict::{Candidate, Outcome};
+use tapio_schemas::{
+    entity::EntityKey,
+    units::UnixMicros,
+    verdict::{Candidate, Outcome},
+};
 
-use super::conclude::Concluded;
+use super::{
+    conclude::{self, Concluded, Context},
+    symptom::Onset,
+};
 
 /// The most other candidates that a verdict names.
 const RIVALS_MAX: usize = 8;
 
+/// Another verdict with the same symptom, and how its strength compares.
+struct Rival<'a, 'b> {
+    order: Ordering,
+    of: &'a Concluded<'b>,
+    is_traced: bool,
+}
+
+struct Decision {
+    outcome: Outcome,
+    reason: Option<String>,
+    shown: usize,
+    candidates: Vec<Candidate>,
+}
+
 /// Compares all verdicts that claim the same symptom at the same time, and caps those that do not win.
-pub(super) fn decide(concluded: &mut [Concluded<'_>]) {
-    let mut decisions: Vec<(Outcome, Option<String>, Vec<Candidate>)> = Vec::with_capacity(concluded.len());
-    for (place, one) in concluded.iter().enumerate() {
-        let mut rivals: Vec<(Ordering, &Concluded<'_>)> = concluded
-            .iter()
-            .enumerate()
-            .filter(|(other_place, other)| *other_place != place && are_rivals(one, other))
-            .map(|(_place, other)| (strength(other).cmp(&strength(one)), other))
-            .collect();
-        rivals.sort_by(|(a, a_one), (b, b_one)| {
-            b.cmp(a).then_with(|| a_one.draft.first.cmp(&b_one.draft.first))
-        });
-        rivals.truncate(RIVALS_MAX);
-        let strongest = rivals.first().map(|(order, _other)| *order);
-        let reason = match strongest {
-            Some(Ordering::Greater) => Some("another fault explains the same symptom better".to_owned()),
-            Some(Ordering::Equal) => Some(
-                "another fault explains the same symptom equally well: the evidence does not decide"
-                    .to_owned(),
-            ),
-            _ => None,
-        };
-        let outcome = if reason.is_some() {
-            one.verdict.outcome.min(Outcome::Undetermined)
-        } else {
-            one.verdict.outcome
-        };
-        decisions.push((outcome, reason, candidates(one, &rivals)));
+pub(super) fn decide(context: &Context<'_>, concluded: &mut [Concluded<'_>]) {
+    let mut by_subject: BTreeMap<&EntityKey, Vec<(usize, &Onset)>> = BTreeMap::new();
+    for (place, one) in concluded.iter().enumerate().filter(|(_place, one)| one.is_complete) {
+        for onset in &one.draft.onsets {
+            by_subject.entry(onset.subject()).or_default().push((place, onset));
+        }
     }
-    for (one, (outcome, reason, candidates)) in concluded.iter_mut().zip(decisions) {
+    let decisions: Vec<Decision> = (0..)
+        .zip(concluded.iter())
+        .map(|(place, one)| decide_one(place, one, concluded, &by_subject))
+        .collect();
+    for (one, decision) in concluded.iter_mut().zip(decisions) {
+        let Decision { outcome, reason, shown, candidates } = decision;
+        if shown != one.shown {
+            let told = (outcome, one.verdict.reason.clone());
+            one.verdict = conclude::verdict(context, one.rule, one.draft, shown, told);
+            one.shown = shown;
+        }
         if one.verdict.outcome == Outcome::Finding && outcome != Outcome::Finding {
             one.verdict.reason = reason.unwrap_or_default();
         }
@@ -50,40 +62,76 @@ pub(super) fn decide(concluded: &mut [Concluded<'_>]) {
     }
 }
 
-/// Whether two verdicts are about other faults, complete, and claim the same entity's symptom over overlapping times.
-/// Two that were both seen to break requests of it are both right, and no rivals.
-fn are_rivals(one: &Concluded<'_>, other: &Concluded<'_>) -> bool {
-    let (Some(a), Some(b)) = (&one.draft.onset, &other.draft.onset) else { return false };
-    let is_same_fault = one.draft.cause == other.draft.cause && one.draft.first == other.draft.first;
-    let last = |concluded: &Concluded<'_>| {
-        concluded.verdict.evidence.iter().map(|line| line.last.latest).max().unwrap_or_default()
+fn decide_one(
+    place: usize,
+    one: &Concluded<'_>,
+    all: &[Concluded<'_>],
+    by_subject: &BTreeMap<&EntityKey, Vec<(usize, &Onset)>>,
+) -> Decision {
+    let rivals_at = |at: usize| -> Vec<Rival<'_, '_>> {
+        let Some(onset) = one.draft.onsets.get(at).filter(|_onset| one.is_complete) else {
+            return Vec::new();
+        };
+        let others = by_subject.get(onset.subject()).into_iter().flatten();
+        let mut rivals: Vec<Rival<'_, '_>> = others
+            .filter(|(other_place, _onset)| *other_place != place)
+            .filter_map(|(other_place, its)| Some((all.get(*other_place)?, *its)))
+            .filter(|(other, its)| are_rivals((one, onset), (other, its)))
+            .map(|(other, its)| {
+                let order = strength(other, its).cmp(&strength(one, onset));
+                Rival { order, of: other, is_traced: its.is_traced }
+            })
+            .collect();
+        rivals.sort_by(|a, b| b.order.cmp(&a.order).then_with(|| a.of.draft.first.cmp(&b.of.draft.first)));
+        rivals.truncate(RIVALS_MAX);
+        rivals
     };
-    one.is_complete
-        && other.is_complete
-        && !is_same_fault
-        && a.subject == b.subject
-        && !(a.is_traced && b.is_traced)
-        && a.first.earliest <= last(other)
-        && b.first.earliest <= last(one)
+    let is_won = |rivals: &[Rival<'_, '_>]| rivals.first().is_none_or(|rival| rival.order == Ordering::Less);
+    let won = one.standing.iter().map(|at| (*at, rivals_at(*at))).find(|(_at, rivals)| is_won(rivals));
+    let (shown, rivals) = won.unwrap_or_else(|| (one.shown, rivals_at(one.shown)));
+    let reason = match rivals.first().map(|rival| rival.order) {
+        Some(Ordering::Greater) => Some("another fault explains the same symptom better".to_owned()),
+        Some(Ordering::Equal) => Some(
+            "another fault explains the same symptom equally well: the evidence does not decide".to_owned(),
+        ),
+        _ => None,
+    };
+    let outcome = match reason {
+        Some(_) => one.verdict.outcome.min(Outcome::Undetermined),
+        None => one.verdict.outcome,
+    };
+    let is_traced = one.draft.onsets.get(shown).is_some_and(|onset| onset.is_traced);
+    Decision { outcome, reason, shown, candidates: candidates(one, is_traced, &rivals) }
+}
+
+/// Whether two verdicts are about other faults, and claim the same entity's symptom over overlapping times. Two that
+/// were both seen to break requests of it are both right, and no rivals.
+fn are_rivals((one, a): (&Concluded<'_>, &Onset), (other, b): (&Concluded<'_>, &Onset)) -> bool {
+    let is_same_fault = one.draft.cause == other.draft.cause && one.draft.first == other.draft.first;
+    let last = |concluded: &Concluded<'_>, onset: &Onset| -> UnixMicros {
+        let lines = concluded.draft.lines.iter().map(|line| line.last.latest).max();
+        lines.unwrap_or_default().max(onset.last())
+    };
+    let is_both = a.is_traced && b.is_traced;
+    !is_same_fault && !is_both && a.first.earliest <= last(other, b) && b.first.earliest <= last(one, a)
 }
 
 /// Seen on the requests themselves first, then by the share of the evidence that is present.
-fn strength(one: &Concluded<'_>) -> (bool, u64) {
-    let traced = one.draft.onset.as_ref().is_some_and(|onset| onset.is_traced);
+fn strength(one: &Concluded<'_>, onset: &Onset) -> (bool, u64) {
     let expected = u64::from(one.verdict.evidence_expected.max(1));
-    (traced, u64::from(one.verdict.evidence_present) * 1_000 / expected)
+    (onset.is_traced, u64::from(one.verdict.evidence_present) * 1_000 / expected)
 }
 
-fn candidates(one: &Concluded<'_>, rivals: &[(Ordering, &Concluded<'_>)]) -> Vec<Candidate> {
+fn candidates(one: &Concluded<'_>, is_traced: bool, rivals: &[Rival<'_, '_>]) -> Vec<Candidate> {
     if rivals.is_empty() {
         return Vec::new();
     }
-    let of = |concluded: &Concluded<'_>, order: Ordering| Candidate {
+    let of = |concluded: &Concluded<'_>, order: Ordering, is_traced: bool| Candidate {
         cause: concluded.verdict.cause.clone(),
         rule: concluded.verdict.rule.clone(),
         evidence_present: concluded.verdict.evidence_present,
         evidence_expected: concluded.verdict.evidence_expected,
-        reason: match (order, strength(concluded).0) {
+        reason: match (order, is_traced) {
             (Ordering::Equal, _) => "as much evidence as another candidate".to_owned(),
             (_, true) => "its broken calls are of the failing requests".to_owned(),
             (_, false) => format!(
@@ -92,13 +140,11 @@ fn candidates(one: &Concluded<'_>, rivals: &[(Ordering, &Concluded<'_>)]) -> Vec
             ),
         },
     };
-    let better = rivals.iter().take_while(|(order, _other)| *order == Ordering::Greater).count();
-    let own_order = if rivals.iter().any(|(order, _other)| *order == Ordering::Equal) {
-        Ordering::Equal
-    } else {
-        Ordering::Greater
-    };
-    let mut ranked: Vec<Candidate> = rivals.iter().map(|(order, other)| of(other, *order)).collect();
-    ranked.insert(better.min(ranked.len()), of(one, own_order));
+    let better = rivals.iter().take_while(|rival| rival.order == Ordering::Greater).count();
+    let is_tied = rivals.iter().any(|rival| rival.order == Ordering::Equal);
+    let own_order = if is_tied { Ordering::Equal } else { Ordering::Greater };
+    let mut ranked: Vec<Candidate> =
+        rivals.iter().map(|rival| of(rival.of, rival.order, rival.is_traced)).collect();
+    ranked.insert(better.min(ranked.len()), of(one, own_order, is_traced));
     ranked
 }

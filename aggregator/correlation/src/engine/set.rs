@@ -6,6 +6,7 @@ use std::{
 };
 
 use tapio_schemas::{
+    entity::EntityKey,
     ids::EventId,
     observation::Observation,
     units::{Micros, TimeInterval, UnixMicros},
@@ -20,12 +21,21 @@ pub(super) fn end_of(observation: &Observation) -> TimeInterval {
     }
 }
 
+/// The observations of one intent about one entity.
+#[derive(Clone, Debug, Default)]
+struct Line {
+    keys: BTreeSet<(UnixMicros, EventId)>,
+    /// The longest time from an earliest start to a latest end.
+    reach: Micros,
+}
+
 /// The set.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ObservationSet {
     by_id: BTreeMap<EventId, Arc<Observation>>,
     by_time: BTreeSet<(UnixMicros, EventId)>,
     by_intent: BTreeMap<String, BTreeMap<(UnixMicros, EventId), Arc<Observation>>>,
+    by_subject: BTreeMap<EntityKey, BTreeMap<String, Line>>,
     /// The longest time from an observation's earliest start to its latest end; how far a search must reach back.
     reach: Micros,
     /// The latest observation that was evicted over budget: nothing at or before it is taken in again.
@@ -48,6 +58,10 @@ impl ObservationSet {
         self.reach = self.reach.max(length);
         self.by_id.insert(observation.id, Arc::clone(&observation));
         self.by_time.insert(key);
+        let of_subject = self.by_subject.entry(observation.subject.clone()).or_default();
+        let line = of_subject.entry(observation.intent.clone()).or_default();
+        line.keys.insert(key);
+        line.reach = line.reach.max(length);
         self.by_intent.entry(observation.intent.clone()).or_default().insert(key, observation);
         while self.by_id.len() > most {
             let Some(oldest) = self.by_time.first().copied() else { break };
@@ -60,10 +74,19 @@ impl ObservationSet {
 
     fn remove(&mut self, key: (UnixMicros, EventId)) {
         self.by_time.remove(&key);
-        if let Some(observation) = self.by_id.remove(&key.1)
-            && let Some(line) = self.by_intent.get_mut(&observation.intent)
-        {
+        let Some(observation) = self.by_id.remove(&key.1) else { return };
+        if let Some(line) = self.by_intent.get_mut(&observation.intent) {
             line.remove(&key);
+        }
+        let Some(of_subject) = self.by_subject.get_mut(&observation.subject) else { return };
+        if let Some(line) = of_subject.get_mut(&observation.intent) {
+            line.keys.remove(&key);
+            if line.keys.is_empty() {
+                of_subject.remove(&observation.intent);
+            }
+        }
+        if of_subject.is_empty() {
+            self.by_subject.remove(&observation.subject);
         }
     }
 
@@ -109,6 +132,38 @@ impl ObservationSet {
         line.into_iter().flat_map(move |line| {
             line.range((from, EventId::default())..=(to, last)).map(|(_key, observation)| observation)
         })
+    }
+
+    /// The latest end, not after `until`, of the observations of these intents about `subject` that `fits` takes.
+    pub(super) fn last_end(
+        &self,
+        intents: &[String],
+        subject: &EntityKey,
+        until: UnixMicros,
+        fits: impl Fn(&Observation) -> bool,
+    ) -> Option<UnixMicros> {
+        let of_subject = self.by_subject.get(subject)?;
+        let mut last: Option<UnixMicros> = None;
+        for line in intents.iter().filter_map(|intent| of_subject.get(intent)) {
+            for (start, id) in line.keys.iter().rev() {
+                // What began so long before cannot have ended later.
+                if last.is_some_and(|last| start.plus(line.reach) <= last) {
+                    break;
+                }
+                let Some(item) = self.by_id.get(id) else { continue };
+                let end = end_of(item);
+                if end.earliest <= until && fits(item) {
+                    last = last.max(Some(end.latest.min(until)));
+                }
+            }
+        }
+        last
+    }
+
+    /// Whether `subject` has an observation of this intent that began after `moment`.
+    pub(super) fn has_after(&self, intent: &str, subject: &EntityKey, moment: UnixMicros) -> bool {
+        let line = self.by_subject.get(subject).and_then(|lines| lines.get(intent));
+        line.and_then(|line| line.keys.last()).is_some_and(|(start, _id)| *start > moment)
     }
 
     /// How far a search by start must reach back to find what ended later.

@@ -1,4 +1,7 @@
-//! Which failing entity is the symptom: the outermost one that calls the fault's entity, failing since the fault.
+//! Which failing entities may be the symptom: those that call the fault's entity, failing since the fault.
+//!
+//! Each of them is judged by itself; the outermost is shown. So evidence that is taken away can only take away: what
+//! remains was judged before just as it is judged now.
 
 use std::{
     cmp::Reverse,
@@ -16,8 +19,9 @@ use tapio_schemas::{
 };
 
 use super::{
-    bind::{Bound, Draft, Group, View, bound_at},
+    bind::{Bound, Draft, Group, View, bound_at, traces_of},
     set::end_of,
+    topology::Topology,
 };
 use crate::rule::{LinkTo, Rule, Step};
 
@@ -33,12 +37,17 @@ const EARLIER_SHARE: u128 = 4;
 /// The shortest time over which a rate is taken.
 const RATE_MICROS_MIN: u64 = 1_000_000;
 
-/// How the symptom set in.
+/// How one possible symptom set in.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Onset {
-    pub(super) subject: EntityKey,
-    /// How the calls from there to the fault's entity are known.
-    pub(super) chain: LinkKind,
+    /// The step that it satisfies.
+    pub(super) step: u32,
+    /// Its failures since the fault.
+    pub(super) group: Group,
+    /// The step whose evidence stands in for its own.
+    pub(super) stands_in: Option<u32>,
+    /// How the calls from there to the fault's entity are known, the last of them seen to break; `None` if none was.
+    pub(super) chain: Option<LinkKind>,
     /// Whether requests of the symptom were seen in the broken calls: then they are explained one by one.
     pub(super) is_traced: bool,
     /// The sources that would have seen it earlier.
@@ -49,6 +58,17 @@ pub(super) struct Onset {
     pub(super) rate: u128,
     /// When the first occurrence failed.
     pub(super) first: TimeInterval,
+}
+
+impl Onset {
+    pub(super) const fn subject(&self) -> &EntityKey {
+        &self.group.subject
+    }
+
+    /// When the last occurrence failed.
+    pub(super) fn last(&self) -> UnixMicros {
+        self.group.items.iter().map(|item| end_of(item).latest).max().unwrap_or_default()
+    }
 }
 
 fn total<'a>(items: impl IntoIterator<Item = &'a Arc<Observation>>) -> u64 {
@@ -103,71 +123,128 @@ fn effect_traces(rule: &Rule, draft: &Draft) -> BTreeMap<TraceId, LinkKind> {
     traces
 }
 
-/// Entities that call the fault's entity, through entities that are affected themselves: depth and link of each.
-fn upstream(
-    view: &View<'_>,
-    victim: &EntityKey,
-    draft: &Draft,
-    until: UnixMicros,
-    affected: &BTreeSet<&EntityKey>,
-) -> BTreeMap<EntityKey, (u32, LinkKind)> {
-    let mut levels: BTreeMap<EntityKey, (u32, LinkKind)> = BTreeMap::new();
-    let mut queue = VecDeque::from([(victim.clone(), 0, LinkKind::Observed)]);
-    while let Some((entity, depth, link)) = queue.pop_front() {
-        if depth >= HOPS_MAX {
-            continue;
+/// Who calls the fault's entity, through entities that are affected themselves.
+struct Upstream<'a> {
+    victim: &'a EntityKey,
+    /// Those through whom the search goes on.
+    affected: &'a BTreeSet<EntityKey>,
+    /// The callers of the victim and of the affected that the search comes to.
+    callers: BTreeMap<EntityKey, BTreeMap<EntityKey, LinkKind>>,
+}
+
+impl<'a> Upstream<'a> {
+    fn new(
+        topology: &Topology,
+        victim: &'a EntityKey,
+        affected: &'a BTreeSet<EntityKey>,
+        at: &TimeInterval,
+        (from, until): (UnixMicros, UnixMicros),
+    ) -> Self {
+        let mut upstream = Self { victim, affected, callers: BTreeMap::new() };
+        let mut next = vec![victim.clone()];
+        while let Some(entity) = next.pop() {
+            let its = topology.callers_of(&entity, at, from, until);
+            next.extend(its.keys().filter(|caller| affected.contains(caller)).cloned());
+            upstream.callers.insert(entity, its);
+            next.retain(|entity| !upstream.callers.contains_key(entity));
         }
-        for (caller, its) in view.topology.callers_of(&entity, &draft.last, until) {
-            if caller == *victim || levels.contains_key(&caller) {
+        upstream
+    }
+
+    /// The callers and how far up they are, over links that are known at least as `link`. With `nearest`, only over
+    /// these of the direct callers.
+    fn levels(&self, link: LinkKind, nearest: Option<&BTreeSet<EntityKey>>) -> BTreeMap<EntityKey, u32> {
+        let mut levels: BTreeMap<EntityKey, u32> = BTreeMap::new();
+        let mut queue = VecDeque::from([(self.victim, 0)]);
+        while let Some((entity, depth)) = queue.pop_front() {
+            if depth >= HOPS_MAX {
                 continue;
             }
-            let both = if link == LinkKind::Observed && its == link { link } else { LinkKind::Inferred };
-            levels.insert(caller.clone(), (depth + 1, both));
-            if affected.contains(&caller) {
-                queue.push_back((caller, depth + 1, both));
+            for (caller, its) in self.callers.get(entity).into_iter().flatten() {
+                let is_passable = depth > 0 || nearest.is_none_or(|nearest| nearest.contains(caller));
+                let is_known = link != LinkKind::Observed || *its == LinkKind::Observed;
+                if caller == self.victim || levels.contains_key(caller) || !is_passable || !is_known {
+                    continue;
+                }
+                levels.insert(caller.clone(), depth + 1);
+                if self.affected.contains(caller) {
+                    queue.push_back((caller, depth + 1));
+                }
             }
         }
+        levels
     }
-    levels
 }
 
-struct Affected {
-    group: Group,
-    depth: u32,
-    chain: LinkKind,
-    traced: Vec<Arc<Observation>>,
-    earlier: u64,
+/// How the chains to the fault's entity are known.
+struct Chains {
+    any: BTreeMap<EntityKey, u32>,
+    broken: BTreeMap<EntityKey, u32>,
+    seen: BTreeMap<EntityKey, u32>,
 }
 
-/// Binds a step whose entities must call the fault's entity, to the outermost of them.
-pub(super) fn outermost(
+impl Chains {
+    /// `broken` are those whose calls to the fault's entity were seen to break; `None` if no step of the rule says
+    /// what that would look like.
+    fn of(upstream: &Upstream<'_>, broken: Option<&BTreeSet<EntityKey>>) -> Self {
+        Self {
+            any: upstream.levels(LinkKind::Inferred, None),
+            broken: upstream.levels(LinkKind::Inferred, broken),
+            seen: upstream.levels(LinkKind::Observed, broken),
+        }
+    }
+
+    fn link(&self, entity: &EntityKey) -> Option<LinkKind> {
+        let inferred = self.broken.contains_key(entity).then_some(LinkKind::Inferred);
+        if self.seen.contains_key(entity) { Some(LinkKind::Observed) } else { inferred }
+    }
+}
+
+/// Those whose calls to the victim's step broke; `None` if the rule has no such step.
+fn broken_callers(rule: &Rule, draft: &Draft, victim: u32) -> Option<BTreeSet<EntityKey>> {
+    let is_broken_call = |step: &Step| {
+        step.role() == Role::Effect
+            && step.links.iter().any(|link| link.to == LinkTo::CallerOf && link.step == victim)
+    };
+    rule.steps.iter().any(is_broken_call).then(|| {
+        let bound = rule.steps.iter().zip(&draft.bound).filter(|(step, _bound)| is_broken_call(step));
+        bound.flat_map(|(_step, bound)| bound.groups.iter().map(|group| group.subject.clone())).collect()
+    })
+}
+
+/// Binds a step whose entities must call the fault's entity: notes how each of them set in, the outermost first, and
+/// shows that one.
+pub(super) fn bind(
     view: &View<'_>,
     rule: &Rule,
-    step: &Step,
-    draft: &Draft,
-    groups: Vec<Group>,
-    before: Vec<Group>,
-) -> (Bound, Option<Onset>) {
+    (at, step): (u32, &Step),
+    draft: &mut Draft,
+    groups: &[Group],
+    before: &[Group],
+) -> Bound {
     let mut bound = Bound::default();
-    let link = step.links.iter().find(|link| link.to == LinkTo::TransitivelyCalls);
-    let victim = link.and_then(|link| bound_at(draft, link.step)?.groups.first()).map(|group| &group.subject);
-    let Some(victim) = victim else { return (bound, None) };
+    let Some(link) = step.links.iter().find(|link| link.to == LinkTo::TransitivelyCalls) else {
+        return bound;
+    };
+    let victim = bound_at(draft, link.step).and_then(|bound| bound.groups.first());
+    let Some(victim) = victim.map(|group| group.subject.clone()) else { return bound };
     let traces = effect_traces(rule, draft);
     let effects = rule.steps.iter().zip(&draft.bound).filter(|(step, _bound)| step.role() == Role::Effect);
-    let mut affected: BTreeSet<&EntityKey> =
-        effects.flat_map(|(_step, bound)| bound.groups.iter().map(|group| &group.subject)).collect();
-    affected.extend(groups.iter().map(|group| &group.subject));
-    let until = draft.last.latest.plus(rule.reach_after());
-    let levels = upstream(view, victim, draft, until, &affected);
-    let mut chosen: Option<Affected> = None;
-    for mut group in groups.iter().cloned() {
-        let Some((depth, link)) = levels.get(&group.subject).copied() else { continue };
-        let is_traced = |item: &Arc<Observation>| {
+    let mut affected: BTreeSet<EntityKey> =
+        effects.flat_map(|(_step, bound)| bound.groups.iter().map(|group| group.subject.clone())).collect();
+    affected.extend(groups.iter().map(|group| group.subject.clone()));
+    let within = draft.calls_within(rule);
+    let upstream = Upstream::new(view.topology, &victim, &affected, &draft.last, within);
+    let chains = Chains::of(&upstream, broken_callers(rule, draft, link.step).as_ref());
+    let mut onsets: Vec<(u32, Onset)> = Vec::new();
+    for group in groups {
+        let Some(depth) = chains.any.get(&group.subject).copied() else { continue };
+        let mut group = group.clone();
+        let is_traced = |item: &&Arc<Observation>| {
             item.trace_link == LinkKind::Observed
                 && item.trace.is_some_and(|trace| traces.get(&trace) == Some(&LinkKind::Observed))
         };
-        let traced: Vec<Arc<Observation>> =
-            group.items.iter().filter(|item| is_traced(item)).cloned().collect();
+        let traced: Vec<Arc<Observation>> = group.items.iter().filter(is_traced).cloned().collect();
         let earlier = before.iter().find(|other| other.subject == group.subject);
         if let Some(earlier) = earlier
             && began_before(earlier, &group, draft.first)
@@ -180,41 +257,70 @@ pub(super) fn outermost(
             group.items.clone_from(&traced);
         }
         group.link = if traced.is_empty() { LinkKind::Inferred } else { LinkKind::Observed };
-        let earlier = earlier.map_or(0, |earlier| total(&earlier.items));
-        let candidate = Affected { group, depth, chain: link, traced, earlier };
-        if chosen.as_ref().is_none_or(|best| rank(&candidate) > rank(best)) {
-            chosen = Some(candidate);
-        }
+        let chain = chains.link(&group.subject);
+        let onset = onset_of(at, group, chain, !traced.is_empty(), earlier, draft);
+        onsets.extend(onset.map(|onset| (depth, onset)));
     }
-    if let Some(Affected { group, chain, traced, earlier, .. }) = chosen {
-        let onset = onset_of(&group, chain, !traced.is_empty(), earlier, draft);
-        bound.groups = vec![group];
-        return (bound, onset);
+    let items = onsets.iter().flat_map(|(_depth, onset)| &onset.group.items);
+    bound.requests = Some(traces_of(items));
+    onsets.extend(stand_ins(view, at, step, draft));
+    onsets.sort_by(|(a_depth, a), (b_depth, b)| rank(b, *b_depth).cmp(&rank(a, *a_depth)));
+    if let Some((_depth, shown)) = onsets.first() {
+        bound.groups = vec![shown.group.clone()];
+        bound.stands_in = shown.stands_in;
     }
-    let Some(other) = step.otherwise else { return (bound, None) };
+    draft.onsets = onsets.into_iter().map(|(_depth, onset)| onset).collect();
+    draft.watched.extend(affected);
+    bound
+}
+
+/// Callers that serve nothing themselves: they show the failure in their own calls.
+fn stand_ins(view: &View<'_>, at: u32, step: &Step, draft: &Draft) -> Vec<(u32, Onset)> {
+    let Some(other) = step.otherwise else { return Vec::new() };
     let calls = bound_at(draft, other).map(|other| other.groups.as_slice()).unwrap_or_default();
     let outside = calls.iter().filter(|group| !view.topology.serves(&group.subject));
-    let most = outside.max_by_key(|group| (total(&group.items), Reverse(&group.subject))).cloned();
-    let onset = most.as_ref().and_then(|group| onset_of(group, group.link, false, 0, draft));
-    bound.stands_in = most.is_some().then_some(other);
-    bound.groups = most.into_iter().collect();
-    (bound, onset)
+    let onsets = outside.filter_map(|group| {
+        let onset = onset_of(at, group.clone(), Some(group.link), false, None, draft)?;
+        Some((0, Onset { stands_in: Some(other), ..onset }))
+    });
+    onsets.collect()
 }
 
-/// Seen in the broken calls first, then the furthest up, then the earliest, then the most.
-fn rank(one: &Affected) -> (bool, u32, Reverse<Option<TimeInterval>>, u64, Reverse<&EntityKey>) {
-    let first = one.group.items.iter().map(|item| end_of(item)).min();
-    (!one.traced.is_empty(), one.depth, Reverse(first), total(&one.group.items), Reverse(&one.group.subject))
+type Rank<'a> = (bool, bool, u8, u32, u64, Reverse<TimeInterval>, u64, Reverse<&'a EntityKey>);
+
+/// Seen in the broken calls first, then one that fails itself, then the surest chain, then the furthest up, then the
+/// earliest, then the most; of those that stand in, the most.
+fn rank(one: &Onset, depth: u32) -> Rank<'_> {
+    let count = total(&one.group.items);
+    let stands_in = one.stands_in.is_some();
+    let most = if stands_in { count } else { 0 };
+    // What was seen on both sides needs no chain.
+    let chain = match one.chain.filter(|_link| !one.is_traced) {
+        None => 0,
+        Some(LinkKind::None | LinkKind::Inferred) => 1,
+        Some(LinkKind::Observed) => 2,
+    };
+    (one.is_traced, !stands_in, chain, depth, most, Reverse(one.first), count, Reverse(one.subject()))
 }
 
-fn onset_of(group: &Group, chain: LinkKind, is_traced: bool, before: u64, draft: &Draft) -> Option<Onset> {
+fn onset_of(
+    step: u32,
+    group: Group,
+    chain: Option<LinkKind>,
+    is_traced: bool,
+    earlier: Option<&Group>,
+    draft: &Draft,
+) -> Option<Onset> {
+    let earlier = earlier.map(|earlier| earlier.items.as_slice()).unwrap_or_default();
     Some(Onset {
-        subject: group.subject.clone(),
+        step,
+        stands_in: None,
         chain,
         is_traced,
-        sources: group.items.iter().map(|item| item.source).collect(),
-        before,
+        sources: group.items.iter().chain(earlier).map(|item| item.source).collect(),
+        before: total(earlier),
         rate: rate_since(&group.items, draft.first),
         first: group.items.iter().map(|item| end_of(item)).min()?,
+        group,
     })
 }

@@ -3,6 +3,9 @@
 //! A relation seen again widens its interval, so that the topology is a join of everything inserted and the order of
 //! arrival cannot matter. An endpoint belongs to who listened on it last before the moment that is asked for.
 
+mod moves;
+mod owners;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use tapio_schemas::{
@@ -11,6 +14,8 @@ use tapio_schemas::{
     intent::LinkKind,
     units::{TimeInterval, UnixMicros},
 };
+
+pub(super) use self::{moves::Moves, owners::OwnersMemo};
 
 /// A joined relation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +28,9 @@ struct Span {
 
 type Edges = BTreeMap<EntityKey, BTreeMap<EntityKey, Span>>;
 
+/// A port, and the node of an address that means another thing on every node.
+type Place = (u16, Option<String>);
+
 /// All relations.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Topology {
@@ -30,40 +38,27 @@ pub(super) struct Topology {
     listeners: Edges,
     /// Who listens, to the endpoints.
     listening: BTreeMap<EntityKey, BTreeSet<EntityKey>>,
-    /// Port of an endpoint that stands for all addresses of a node, to these endpoints.
-    wildcards: BTreeMap<u16, BTreeSet<EntityKey>>,
+    /// Place of an endpoint that stands for all addresses of a node, to these endpoints.
+    wildcards: BTreeMap<Place, BTreeSet<EntityKey>>,
     /// Endpoint to those who call it.
     callers: Edges,
-    /// Port to the endpoints called at it.
-    called_ports: BTreeMap<u16, BTreeSet<EntityKey>>,
+    /// Who calls, to the endpoints.
+    calling: BTreeMap<EntityKey, BTreeSet<EntityKey>>,
+    /// Place to the endpoints called at it.
+    called: BTreeMap<Place, BTreeSet<EntityKey>>,
     /// Entity to where it runs.
     homes: Edges,
     edges: usize,
     evicted: u64,
+    /// The latest confirmation of a relation that was evicted over budget.
+    evicted_until: Option<UnixMicros>,
+    moves: Moves,
     /// What was last confirmed before this is not kept.
     horizon: UnixMicros,
 }
 
 /// How coarsely old relations are forgotten: going through all of them at every tick would be too dear.
 const FORGET_STEP_MICROS: u64 = 60_000_000;
-
-/// Who may own an endpoint at a moment: one who was seen there, or several between whom nothing decides.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Owners {
-    pub(super) owners: Vec<EntityKey>,
-    pub(super) link: LinkKind,
-}
-
-impl Owners {
-    fn of(owners: Vec<EntityKey>, link: LinkKind) -> Self {
-        Self { owners, link }
-    }
-
-    /// How the link to `entity` is known, if it is one of the owners.
-    pub(super) fn link_to(&self, entity: &EntityKey) -> Option<LinkKind> {
-        self.owners.contains(entity).then_some(self.link)
-    }
-}
 
 /// The node before `|`, the address and the port of an endpoint's id.
 fn parts(endpoint: &EntityKey) -> Option<(Option<&str>, &str, u16)> {
@@ -79,16 +74,25 @@ fn parts(endpoint: &EntityKey) -> Option<(Option<&str>, &str, u16)> {
     Some((node, address, port))
 }
 
+/// The port that changes at an endpoint are noted under.
+fn port_of(endpoint: &EntityKey) -> u16 {
+    parts(endpoint).map_or(0, |(_node, _address, port)| port)
+}
+
+fn place_of(endpoint: &EntityKey) -> Option<Place> {
+    parts(endpoint).map(|(node, _address, port)| (port, node.map(str::to_owned)))
+}
+
 fn is_wildcard(address: &str) -> bool {
     matches!(address, "0.0.0.0" | "[::]")
 }
 
-/// Widens or adds an edge; whether it is new, and whether its beginning moved.
-fn join(edges: &mut Edges, from: &EntityKey, to: &EntityKey, span: Span) -> (bool, bool) {
+/// Widens or adds an edge; gives what was known before, and what is now.
+fn join(edges: &mut Edges, from: &EntityKey, to: &EntityKey, span: Span) -> (Option<Span>, Span) {
     let line = edges.entry(from.clone()).or_default();
     let Some(known) = line.get_mut(to) else {
         line.insert(to.clone(), span);
-        return (true, true);
+        return (None, span);
     };
     let before = *known;
     known.since = known.since.min(span.since);
@@ -97,114 +101,162 @@ fn join(edges: &mut Edges, from: &EntityKey, to: &EntityKey, span: Span) -> (boo
     if span.link == LinkKind::Observed {
         known.link = LinkKind::Observed;
     }
-    let contested = line.len() > 1;
-    let after = line.get(to).copied().unwrap_or(before);
-    (
-        false,
-        after.since != before.since
-            || after.link != before.link
-            || (contested && after.until != before.until),
-    )
+    (Some(before), *known)
 }
 
 impl Topology {
-    /// Takes a relation in; whether an answer may change by it.
-    pub(super) fn insert(&mut self, relation: &Relation, most: usize) -> bool {
+    /// Takes a relation in, and notes which answers may change by it.
+    pub(super) fn insert(&mut self, relation: &Relation, most: usize) {
         let Relation { kind, from, to, since, until, link, learned_from } = relation;
         if *until < self.horizon {
-            return false;
+            return;
         }
         let span = Span { since: *since, until: *until, link: *link, learned_from: *learned_from };
-        let (new, changed) = match kind {
-            RelationKind::Listens => {
-                self.listening.entry(from.clone()).or_default().insert(to.clone());
-                if let Some((_node, address, port)) = parts(to)
-                    && is_wildcard(address)
-                {
-                    self.wildcards.entry(port).or_default().insert(to.clone());
-                }
-                join(&mut self.listeners, to, from, span)
-            }
-            RelationKind::Calls => {
-                if let Some((_node, _address, port)) = parts(to) {
-                    self.called_ports.entry(port).or_default().insert(to.clone());
-                }
-                let (new, _moved) = join(&mut self.callers, to, from, span);
-                (new, new)
-            }
-            RelationKind::RunsIn => {
-                let (new, _moved) = join(&mut self.homes, from, to, span);
-                (new, false)
-            }
-            RelationKind::Owns | RelationKind::Unknown => (false, false),
+        let new = match kind {
+            RelationKind::Listens => self.listens(from, to, span),
+            RelationKind::Calls => self.calls(from, to, span),
+            RelationKind::RunsIn => join(&mut self.homes, from, to, span).0.is_none(),
+            RelationKind::Owns | RelationKind::Unknown => false,
         };
         self.edges += usize::from(new);
         if self.edges > most {
             self.evict_to(most.saturating_sub(most / 16));
         }
-        changed
+    }
+
+    fn listens(&mut self, from: &EntityKey, to: &EntityKey, span: Span) -> bool {
+        let (before, now) = join(&mut self.listeners, to, from, span);
+        // A later end decides nothing, unless it reaches to where another began.
+        let is_told = before.is_some_and(|before| {
+            let reached = |other: &Span| before.until < other.since && other.since <= now.until;
+            let meets = || self.listeners.get(to).is_some_and(|line| line.values().any(reached));
+            before.since == now.since && before.link == now.link && (before.until == now.until || !meets())
+        });
+        if !is_told {
+            self.moves.owners(port_of(to));
+        }
+        if before.is_none() {
+            self.listening.entry(from.clone()).or_default().insert(to.clone());
+            if let Some((_node, address, _port)) = parts(to)
+                && is_wildcard(address)
+                && let Some(place) = place_of(to)
+            {
+                self.wildcards.entry(place).or_default().insert(to.clone());
+            }
+        }
+        before.is_none()
+    }
+
+    fn calls(&mut self, from: &EntityKey, to: &EntityKey, span: Span) -> bool {
+        let (before, now) = join(&mut self.callers, to, from, span);
+        let port = port_of(to);
+        let Some(before) = before else {
+            self.calling.entry(from.clone()).or_default().insert(to.clone());
+            if let Some(place) = place_of(to) {
+                self.called.entry(place).or_default().insert(to.clone());
+            }
+            self.moves.call_added(port, span.since, span.until);
+            return true;
+        };
+        if now.link != before.link {
+            self.moves.owners(port);
+        }
+        if now.since != before.since {
+            self.moves.call_begins(port, now.since, before.since);
+        }
+        if now.until != before.until {
+            self.moves.call_ends(port, before.until, now.until);
+        }
+        false
+    }
+
+    /// What changed since this was last asked.
+    pub(super) fn take_moves(&mut self) -> Moves {
+        std::mem::take(&mut self.moves)
+    }
+
+    /// Whether who calls one of `entities` within `[from, until]`, or what it serves, may be among the changes.
+    pub(super) fn concerns(
+        &self,
+        moves: &Moves,
+        entities: &BTreeSet<EntityKey>,
+        from: UnixMicros,
+        until: UnixMicros,
+    ) -> bool {
+        if moves.is_everything() || moves.is_empty() {
+            return moves.is_everything();
+        }
+        let own = entities.iter().filter_map(|entity| self.listening.get(entity)).flatten();
+        own.map(port_of).any(|port| moves.concern(port, from, until))
     }
 
     pub(super) fn merge(&mut self, other: &Self, most: usize) {
         for relation in other.relations() {
             self.insert(&relation, most);
         }
+        self.evicted_until = self.evicted_until.max(other.evicted_until);
     }
 
-    /// Who owns `peer` at `at`: the last listener that began before, if nobody else took the endpoint since.
-    pub(super) fn owners(&self, peer: &EntityKey, at: &TimeInterval) -> Owners {
-        if peer.kind != EntityKind::Endpoint {
-            return Owners::of(vec![peer.clone()], LinkKind::Observed);
-        }
-        if let Some(line) = self.listeners.get(peer) {
-            return owner_at(line.iter(), at);
-        }
-        let Some((node, _address, port)) = parts(peer) else { return Owners::default() };
-        let everywhere = self.wildcards.get(&port).into_iter().flatten();
-        let here = everywhere.filter(|endpoint| {
-            node.is_none() || parts(endpoint).is_some_and(|(its_node, ..)| its_node == node)
-        });
-        let lines = here.filter_map(|endpoint| self.listeners.get(endpoint));
-        let mut owners = owner_at(lines.flatten(), at);
-        if node.is_none() {
-            // Which node has the address is not known: the port alone may name one listener, and proves nothing.
-            owners.link = LinkKind::Inferred;
-            if owners.owners.len() > 1 {
-                return Owners::default();
-            }
-        }
-        owners
-    }
-
-    /// Those who called an endpoint that `entity` owned at `at`, until `until`.
+    /// Those who called an endpoint that `entity` owned at `at`, seen to do so within `[from, until]`.
     pub(super) fn callers_of(
         &self,
         entity: &EntityKey,
         at: &TimeInterval,
+        from: UnixMicros,
         until: UnixMicros,
     ) -> BTreeMap<EntityKey, LinkKind> {
         let mut callers = BTreeMap::new();
-        let Some(own) = self.listening.get(entity) else { return callers };
-        let mut endpoints: BTreeSet<&EntityKey> = own.iter().collect();
-        for endpoint in own {
-            if let Some((_node, address, port)) = parts(endpoint)
-                && is_wildcard(address)
-            {
-                endpoints.extend(self.called_ports.get(&port).into_iter().flatten());
-            }
-        }
-        for endpoint in endpoints {
-            let Some(link) = self.owners(endpoint, at).link_to(entity) else { continue };
+        let mut add = |endpoint: &EntityKey, link: LinkKind| {
             for (caller, span) in self.callers.get(endpoint).into_iter().flatten() {
-                if caller != entity && span.since <= until {
+                if caller != entity && span.since <= until && span.until >= from {
                     let known = callers.entry(caller.clone()).or_insert(LinkKind::Inferred);
                     if link == LinkKind::Observed && span.link == LinkKind::Observed {
                         *known = LinkKind::Observed;
                     }
                 }
             }
+        };
+        let mut places: BTreeSet<(u16, Option<&str>)> = BTreeSet::new();
+        for endpoint in self.listening.get(entity).into_iter().flatten() {
+            if let Some(link) = self.owners(endpoint, at).link_to(entity) {
+                add(endpoint, link);
+            }
+            if let Some((node, address, port)) = parts(endpoint)
+                && is_wildcard(address)
+            {
+                places.extend([(port, None), (port, node)]);
+            }
+        }
+        // What nobody listens on by its own address belongs, all of a place, to the same.
+        for (port, node) in places {
+            let Some(link) = self.owners_at(port, node, at).link_to(entity) else { continue };
+            let called = self.called.get(&(port, node.map(str::to_owned))).into_iter().flatten();
+            called.filter(|endpoint| !self.listeners.contains_key(endpoint)).for_each(|it| add(it, link));
         }
         callers
+    }
+
+    /// Those who owned at `at` what `entity` was seen to call within `[from, until]`.
+    pub(super) fn called_by(
+        &self,
+        entity: &EntityKey,
+        at: &TimeInterval,
+        from: UnixMicros,
+        until: UnixMicros,
+    ) -> BTreeSet<EntityKey> {
+        let endpoints = self.calling.get(entity).into_iter().flatten().filter(|endpoint| {
+            let span = self.callers.get(endpoint).and_then(|line| line.get(entity));
+            span.is_some_and(|span| span.since <= until && span.until >= from)
+        });
+        endpoints.flat_map(|endpoint| self.owners(endpoint, at).owners).collect()
+    }
+
+    /// The sources that told what `entity` listens on: its own node's.
+    pub(super) fn nodes_of(&self, entity: &EntityKey) -> BTreeSet<SourceId> {
+        let own = self.listening.get(entity).into_iter().flatten();
+        own.filter_map(|endpoint| self.listeners.get(endpoint)?.get(entity))
+            .map(|span| span.learned_from.frame.source)
+            .collect()
     }
 
     /// The sources that told of `entity`'s endpoints and of those who call them.
@@ -274,42 +326,26 @@ impl Topology {
         for relation in all.iter().take(self.edges.saturating_sub(count)) {
             self.remove(relation);
             self.evicted += 1;
+            self.evicted_until = self.evicted_until.max(Some(relation.until));
         }
+        self.moves.everything();
     }
 
     fn remove(&mut self, relation: &Relation) {
         let Relation { kind, from, to, .. } = relation;
-        let drop_edge = |edges: &mut Edges, a: &EntityKey, b: &EntityKey| {
-            let Some(line) = edges.get_mut(a) else { return false };
-            line.remove(b);
-            let empty = line.is_empty();
-            if empty {
-                edges.remove(a);
-            }
-            empty
-        };
         match kind {
             RelationKind::Listens => {
-                if drop_edge(&mut self.listeners, to, from)
-                    && let Some((_node, _address, port)) = parts(to)
-                    && let Some(line) = self.wildcards.get_mut(&port)
-                {
-                    line.remove(to);
+                if drop_edge(&mut self.listeners, to, from) {
+                    drop_place(&mut self.wildcards, to);
                 }
-                if let Some(own) = self.listening.get_mut(from) {
-                    own.remove(to);
-                    if own.is_empty() {
-                        self.listening.remove(from);
-                    }
-                }
+                drop_member(&mut self.listening, from, to);
+                self.moves.everything();
             }
             RelationKind::Calls => {
-                if drop_edge(&mut self.callers, to, from)
-                    && let Some((_node, _address, port)) = parts(to)
-                    && let Some(line) = self.called_ports.get_mut(&port)
-                {
-                    line.remove(to);
+                if drop_edge(&mut self.callers, to, from) {
+                    drop_place(&mut self.called, to);
                 }
+                drop_member(&mut self.calling, from, to);
             }
             RelationKind::RunsIn => {
                 drop_edge(&mut self.homes, from, to);
@@ -326,28 +362,39 @@ impl Topology {
     pub(super) const fn evicted(&self) -> u64 {
         self.evicted
     }
+
+    /// The time up to which relations were evicted over budget.
+    pub(super) const fn evicted_until(&self) -> Option<UnixMicros> {
+        self.evicted_until
+    }
 }
 
-/// Of those who listened on an endpoint, who owns it at `at`.
-fn owner_at<'a>(line: impl Iterator<Item = (&'a EntityKey, &'a Span)>, at: &TimeInterval) -> Owners {
-    let mut line: Vec<(&EntityKey, &Span)> = line.collect();
-    line.sort_by_key(|(owner, span)| (span.since, *owner));
-    let begun = line.partition_point(|(_owner, span)| span.since <= at.latest);
-    let Some((last, span)) = begun.checked_sub(1).and_then(|place| line.get(place)) else {
-        // Nobody was seen before: the first one seen later may have listened already, unseen.
-        let first = line.first().map(|(owner, _span)| (*owner).clone());
-        return Owners::of(first.into_iter().collect(), LinkKind::Inferred);
-    };
-    let mut owners: Vec<EntityKey> = line
-        .iter()
-        .take(begun)
-        .filter(|(owner, other)| owner != last && other.until >= span.since)
-        .map(|(owner, _span)| (*owner).clone())
-        .collect();
-    owners.retain(|owner| owner != *last);
-    owners.push((*last).clone());
-    owners.sort();
-    owners.dedup();
-    let link = if owners.len() == 1 { span.link } else { LinkKind::Inferred };
-    Owners::of(owners, link)
+/// Removes an edge; whether its beginning has none left.
+fn drop_edge(edges: &mut Edges, a: &EntityKey, b: &EntityKey) -> bool {
+    let Some(line) = edges.get_mut(a) else { return false };
+    line.remove(b);
+    let empty = line.is_empty();
+    if empty {
+        edges.remove(a);
+    }
+    empty
+}
+
+fn drop_member(index: &mut BTreeMap<EntityKey, BTreeSet<EntityKey>>, of: &EntityKey, member: &EntityKey) {
+    if let Some(line) = index.get_mut(of) {
+        line.remove(member);
+        if line.is_empty() {
+            index.remove(of);
+        }
+    }
+}
+
+fn drop_place(index: &mut BTreeMap<Place, BTreeSet<EntityKey>>, endpoint: &EntityKey) {
+    let Some(place) = place_of(endpoint) else { return };
+    if let Some(line) = index.get_mut(&place) {
+        line.remove(endpoint);
+        if line.is_empty() {
+            index.remove(&place);
+        }
+    }
 }

@@ -1,15 +1,15 @@
 //! Findings over time: one id, few revisions, an end.
 
-use tapio_correlation::{Announcer, PodNames, announce::Owner};
+use tapio_correlation::{Announcer, announce::Owner};
 use tapio_schemas::{
     finding::{Finding, FindingState},
     ids::{ClusterId, TenantId},
     intent::LinkKind,
-    verdict::Outcome,
+    verdict::{Outcome, Role, Stance},
 };
 
 use crate::{
-    oom::pods,
+    oom::{PodNames, pods},
     story::{Story, at, classic, rules, trace},
 };
 
@@ -33,6 +33,7 @@ impl Desk {
         let verdicts = engine.verdicts();
         let pods = pods();
         let names = PodNames { engine: &engine, pods: &pods };
+        self.announcer.follow(&engine);
         let owner = Owner { tenant: &self.tenant, cluster: &self.cluster };
         self.announcer.fold(&verdicts, &names, at(now), owner, &rules())
     }
@@ -103,8 +104,56 @@ fn later_evidence_revises() {
     assert_eq!((revised[0].id.clone(), revised[0].revision), (first[0].id.clone(), 2));
     assert_eq!(revised[0].verdict.outcome, Outcome::Hypothesis);
     assert!(
-        revised[0].lines.iter().any(|line| line.text.starts_with("against it: shop")),
+        revised[0].lines.iter().any(|line| {
+            line.text.starts_with("against it: shop")
+                && (line.step.as_str(), line.role, line.stance)
+                    == ("symptom", Role::Symptom, Stance::Contradicting)
+        }),
         "{:#?}",
         revised[0].lines
+    );
+}
+
+/// Scenario: the victim is not restarted, and shop answers HTTP 500 every second, longer than the rule looks and longer
+/// than the engine derives a verdict; then it stops.
+/// Guarantees: the finding stays open without revision after revision, and is resolved after the end.
+#[test]
+fn a_symptom_that_goes_on_keeps_its_finding_open() {
+    let mut desk = Desk::new();
+    let mut story = classic();
+    desk.fold(&story, 500);
+    let mut revisions = 0;
+    for second in (2..=900).step_by(2) {
+        let now = second * 1_000;
+        story = story.fails(now - 500, "shop", 1, None).heard(now - 2_000, now);
+        // Looked at now and then: a test of the fold, not of its speed.
+        if second % 20 == 0 {
+            let told = desk.fold(&story, now);
+            assert!(told.iter().all(|finding| finding.state == FindingState::Open), "at {second} s");
+            revisions += if second > 80 { told.len() } else { 0 };
+        }
+    }
+    let open: Vec<_> = desk.announcer.findings().map(|finding| finding.state).collect();
+    assert_eq!((open, revisions), (vec![FindingState::Open], 0));
+    let ended = desk.fold(&story.heard(900_000, 960_000), 960_000);
+    assert_eq!(ended.iter().map(|finding| finding.state).collect::<Vec<_>>(), [FindingState::Resolved]);
+}
+
+/// Scenario: a finding of a service that had a few failures before, too few to be their beginning.
+/// Guarantees: each line says its step, its place in the chain and which way it points.
+#[test]
+fn each_line_says_which_way_it_points() {
+    let story = (1..20).fold(classic(), |story, second| story.fails(-1_000 * second, "shop", 20, None));
+    let findings = Desk::new().fold(&story, 500);
+    let lines: Vec<_> =
+        findings[0].lines.iter().map(|line| (line.step.as_str(), line.role, line.stance)).collect();
+    assert_eq!(
+        lines,
+        [
+            ("growth", Role::Cause, Stance::Supporting),
+            ("kill", Role::Fault, Stance::Supporting),
+            ("broken-calls", Role::Effect, Stance::Supporting),
+            ("symptom", Role::Symptom, Stance::Supporting),
+        ]
     );
 }

@@ -2,7 +2,7 @@
 
 use tapio_schemas::{
     intent::LinkKind,
-    verdict::{Outcome, Stance},
+    verdict::{Outcome, Role, Stance},
 };
 
 use crate::story::{Story, at, classic, container, trace};
@@ -272,4 +272,196 @@ fn changes_before_the_fault_are_told() {
     let changes: Vec<_> = verdict.changes.iter().map(|change| change.what.as_str()).collect();
     assert_eq!(changes, ["reload was started"]);
     assert_eq!(verdict.observed_since, at(-120_000));
+}
+
+/// Scenario: the kernel kills one worker of a container that goes on serving; its caller has failures of its own.
+/// Guarantees: no finding without a call to it that broke.
+#[test]
+fn a_kill_that_broke_no_call_explains_nothing() {
+    let story = Story::new()
+        .listens(-60_000, "shop", 80)
+        .listens(-60_000, "payment", 81)
+        .calls(-50_000, "shop", 81)
+        .heard(-120_000, -10)
+        .killed(0, "payment")
+        .exits(1, "payment")
+        .fails(10, "shop", 20, None)
+        .heard(-10, 3_000);
+    let verdict = story.verdict(3_000);
+    assert_eq!(
+        (verdict.outcome, verdict.reason.as_str(), verdict.evidence_present),
+        (Outcome::Undetermined, "no broken call to it was seen", 3)
+    );
+}
+
+/// Scenario: the same, and the call of a job, that has nothing to do with shop, broke.
+/// Guarantees: the job is the symptom; shop's failures are not laid to it.
+#[test]
+fn a_broken_call_of_another_explains_only_that_other() {
+    let story = Story::new()
+        .listens(-60_000, "shop", 80)
+        .listens(-60_000, "payment", 81)
+        .calls(-50_000, "shop", 81)
+        .heard(-120_000, -10)
+        .killed(0, "payment")
+        .exits(1, "payment")
+        .reset(2, "job", 81)
+        .fails(10, "shop", 20, None)
+        .heard(-10, 3_000);
+    let verdict = story.verdict(3_000);
+    assert_eq!(verdict.outcome, Outcome::Finding, "{}", verdict.reason);
+    assert_eq!(verdict.first(Role::Symptom).unwrap().subject, container("job"));
+}
+
+/// Scenario: shop called payment ten minutes ago, and not since.
+/// Guarantees: it is no caller any more, and its failures are no symptom.
+#[test]
+fn who_called_long_ago_is_no_caller() {
+    let story = Story::new()
+        .listens(-600_000, "payment", 81)
+        .calls(-600_000, "shop", 81)
+        .heard(-700_000, -10)
+        .killed(0, "payment")
+        .exits(1, "payment")
+        .fails(10, "shop", 20, None)
+        .heard(-10, 3_000);
+    assert_eq!(story.verdict(3_000).reason, "required evidence is missing: symptom");
+}
+
+fn three_tiers() -> Story {
+    Story::new()
+        .listens(-60_000, "shop", 80)
+        .listens(-60_000, "payment", 81)
+        .listens(-60_000, "ledger", 82)
+        .calls(-50_000, "shop", 81)
+        .calls(-50_000, "payment", 82)
+        .heard(-120_000, -10)
+        .killed(0, "ledger")
+        .exits(1, "ledger")
+        .refused(2, "payment", 82, 10)
+        .fails(5, "payment", 20, None)
+}
+
+/// Scenario: payment surely fails by the kill of ledger. Of shop, further up, it is not sure whether it calls payment.
+/// Guarantees: what shop's failure adds does not take the finding away; the surer symptom is shown.
+#[test]
+fn an_unsure_symptom_takes_nothing_from_a_sure_one() {
+    let without = three_tiers().listens(-59_000, "other", 81).listens(-40_000, "payment", 81);
+    let with = without.clone().fails(10, "shop", 1, None);
+    for story in [without, with] {
+        let verdict = story.heard(-10, 3_000).verdict(3_000);
+        assert_eq!(verdict.outcome, Outcome::Finding, "{}", verdict.reason);
+        assert_eq!(verdict.first(Role::Symptom).unwrap().subject, container("payment"));
+    }
+}
+
+/// Scenario: shop, further up than payment, runs on a node whose ledger has a gap before the kill.
+/// Guarantees: the finding stands on payment, and shows payment; with the whole ledger it shows shop.
+#[test]
+fn a_gap_at_one_symptom_leaves_the_other() {
+    let story = |has_gap: bool| {
+        let story = three_tiers().heard(-10, 3_000).on("node-b").heard(-120_000, -20_000);
+        let story = if has_gap { story.unheard() } else { story.heard(-20_000, -10_000) };
+        story.fails(10, "shop", 20, None).heard(-10_000, 3_000)
+    };
+    for (has_gap, symptom) in [(false, "shop"), (true, "payment")] {
+        let verdict = story(has_gap).verdict(3_000);
+        assert_eq!(verdict.outcome, Outcome::Finding, "{}", verdict.reason);
+        assert_eq!(verdict.first(Role::Symptom).unwrap().subject, container(symptom));
+    }
+}
+
+/// Shop, payment on node-a and stock on node-b; shop calls both, and payment is killed.
+fn with_stock_elsewhere(edit: impl Fn(Story) -> Story) -> Story {
+    let story = Story::new()
+        .listens(-60_000, "shop", 80)
+        .listens(-60_000, "payment", 81)
+        .calls(-50_000, "shop", 81)
+        .calls(-50_000, "shop", 83)
+        .heard(-120_000, -10)
+        .killed(0, "payment")
+        .exits(1, "payment")
+        .refused(2, "shop", 81, 10)
+        .fails(10, "shop", 20, None)
+        .heard(-10, 3_000)
+        .on("node-b")
+        .listens(-60_000, "stock", 83);
+    edit(story)
+}
+
+/// Scenario: a second service that shop calls lives on a node that cannot see kills, or whose frames are not all there.
+/// Guarantees: undetermined, with the node named: a kill there would explain the symptom as well.
+#[test]
+fn a_rival_that_could_not_be_seen_caps_the_verdict() {
+    let whole = with_stock_elsewhere(|story| story.heard(-120_000, -10).heard(-10, 3_000)).verdict(3_000);
+    assert_eq!(whole.outcome, Outcome::Finding, "{}", whole.reason);
+    let blind = with_stock_elsewhere(|story| {
+        story.without_probe("oom_victim: refused").heard(-120_000, -10).heard(-10, 3_000)
+    });
+    let blind = blind.verdict(3_000);
+    assert_eq!(
+        (blind.outcome, blind.reason.as_str()),
+        (
+            Outcome::Undetermined,
+            "another fault may explain it: oom_victim does not work on node-b, which it calls too"
+        )
+    );
+    let gap = with_stock_elsewhere(|story| story.heard(-120_000, -10).unheard().heard(2_000, 3_000));
+    let gap = gap.verdict(3_000);
+    assert_eq!(
+        (gap.outcome, gap.reason.as_str()),
+        (
+            Outcome::Undetermined,
+            "another fault may explain it: not everything was heard from node-b, which it calls too"
+        )
+    );
+    let lost = with_stock_elsewhere(|story| {
+        story.heard_with(-120_000, -10, "oom_victim", 1).heard_with(-10, 3_000, "exec", 50)
+    });
+    assert_eq!(lost.verdict(3_000).outcome, Outcome::Undetermined);
+    let others = with_stock_elsewhere(|story| story.heard_with(-120_000, -10, "exec", 1).heard(-10, 3_000));
+    assert_eq!(others.verdict(3_000).outcome, Outcome::Finding, "other probes' losses hide no kill");
+}
+
+/// Scenario: the agent began to observe a second before the kill; shop may have failed for an hour.
+/// Guarantees: undetermined; with an agent that watched for long, or a container that is younger than it, a finding.
+#[test]
+fn what_nobody_watched_did_not_go_well() {
+    let story = |began: i64| {
+        Story::new()
+            .listens(-900, "shop", 80)
+            .listens(-900, "payment", 81)
+            .calls(-800, "shop", 81)
+            .heard(began, -10)
+            .killed(0, "payment")
+            .exits(1, "payment")
+            .refused(2, "shop", 81, 10)
+            .fails(10, "shop", 20, None)
+            .heard(-10, 3_000)
+    };
+    let verdict = story(-1_000).verdict(3_000);
+    assert_eq!(
+        (verdict.outcome, verdict.reason.as_str()),
+        (
+            Outcome::Undetermined,
+            "node-a was watched for too short before the fault: the symptom may have begun earlier"
+        )
+    );
+    assert_eq!(story(-6_000).verdict(3_000).outcome, Outcome::Finding);
+    assert_eq!(story(-4_000).starts(-1_000, "shop").verdict(3_000).outcome, Outcome::Finding);
+    assert_eq!(story(-4_000).starts(-3_000, "shop").verdict(3_000).outcome, Outcome::Undetermined);
+}
+
+/// Scenario: one node's clock runs an hour ahead.
+/// Guarantees: it neither moves the watermark nor makes the engine forget what the others told.
+#[test]
+fn a_fast_clock_moves_no_watermark() {
+    let story = classic().on("node-b").heard(3_590_000, 3_600_000);
+    let mut engine = story.engine(500);
+    assert_eq!(engine.watermark(), at(500));
+    let mut verdicts = engine.verdicts();
+    verdicts.retain(|verdict| verdict.rule == "container-oom");
+    assert_eq!(verdicts[0].outcome, Outcome::Finding, "{}", verdicts[0].reason);
+    // Within what silence is granted it takes part, but nothing is believed to be heard before it happened.
+    assert_eq!(classic().on("node-b").heard(-120_000, 2_000).engine(300).watermark(), at(300));
 }

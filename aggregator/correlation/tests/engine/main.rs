@@ -11,6 +11,7 @@
 mod announcing;
 mod counter_examples;
 mod laws;
+mod limits;
 mod observing;
 mod oom;
 mod speed;

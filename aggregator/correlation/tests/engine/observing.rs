@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use tapio_correlation::{SourceContext, observe_batch};
+use tapio_correlation::{SourceContext, observe::RELATIONS_PER_BATCH_MAX, observe_batch};
 use tapio_schemas::{
     batch::{AlignedVec, BatchBuilder, BatchLimits, BatchView},
     entity::RelationKind,
@@ -35,6 +35,7 @@ fn rows_become_inputs() {
             .unsigned(core::time_error_micros, 3)
             .text(core::intent, "connection-refused")
             .unsigned(core::count, 5)
+            .unsigned(core::duration_micros, 100)
             .text(core::probe, "tcp_state")
             .text(entity::container_id, "aa")
             .text(entity::pod_uid, "pod-a")
@@ -67,12 +68,12 @@ fn rows_become_inputs() {
     let frame = FrameId { source: source("node-a"), incarnation: Incarnation(2), sequence: Sequence(3) };
     let context = SourceContext { node: "node-a", clock_error: Micros(40), missing_probes: &[] };
     let (mut observations, mut relations, mut progress) = (Vec::new(), Vec::new(), Vec::new());
-    observe_batch(&view, frame, &context, &rules(), &mut |input| match input {
+    let left_out = observe_batch(&view, frame, &context, &rules(), &mut |input| match input {
         Input::Observation(it) => observations.push(it),
         Input::Relation(it) => relations.push(it),
         Input::Progress(it) => progress.push(it),
     });
-    assert_eq!(observations.len(), 3);
+    assert_eq!((observations.len(), left_out), (3, 0));
     let refused = &observations[0];
     assert_eq!((refused.id, refused.count), (frame.row(100), 5));
     assert_eq!((refused.time.earliest, refused.time.latest), (UnixMicros(1_957), UnixMicros(2_043)));
@@ -91,6 +92,36 @@ fn rows_become_inputs() {
             (RelationKind::RunsIn, "aa", "pod-a"),
         ]
     );
-    assert_eq!((relations[1].since, relations[1].until), (UnixMicros(2_000), UnixMicros(2_001)));
+    // Five calls took 100 µs together: one took 20.
+    assert_eq!((relations[1].since, relations[1].until), (UnixMicros(2_000), UnixMicros(2_021)));
     assert_eq!((progress.len(), progress[0].ledger.until), (1, UnixMicros(4_000)));
+}
+
+/// Scenario: one batch in which a scanner calls a hundred endpoints more than a batch may tell.
+/// Guarantees: the relations that are told are as many as may be, and the others are counted.
+#[test]
+fn relations_beyond_the_limit_are_counted() {
+    let mut builder = BatchBuilder::new(BatchLimits::default());
+    let count = RELATIONS_PER_BATCH_MAX + 100;
+    for number in 0..count {
+        let mut row = builder.begin_row().unwrap();
+        row.unsigned(core::time_micros, 1_000)
+            .text(core::intent, "connection-opened")
+            .unsigned(core::count, 1)
+            .text(entity::container_id, "aa")
+            .sixteen(network::remote_address, Ipv4Addr::new(10, 0, 0, 9).to_ipv6_mapped().octets())
+            .unsigned(network::remote_port, u64::try_from(number).unwrap() + 1)
+            .text(network::direction, "out");
+        row.commit().unwrap();
+    }
+    let mut bytes = AlignedVec::new();
+    builder.finish(&mut bytes).unwrap();
+    let view = BatchView::open(&bytes).unwrap();
+    let frame = FrameId { source: source("node-a"), incarnation: Incarnation(2), sequence: Sequence(3) };
+    let context = SourceContext { node: "node-a", clock_error: Micros(40), missing_probes: &[] };
+    let mut relations = 0;
+    let left_out = observe_batch(&view, frame, &context, &rules(), &mut |input| {
+        relations += usize::from(matches!(input, Input::Relation(_)));
+    });
+    assert_eq!((relations, left_out), (RELATIONS_PER_BATCH_MAX, 100));
 }

@@ -2,14 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use tapio_correlation::{Announcer, PodNames, announce::Owner};
+use tapio_correlation::{Announcer, Engine, Names, announce::Owner};
 use tapio_schemas::{
-    entity::PodIdentity,
+    entity::{EntityKey, PodIdentity},
     intent::LinkKind,
+    units::UnixMicros,
     verdict::{Outcome, Role},
 };
 
 use crate::story::{Story, at, classic, container, rules, trace};
+
+/// Names by pod uid, and the pods of containers as the engine learned them.
+pub(crate) struct PodNames<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) pods: &'a BTreeMap<String, PodIdentity>,
+}
+
+impl Names for PodNames<'_> {
+    fn pod(&self, entity: &EntityKey, at: UnixMicros) -> Option<PodIdentity> {
+        let pod = self.engine.pod_of(entity, at)?;
+        self.pods.get(&pod.id).cloned()
+    }
+}
 
 pub(crate) fn pods() -> BTreeMap<String, PodIdentity> {
     ["shop", "payment", "ledger"]

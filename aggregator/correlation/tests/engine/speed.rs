@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tapio_correlation::{Engine, Limits};
 
-use crate::story::{at, classic, rules};
+use crate::story::{Story, at, classic, rules};
 
 /// Scenario: ten thousand observations around one fault, then ticks at which nothing or one thing is new.
 /// Guarantees: a tick without news costs at least five times less than the evaluation of the fault.
@@ -38,8 +38,23 @@ fn asking_again_is_cheap() {
         first.as_secs_f64() / again.as_secs_f64(),
     );
     let evaluated = engine.stats().evaluated;
-    engine.insert(crate::story::Story::new().on("node-z").grows(-10_000_000, "other").inputs.remove(0));
+    engine.insert(Story::new().on("node-z").grows(-10_000_000, "other").inputs.remove(0));
     time(&mut engine);
     assert_eq!(engine.stats().evaluated, evaluated, "what falls into no window makes no draft stale");
+    let elsewhere =
+        Story::new().calls(600, "other", 4_711).calls(600, "shop", 9_999).listens(600, "other", 90);
+    let again_here = Story::new().calls(700, "shop", 81).calls(800, "shop", 81).listens(800, "payment", 81);
+    for input in elsewhere.inputs.into_iter().chain(again_here.inputs) {
+        engine.insert(input);
+        time(&mut engine);
+    }
+    assert_eq!(
+        engine.stats().evaluated,
+        evaluated,
+        "nor do relations that it did not look at, or that only go on"
+    );
+    Story::new().calls(600, "other", 81).inputs.into_iter().for_each(|input| engine.insert(input));
+    time(&mut engine);
+    assert_eq!(engine.stats().evaluated, evaluated + 1, "a new caller of the victim does");
     assert!(first.as_nanos() > again.as_nanos() * 5, "{first:?} against {again:?}");
 }

@@ -36,7 +36,7 @@ pub(crate) struct Story {
     row: u32,
     pub(crate) error_micros: u64,
     missing_probes: Vec<String>,
-    frames: u64,
+    frames: BTreeMap<&'static str, u64>,
 }
 
 pub(crate) fn source(node: &str) -> SourceId {
@@ -51,7 +51,7 @@ impl Story {
             row: 0,
             error_micros: 40,
             missing_probes: Vec::new(),
-            frames: 0,
+            frames: BTreeMap::new(),
         }
     }
 
@@ -200,6 +200,11 @@ impl Story {
         self
     }
 
+    pub(crate) fn starts(mut self, millis: i64, who: &str) -> Self {
+        self.observe("container-seen", "container", millis, who, |_it| {});
+        self
+    }
+
     pub(crate) fn executes(mut self, millis: i64, who: &str, command: &str) -> Self {
         self.observe("process-executed", "exec", millis, who, |it| {
             it.attributes.insert("kernel.command".into(), Value::Text(command.to_owned()));
@@ -218,16 +223,21 @@ impl Story {
     }
 
     pub(crate) fn heard_with(mut self, since: i64, until: i64, probe: &str, lost: u64) -> Self {
-        self.frames += 1;
-        let sequence = Sequence(self.frames);
+        let sequence = self.next_frame();
         self.progress(sequence, since, until, probe, lost);
         self
     }
 
     /// A frame that never arrives.
     pub(crate) fn unheard(mut self) -> Self {
-        self.frames += 1;
+        self.next_frame();
         self
+    }
+
+    fn next_frame(&mut self) -> Sequence {
+        let frames = self.frames.entry(self.node).or_default();
+        *frames += 1;
+        Sequence(*frames)
     }
 
     fn progress(&mut self, sequence: Sequence, since: i64, until: i64, probe: &str, lost: u64) {

@@ -1,0 +1,118 @@
+//! What the engine gives up, or cannot see, and what its verdicts then say.
+
+use std::sync::Arc;
+
+use tapio_correlation::{Engine, Limits, RuleSet};
+use tapio_schemas::{
+    ledger::{Fate, Stage},
+    observation::Input,
+    verdict::{Outcome, Verdict},
+};
+
+use crate::story::{Story, at, classic, rules};
+
+fn verdicts(rules: Arc<RuleSet>, limits: Limits, inputs: &[Input], now: i64) -> (Engine, Vec<Verdict>) {
+    let mut engine = Engine::new(rules, limits);
+    inputs.iter().for_each(|input| engine.insert(input.clone()));
+    engine.tick(at(now));
+    let mut verdicts = engine.verdicts();
+    verdicts.retain(|verdict| verdict.rule == "container-oom");
+    (engine, verdicts)
+}
+
+/// Scenario: more relations than the engine may keep.
+/// Guarantees: they are counted, and a verdict around them commits itself no further.
+#[test]
+fn evicted_relations_cap_verdicts() {
+    let story = (0..40).fold(classic(), |story, port| story.calls(-1, "shop", 1_000 + port));
+    let limits = Limits { relations_max: 32, ..Limits::default() };
+    let (engine, verdicts) = verdicts(rules(), limits, &story.inputs, 500);
+    assert!(engine.stats().evicted_relations > 0);
+    assert!(verdicts.iter().all(|verdict| verdict.outcome < Outcome::Finding), "{verdicts:#?}");
+}
+
+/// Scenario: ten thousand frames of one source without a loss, in order and backwards; then the same with every second
+/// frame missing, with room for a thousand.
+/// Guarantees: what follows without a gap costs a row per sixteen frames, in whatever order it comes, and the records
+/// add up; over budget the oldest go, are counted, and a verdict around them commits itself no further.
+#[test]
+fn frames_without_loss_cost_little() {
+    let story = (0..10_000).fold(classic(), |story, number| story.heard(500 + number, 501 + number));
+    let limits = Limits { frames_max: 1_000, ..Limits::default() };
+    let mut backwards = story.inputs.clone();
+    backwards.reverse();
+    let now = 10_500;
+    let (engine, forwards) = verdicts(rules(), limits, &story.inputs, now);
+    assert_eq!((engine.stats().frames, engine.stats().evicted_frames), (10_002 / 16 + 2, 0));
+    assert_eq!(forwards[0].outcome, Outcome::Finding, "{}", forwards[0].reason);
+    assert_eq!(forwards[0].losses.unknown_sources, Vec::<String>::new());
+
+    let mut halves = (0..2_000).fold(Story::new(), |story, number| {
+        let from = -70_000 + number * 35;
+        story.heard(from, from + 35).unheard()
+    });
+    halves.inputs.extend(classic().inputs.into_iter().filter(|input| !matches!(input, Input::Progress(_))));
+    let (engine, capped) = verdicts(rules(), limits, &halves.heard(0, 500).inputs, 500);
+    assert!(engine.stats().evicted_frames > 0);
+    assert_eq!(capped[0].reason, "frames of its window were evicted over budget");
+    assert_eq!(verdicts(rules(), limits, &backwards, now).1, forwards);
+}
+
+/// Scenario: two faults at the same time, and room for one.
+/// Guarantees: the other is counted, and what could not be compared with it is undetermined.
+#[test]
+fn a_fault_over_budget_caps_the_others() {
+    let story = classic().killed(-5, "worker");
+    let limits = Limits { faults_max: 1, ..Limits::default() };
+    let (engine, capped) = verdicts(rules(), limits, &story.inputs, 500);
+    assert_eq!(engine.stats().faults_skipped, 2, "one for each of the two rules");
+    assert_eq!(
+        (capped.len(), capped[0].outcome, capped[0].reason.as_str()),
+        (1, Outcome::Undetermined, "faults of its window were over budget and not compared with it")
+    );
+    assert_eq!(verdicts(rules(), Limits::default(), &story.inputs, 500).1[1].outcome, Outcome::Finding);
+}
+
+const CONTRADICTED: &str = "
+  - id: restart
+    role: cause
+    presence: contradicts
+    observe: [process-executed]
+    same-container-as: kill
+    before: kill within 10s
+    probes: [exec]
+    line: \"{restart.name} was restarted\"
+";
+
+/// Scenario: a rule with a step that speaks against it, on a node whose probe for that step does not work, or lost.
+/// Guarantees: undetermined, and the verdict says what could not be seen; with the probe a finding, with the step none.
+#[test]
+fn what_could_have_contradicted_caps_the_verdict() {
+    let text = format!("{}{CONTRADICTED}", include_str!("../../rules/container-oom.yaml"));
+    let rules = tapio_compiler::compile_texts([("oom.yaml", text.as_str())]);
+    let rules = Arc::new(rules.unwrap_or_else(|faults| panic!("{faults}")));
+    let outcome = |story: &Story| {
+        let (_engine, mut verdicts) = verdicts(Arc::clone(&rules), Limits::default(), &story.inputs, 700);
+        let verdict = verdicts.remove(0);
+        (verdict.outcome, verdict.reason)
+    };
+    assert_eq!(outcome(&classic().heard(500, 700)), (Outcome::Finding, String::new()));
+    let (against, reason) = outcome(&classic().executes(-1_000, "payment", "sh").heard(500, 700));
+    assert_eq!((against, reason.as_str()), (Outcome::Hypothesis, "restart speaks against it"));
+    let (blind, reason) = outcome(&classic().without_probe("exec: refused").heard(500, 700));
+    assert_eq!(
+        (blind, reason.as_str()),
+        (Outcome::Undetermined, "restart would speak against it, and exec does not work on node-a")
+    );
+    let mut lossy = classic();
+    for input in &mut lossy.inputs {
+        if let Input::Progress(it) = input {
+            it.ledger.add(Stage::Kernel, Fate::Lost, "exec", "ring-full", 1);
+        }
+    }
+    let (lost, reason) = outcome(&lossy.heard(500, 700));
+    assert_eq!(
+        (lost, reason.as_str()),
+        (Outcome::Undetermined, "restart would speak against it, and may be in what node-a lost")
+    );
+}
