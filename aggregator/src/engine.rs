@@ -221,6 +221,7 @@ impl EngineThread {
         let pods = self.parts.context.pods();
         let names = JoinedNames { engine: &self.engine, pods: &pods };
         let owner = Owner { tenant: &self.parts.tenant, cluster: &self.parts.cluster };
+        self.announcer.follow(&self.engine);
         let findings = self.announcer.fold(&verdicts, &names, now, owner, &self.parts.rules);
         for finding in &findings {
             tracing::info!(

@@ -32,6 +32,7 @@ pub(crate) struct IntakeMetrics {
     pub(crate) sessions_refused: Drops,
     pub(crate) sessions_panicked: Counter,
     pub(crate) messages_skipped: Counter,
+    pub(crate) relations_left_out: Counter,
     pub(crate) events: Counter,
     pub(crate) bytes: Counter,
     pub(crate) sequences_skipped: Counter,
@@ -99,6 +100,10 @@ impl Metrics {
                 ),
                 sessions_panicked: intake
                     .counter("sessions_panicked", "Sessions that ended by a fault of this program"),
+                relations_left_out: intake.counter(
+                    "relations_left_out",
+                    "Mentions of relations beyond those that one batch may tell",
+                ),
                 messages_skipped: intake
                     .counter("messages_skipped", "Messages of kinds that this release does not know"),
                 events: intake.counter("events", "Events that were accepted"),

@@ -45,7 +45,12 @@ impl Session {
                 };
                 let mut inputs = Vec::new();
                 let rules = self.shared.rules.engine();
-                observe_batch(&view, header.meta.id, &context, rules, &mut |input| inputs.push(input));
+                let left_out =
+                    observe_batch(&view, header.meta.id, &context, rules, &mut |input| inputs.push(input));
+                if left_out > 0 {
+                    self.shared.metrics.relations_left_out.inc_by(left_out);
+                    self.shared.losses.lost(Stage::Engine, "relations", "relations-per-batch", left_out);
+                }
                 (view.rows(), inputs)
             }
             Err(refusal) => return self.refused(header, gap, &refusal, arrival),
