@@ -39,11 +39,10 @@ pub fn explain(finding: &Finding, now: UnixMicros, out: &mut dyn Write) -> io::R
     writeln!(out, "{}{}", finding.title, state_note(finding))?;
     let width = finding.lines.iter().map(|line| line.text.chars().count()).max().unwrap_or(0).min(72);
     for line in &finding.lines {
-        let evidence = verdict.evidence.iter().find(|evidence| evidence.step == line.step);
-        let role = evidence.map_or("", |evidence| match evidence.stance {
-            Stance::Supporting => evidence.role.as_str(),
+        let role = match line.stance {
+            Stance::Supporting => line.role.as_str(),
             Stance::Contradicting => "against",
-        });
+        };
         writeln!(out, "  {}  {role:<8} {:<width$}  {}", clock(line.at), line.text, line.basis)?;
     }
     for missing in &verdict.missing {

@@ -23,6 +23,8 @@ pub(crate) fn finding(number: u64, announced_at: UnixMicros) -> Finding {
     let evidence: Vec<_> = roles.into_iter().map(|role| evidence(number, role, first_symptom_at)).collect();
     let lines = evidence.iter().map(|evidence| EvidenceLine {
         step: evidence.step.clone(),
+        role: evidence.role,
+        stance: evidence.stance,
         at: evidence.first.middle(),
         text: format!("payment {} of finding {number}", evidence.step),
         basis: "observed  oom:mark_victim".to_owned(),
@@ -81,6 +83,7 @@ fn verdict(cause: EntityKey, evidence: Vec<Evidence>, at: UnixMicros) -> Verdict
         candidates: vec![candidate],
         changes: vec![change],
         observed_since: at.minus(Micros::from_secs(120)),
+        symptom_seen_until: at,
         losses: LossSummary { records: 18_204, lost: 3, ..LossSummary::default() },
         clock_error: Micros(40),
         missing_probes: vec!["tcp-reset".to_owned()],
