@@ -74,7 +74,7 @@ impl Default for Limits {
             verdict_life: Micros::from_secs(600),
             change_window: Micros::from_secs(900),
             warm_up: Micros::from_secs(2),
-            watched_min: Micros::from_secs(5),
+            watched_min: Micros::from_secs(2),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use tapio_schemas::{
     entity::EntityKey,
     ids::SourceId,
-    intent::{self, LinkKind},
+    intent::LinkKind,
     ledger::{LedgerEntry, Stage},
     units::UnixMicros,
 };
@@ -102,12 +102,7 @@ fn unseen_beginning(context: &Context<'_>, rule: &Rule, draft: &Draft, onset: &O
     for id in &onset.sources {
         let source = context.sources.get(*id);
         let began = source.map(|source| source.began).unwrap_or_default();
-        let is_new = context.set.has_after(
-            intent::CONTAINER_SEEN,
-            onset.subject(),
-            began.plus(context.limits.warm_up),
-        );
-        if began > fault.minus(context.limits.watched_min) && !is_new {
+        if began > fault.minus(context.limits.watched_min) {
             return Some(format!(
                 "{} was watched for too short before the fault: the symptom may have begun earlier",
                 node_of(source)

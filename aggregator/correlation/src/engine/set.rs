@@ -160,12 +160,6 @@ impl ObservationSet {
         last
     }
 
-    /// Whether `subject` has an observation of this intent that began after `moment`.
-    pub(super) fn has_after(&self, intent: &str, subject: &EntityKey, moment: UnixMicros) -> bool {
-        let line = self.by_subject.get(subject).and_then(|lines| lines.get(intent));
-        line.and_then(|line| line.keys.last()).is_some_and(|(start, _id)| *start > moment)
-    }
-
     /// How far a search by start must reach back to find what ended later.
     pub(super) const fn reach(&self) -> Micros {
         self.reach

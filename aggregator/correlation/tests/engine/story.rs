@@ -200,11 +200,6 @@ impl Story {
         self
     }
 
-    pub(crate) fn starts(mut self, millis: i64, who: &str) -> Self {
-        self.observe("container-seen", "container", millis, who, |_it| {});
-        self
-    }
-
     pub(crate) fn executes(mut self, millis: i64, who: &str, command: &str) -> Self {
         self.observe("process-executed", "exec", millis, who, |it| {
             it.attributes.insert("kernel.command".into(), Value::Text(command.to_owned()));
