@@ -12,7 +12,7 @@ use tapio_schemas::{
     batch::{BatchBuilder, RowRefusal},
     field::column,
     intent::{EventKind, LinkKind, Severity},
-    units::{BootNanos, ClockOffset},
+    units::{BootNanos, ClockOffset, coarse},
 };
 
 use crate::attribute::Container;
@@ -191,6 +191,13 @@ impl Event {
         Self { time: BootNanos(time), intent, kind, probe, count: 1, records: 1, ..Self::default() }
     }
 
+    /// Microseconds, coarse where nothing is wrong. An event ends at its time plus its duration, and when something
+    /// failed the end is what is held against other events: there every microsecond counts.
+    const fn shipped_duration_micros(&self) -> u64 {
+        let exact = self.duration_nanos / 1_000;
+        if matches!(self.severity, Severity::Info) { coarse(exact) } else { exact }
+    }
+
     /// Writes the event as the next row of a batch; returns the row.
     pub(crate) fn write(&self, batch: &mut BatchBuilder, clock: ClockOffset) -> Result<u32, RowRefusal> {
         use column::{core, correlation, entity, metric, trace};
@@ -201,7 +208,7 @@ impl Event {
             .text(core::probe, self.probe)
             .unsigned(core::severity, self.severity.code().into())
             .unsigned(core::count, self.count.into())
-            .unsigned(core::duration_micros, self.duration_nanos / 1_000)
+            .unsigned(core::duration_micros, self.shipped_duration_micros())
             .text(core::intent, self.intent);
         if let Some(link) = &self.trace {
             row.sixteen(trace::trace_id, link.trace_id)
@@ -273,8 +280,8 @@ impl NetworkPart {
             .text(network::route, self.route.as_deref().unwrap_or_default())
             .text(network::target, self.target.as_deref().unwrap_or_default())
             .unsigned(network::status, self.status.into())
-            .unsigned(network::received_bytes, self.received_bytes)
-            .unsigned(network::sent_bytes, self.sent_bytes)
+            .unsigned(network::received_bytes, coarse(self.received_bytes))
+            .unsigned(network::sent_bytes, coarse(self.sent_bytes))
             .text(network::old_state, self.old_state)
             .text(network::new_state, self.new_state);
     }
