@@ -173,7 +173,10 @@ impl Uplink {
         address: SocketAddr,
         backoff: &mut Duration,
     ) -> Result<(), Ended> {
-        let bind: SocketAddr = if address.is_ipv4() {
+        // On one machine nothing of the agent is to be seen from outside.
+        let bind: SocketAddr = if address.ip().is_loopback() {
+            (address.ip(), 0).into()
+        } else if address.is_ipv4() {
             (Ipv4Addr::UNSPECIFIED, 0).into()
         } else {
             (Ipv6Addr::UNSPECIFIED, 0).into()

@@ -197,8 +197,11 @@ fn stage<S: System>(
     let ending = match watch(scenario, &workload, &mut system, interrupt, printer)? {
         None => Ending::Interrupted,
         Some(answer) => {
+            let members = scenario.members();
+            let others = answer.findings.iter().filter(|finding| !is_about(&members, finding)).count();
             let report = conclude(scenario, &system, answer)?;
             printer.verdict(&report, &system);
+            printer.others(others);
             if options.keep {
                 keep(&mut system, interrupt, printer)?;
             }

@@ -236,7 +236,7 @@ impl Engine {
             let step = if is_own { step } else { rule.step(step.otherwise?)? };
             let fits = |item: &Observation| {
                 step.condition.as_ref().is_none_or(|condition| condition.holds(item))
-                    && (is_own || item.peer == line.peer)
+                    && (is_own || self.topology.is_toward(item, |owner| Some(owner) == line.peer.as_ref()))
             };
             self.set.last_end(&step.observe, &line.subject, self.watermark, fits)
         };

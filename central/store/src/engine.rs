@@ -207,8 +207,6 @@ pub struct EmbeddedEngine {
 pub struct Addresses {
     /// HTTP.
     pub http: SocketAddr,
-    /// ClickHouse's own protocol, for `clickhouse-client`.
-    pub tcp: SocketAddr,
 }
 
 /// The user that the engine runs as, and why it is not the unprivileged one where it is not.
@@ -255,8 +253,8 @@ impl EmbeddedEngine {
                 });
             }
         }
-        let Addresses { http, tcp } = engine.addresses();
-        tracing::info!(%http, %tcp, "the embedded engine is ready");
+        let Addresses { http } = engine.addresses();
+        tracing::info!(%http, "the embedded engine is ready");
         Ok(engine)
     }
 

@@ -56,6 +56,15 @@ impl Printer {
         drop(written);
     }
 
+    /// The agent watches the whole machine, and the comparer knows the truth about this run only.
+    pub(super) fn others(&self, count: usize) {
+        if count > 0 {
+            self.line(&format!(
+                "{count} other finding(s) are about other things on this machine: see tapio findings"
+            ));
+        }
+    }
+
     /// Something of the demo did not end or was not removed as it should. The gate looks for these lines.
     pub(super) fn unclean(&self, text: &str) {
         self.line(&format!("unclean: {text}"));
@@ -114,7 +123,7 @@ impl Printer {
         match report.finding.as_ref().map(|finding| system.explain(finding)) {
             Some(Ok(text)) => self.line(text.trim_end()),
             Some(Err(error)) => self.line(&format!("the finding cannot be shown: {error:#}")),
-            None => self.line("Tapio says: nothing is wrong"),
+            None => self.line("Tapio says: nothing is wrong with these services"),
         }
         if let Some(seconds) = report.seconds_from_symptom {
             self.line(&format!("  in REST {seconds:.1} s after the first failed request"));

@@ -36,6 +36,7 @@ pub struct Tiers {
     central: Tier,
     aggregator: Tier,
     client: ApiClient,
+    cluster: String,
     api: String,
     authority: PathBuf,
     /// The `tapio` program.
@@ -80,7 +81,7 @@ impl Tiers {
         let seen =
             || health().is_ok_and(|answer| answer.sources.iter().any(|source| source.node == stage.node));
         wait(&mut agent, &mut [&mut aggregator, &mut central], stage.interrupt, ROAD_WAIT_MAX, seen)?;
-        let Settings { api, authority, .. } = settings;
+        let Settings { cluster, api, authority, .. } = settings;
         let is_store_embedded = server.is_none();
         let command = stage.programs.join("tapio");
         Ok(Self {
@@ -88,6 +89,7 @@ impl Tiers {
             central,
             aggregator,
             client,
+            cluster,
             api,
             authority,
             command,
@@ -126,7 +128,7 @@ impl System for Tiers {
         let StoreAccount { url, reader_user, reader_password } = &self.store;
         let authority = self.authority.display();
         let program = self.command.display();
-        let command = format!("TAPIO_API={} TAPIO_CA={authority} {program} findings", self.api);
+        let command = format!("TAPIO_API={} TAPIO_CA='{authority}' '{program}' findings", self.api);
         let account = if self.is_store_embedded {
             format!("{reader_user}:{reader_password}")
         } else {
@@ -144,8 +146,10 @@ impl System for Tiers {
     }
 
     fn findings(&self) -> anyhow::Result<Vec<Value>> {
-        let mut page: Value =
-            self.client.get("/findings", &[("limit", FINDINGS_MAX), ("since", &self.since())])?;
+        let mut page: Value = self.client.get(
+            "/findings",
+            &[("limit", FINDINGS_MAX), ("since", &self.since()), ("cluster", &self.cluster)],
+        )?;
         match page.get_mut("items").map(Value::take) {
             Some(Value::Array(items)) => Ok(items),
             _ => anyhow::bail!("GET /findings gave no list of items"),
@@ -153,7 +157,7 @@ impl System for Tiers {
     }
 
     fn ledger(&self) -> anyhow::Result<Value> {
-        Ok(self.client.get("/ledger", &[("since", &self.since())])?)
+        Ok(self.client.get("/ledger", &[("since", &self.since()), ("cluster", &self.cluster)])?)
     }
 
     fn explain(&self, finding: &Value) -> anyhow::Result<String> {

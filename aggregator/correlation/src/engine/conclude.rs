@@ -149,7 +149,8 @@ fn symptom_seen_until(context: &Context<'_>, rule: &Rule, draft: &Draft, shown: 
         let peers: BTreeSet<_> = calls.filter_map(|item| item.peer.as_ref()).collect();
         let fits = |item: &Observation| {
             step.condition.as_ref().is_none_or(|condition| condition.holds(item))
-                && (onset.stands_in.is_none() || item.peer.as_ref().is_some_and(|peer| peers.contains(peer)))
+                && (onset.stands_in.is_none()
+                    || context.topology.is_toward(item, |owner| peers.contains(owner)))
         };
         context.set.last_end(&step.observe, onset.subject(), context.watermark, fits)
     };

@@ -139,6 +139,34 @@ fn a_symptom_that_goes_on_keeps_its_finding_open() {
     assert_eq!(ended.iter().map(|finding| finding.state).collect::<Vec<_>>(), [FindingState::Resolved]);
 }
 
+/// Scenario: a job calls a service that is killed and never comes back; the job's calls are refused for five minutes,
+/// then no more. It serves nothing itself: its broken calls are the symptom.
+/// Guarantees: the finding stays open while calls are refused, and is resolved after the end.
+#[test]
+fn broken_calls_that_go_on_keep_their_finding_open() {
+    let mut desk = Desk::new();
+    let mut story = Story::new()
+        .listens(-60_000, "payment", 81)
+        .calls(-50_000, "job", 81)
+        .heard(-120_000, -10)
+        .grows(-5_000, "payment")
+        .killed(0, "payment")
+        .exits(1, "payment")
+        .refused(2, "job", 81, 5)
+        .heard(-10, 3_000);
+    assert_eq!(desk.fold(&story, 3_000).len(), 1);
+    for second in (4..=300).step_by(2) {
+        let now = second * 1_000;
+        story = story.refused(now - 500, "job", 81, 1).heard(now - 2_000, now);
+        if second % 20 == 0 {
+            let told = desk.fold(&story, now);
+            assert!(told.iter().all(|finding| finding.state == FindingState::Open), "at {second} s");
+        }
+    }
+    let ended = desk.fold(&story.heard(300_000, 400_000), 400_000);
+    assert_eq!(ended.iter().map(|finding| finding.state).collect::<Vec<_>>(), [FindingState::Resolved]);
+}
+
 /// Scenario: a finding of a service that had a few failures before, too few to be their beginning.
 /// Guarantees: each line says its step, its place in the chain and which way it points.
 #[test]

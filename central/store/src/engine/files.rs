@@ -214,6 +214,10 @@ fn write_private(path: &Path, text: &str) -> Result<(), EngineError> {
     written.map_err(fault(path, "writing it"))
 }
 
+/// `tapio_` in Base64, with which the basic credentials of all our accounts begin: six characters are eight of Base64,
+/// so that the prefix does not depend on what follows.
+const BASIC_PREFIX: &str = "dGFwaW9f";
+
 /// Limits of the reader's account: people's SQL must not take the store away from the pipeline.
 const READER_LIMITS: &[(&str, u64)] = &[
     ("max_execution_time", 60),
@@ -223,8 +227,8 @@ const READER_LIMITS: &[(&str, u64)] = &[
     ("max_concurrent_queries_for_user", 16),
 ];
 
-/// The users. The engine's own session is `default`, which cannot have a password; it is allowed exactly the three
-/// statements of its start (a quota of three queries), so that nobody else on the machine can use the account.
+/// The users. The engine's own session is `default`, which cannot have a password. It is allowed exactly the statements
+/// of its start, and no network reaches it: the HTTP handlers take only accounts of ours, and there is no other listener.
 fn users_xml(passwords: &Passwords) -> String {
     let mut limits = String::new();
     let mut constraints = String::new();
@@ -266,7 +270,7 @@ fn users_xml(passwords: &Passwords) -> String {
   <quotas>
     <unlimited/>
     <own_start>
-      <interval><duration>2000000000</duration><queries>3</queries></interval>
+      <interval><duration>2000000000</duration><queries>2</queries></interval>
     </own_start>
   </quotas>
   <users>
@@ -319,6 +323,25 @@ fn config_xml(memory_bytes_max: u64, users: &Path, data: &Path, log: &Path) -> S
     <number_of_free_entries_in_pool_to_execute_optimize_entire_partition>2</number_of_free_entries_in_pool_to_execute_optimize_entire_partition>
   </merge_tree>
   <remote_url_allow_hosts/>
+  <http_handlers>
+    <rule>
+      <headers><X-ClickHouse-User>regex:^({WRITER}|{READER})$</X-ClickHouse-User></headers>
+      <handler><type>dynamic_query_handler</type><query_param_name>query</query_param_name></handler>
+    </rule>
+    <rule>
+      <headers><Authorization>regex:^Basic {BASIC_PREFIX}.*$</Authorization></headers>
+      <handler><type>dynamic_query_handler</type><query_param_name>query</query_param_name></handler>
+    </rule>
+    <rule>
+      <handler>
+        <type>static</type>
+        <status>403</status>
+        <content_type>text/plain; charset=UTF-8</content_type>
+        <response_content>name an account of Tapio: X-ClickHouse-User and X-ClickHouse-Key, or curl -u
+</response_content>
+      </handler>
+    </rule>
+  </http_handlers>
   <send_crash_reports><enabled>false</enabled></send_crash_reports>
 </clickhouse>
 "

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -142,7 +141,7 @@ impl Drop for Launched {
     }
 }
 
-/// The `clickhouse local` command line that is a server: it starts both listeners and then reads its input to the
+/// The `clickhouse local` command line that is a server: it starts its listener and then reads its input to the
 /// end. `file(stdin, ...)` reads descriptor 0 itself; the path `/dev/stdin` could not be opened after the change of user.
 fn engine_arguments(prepared: &Prepared, addresses: Addresses) -> Vec<String> {
     let option = |name: &str, value: &dyn std::fmt::Display| format!("--{name}={value}");
@@ -151,16 +150,11 @@ fn engine_arguments(prepared: &Prepared, addresses: Addresses) -> Vec<String> {
         option("config-file", &prepared.config_file.display()),
         option("listen_host", &addresses.http.ip()),
         option("http_port", &addresses.http.port()),
-        option("tcp_port", &addresses.tcp.port()),
         // The level is taken from here only; in the configuration file it is ignored.
         "--log-level".to_owned(),
         "warning".to_owned(),
     ];
-    for query in [
-        "SYSTEM START LISTEN HTTP",
-        "SYSTEM START LISTEN TCP",
-        "SELECT count() FROM file(stdin, LineAsString) FORMAT Null",
-    ] {
+    for query in ["SYSTEM START LISTEN HTTP", "SELECT count() FROM file(stdin, LineAsString) FORMAT Null"] {
         arguments.extend(["-q".to_owned(), query.to_owned()]);
     }
     arguments
@@ -213,15 +207,10 @@ fn describe(status: ExitStatus) -> String {
     status.to_string()
 }
 
-/// Two loopback addresses that were free a moment ago.
+/// A loopback address that was free a moment ago.
 pub(super) fn free_addresses() -> Result<Addresses, EngineError> {
-    let bind = || std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0));
-    let addresses = || -> io::Result<(SocketAddr, SocketAddr)> {
-        // Both are held until both are known, so that they differ.
-        let (http, tcp) = (bind()?, bind()?);
-        Ok((http.local_addr()?, tcp.local_addr()?))
-    };
-    let (http, tcp) = addresses()
-        .map_err(|source| EngineError::Launcher { doing: "finding free ports on loopback", source })?;
-    Ok(Addresses { http, tcp })
+    let http = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .map_err(|source| EngineError::Launcher { doing: "finding a free port on loopback", source })?;
+    Ok(Addresses { http })
 }

@@ -15,7 +15,6 @@ use crate::tier::free_ports;
 
 const TRUST_DOMAIN: &str = "demo.tapio";
 const TENANT: &str = "default";
-const CLUSTER: &str = "demo";
 const NAME: &str = "demo";
 /// Longer than anybody keeps a demo running; there is no way to take a certificate back.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -43,6 +42,8 @@ impl ClickHouseServer {
 /// Where everything is.
 #[derive(Debug)]
 pub(crate) struct Settings {
+    /// Name of the cluster: the run's own.
+    pub(crate) cluster: String,
     /// Configuration of the edge agent.
     pub(crate) agent: PathBuf,
     /// Configuration of the aggregator.
@@ -65,14 +66,17 @@ impl Settings {
         identities: &Path,
         server: Option<&ClickHouseServer>,
     ) -> anyhow::Result<Self> {
-        let ports = free_ports(5)?;
-        let [intake, api, agent_telemetry, aggregator_telemetry, central_telemetry] = ports.as_slice() else {
-            anyhow::bail!("five ports were asked for");
+        let ports = free_ports(2)?;
+        let [intake, api] = ports.as_slice() else {
+            anyhow::bail!("two ports were asked for");
         };
-        let keys = Keys::write(&folder.join("keys"), node)?;
+        // A server of the user's may hold other runs, also running ones.
+        let cluster = folder.file_name().context("a run has a folder")?.to_string_lossy().into_owned();
+        let keys = Keys::write(&folder.join("keys"), &cluster, node)?;
         let state = |name: &str| text(&folder.join(name));
-        let telemetry = |port: &u16| table([("listen", loopback(*port)), ("log", "info".into())]);
+        let telemetry = || table([("listen", loopback(0)), ("log", "info".into())]);
         let settings = Self {
+            cluster: cluster.clone(),
             agent: folder.join("edge-agent.toml"),
             aggregator: folder.join("aggregator.toml"),
             central: folder.join("central.toml"),
@@ -81,11 +85,18 @@ impl Settings {
             authority: keys.api.authority.clone(),
         };
         let agent = table([
-            ("node", table([("name", node.into()), ("cluster", CLUSTER.into()), ("tenant", TENANT.into())])),
+            (
+                "node",
+                table([
+                    ("name", node.into()),
+                    ("cluster", cluster.as_str().into()),
+                    ("tenant", TENANT.into()),
+                ]),
+            ),
             ("identity", keys.agent.table()),
             ("uplink", table([("aggregators", Value::Array(vec![loopback(*intake)]))])),
             ("state", table([("directory", state("edge-agent"))])),
-            ("telemetry", telemetry(agent_telemetry)),
+            ("telemetry", telemetry()),
         ]);
         let store = server.map_or_else(|| table([("mode", "embedded".into())]), ClickHouseServer::table);
         let aggregator = table([
@@ -93,7 +104,7 @@ impl Settings {
                 "aggregator",
                 table([
                     ("name", NAME.into()),
-                    ("cluster", CLUSTER.into()),
+                    ("cluster", cluster.as_str().into()),
                     ("tenant", TENANT.into()),
                     ("trust_domain", TRUST_DOMAIN.into()),
                 ]),
@@ -103,13 +114,13 @@ impl Settings {
             ("state", table([("directory", state("aggregator"))])),
             ("store", store),
             ("context", table([("identities", text(identities))])),
-            ("telemetry", telemetry(aggregator_telemetry)),
+            ("telemetry", telemetry()),
         ]);
         let central = table([
             ("central", table([("name", NAME.into()), ("listen", loopback(*api))])),
             ("identity", table([("certificate", text(&keys.api.certificate)), ("key", text(&keys.api.key))])),
             ("store", table([("connection", text(&settings.store_account))])),
-            ("telemetry", telemetry(central_telemetry)),
+            ("telemetry", telemetry()),
         ]);
         for (path, value) in
             [(&settings.agent, agent), (&settings.aggregator, aggregator), (&settings.central, central)]
@@ -129,7 +140,7 @@ struct Keys {
 }
 
 impl Keys {
-    fn write(folder: &Path, node: &str) -> anyhow::Result<Self> {
+    fn write(folder: &Path, cluster: &str, node: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let now = SystemTime::now();
         let authority = Authority::new("tapio demo", now, LIFETIME)?;
@@ -138,8 +149,8 @@ impl Keys {
         };
         let hosts = [Host::Ip([127, 0, 0, 1].into()), Host::Dns("localhost".to_owned())];
         Ok(Self {
-            agent: issue(Name::node(TRUST_DOMAIN, TENANT, CLUSTER, node)?, "edge-agent")?,
-            aggregator: issue(Name::aggregator(TRUST_DOMAIN, TENANT, CLUSTER, NAME)?, "aggregator")?,
+            agent: issue(Name::node(TRUST_DOMAIN, TENANT, cluster, node)?, "edge-agent")?,
+            aggregator: issue(Name::aggregator(TRUST_DOMAIN, TENANT, cluster, NAME)?, "aggregator")?,
             api: authority.issue_https(&hosts, now, LIFETIME)?.write(folder, "central")?,
         })
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tapio_schemas::{
     entity::{EntityKey, EntityKind},
     intent::LinkKind,
+    observation::Observation,
     units::{TimeInterval, UnixMicros},
 };
 
@@ -86,6 +87,17 @@ impl Topology {
             return Owners { owners: vec![peer.clone()], link: LinkKind::Observed };
         }
         self.asked(peer).map(|asked| self.tenure(asked, at.latest).owners).unwrap_or_default()
+    }
+
+    /// Whether an observation's other side is one that `is_wanted`, by name or as the owner of the endpoint: agents
+    /// forget a listener that is gone sooner than its callers stop calling.
+    pub(in crate::engine) fn is_toward(
+        &self,
+        item: &Observation,
+        is_wanted: impl Fn(&EntityKey) -> bool,
+    ) -> bool {
+        let Some(peer) = &item.peer else { return false };
+        is_wanted(peer) || self.owners(peer, &item.time).owners.iter().any(is_wanted)
     }
 
     /// Who owns the endpoints at a port (of a node) that nobody listens on by their own address.
