@@ -109,10 +109,7 @@ async fn the_writer_and_the_own_account_are_confined() {
     let own = as_user("default", "");
     for statement in ["SELECT 1", "SELECT file('/etc/passwd')", "SYSTEM STOP LISTEN HTTP"] {
         let answer = own.execute(statement, &[]).await;
-        assert!(
-            matches!(answer, Err(ClientError::NotClickHouse { status: 403, .. })),
-            "{statement}: {answer:?}"
-        );
+        assert!(matches!(answer, Err(ClientError::NotClickHouse { .. })), "{statement}: {answer:?}");
     }
     let reader = store.engine.reader().clone();
     let named = format!("X-ClickHouse-User: {}\r\nX-ClickHouse-Key: {}\r\n", reader.user, reader.password);
