@@ -36,6 +36,9 @@ impl OneProcess {
     /// # Errors
     /// What kept a tier from starting.
     pub fn start(folder: &Path, node: &str, identities: &Path) -> anyhow::Result<Self> {
+        // Its name becomes the cluster's.
+        let folder = &folder.join("one-process");
+        std::fs::create_dir(folder).context("cannot create the folder of the tiers")?;
         let settings = Settings::write(folder, node, identities, None)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let config = tapio_aggregator::config::Config::load(&settings.aggregator)?;
