@@ -79,7 +79,9 @@ impl History {
     /// Why it does not.
     pub async fn probe(&self) -> Result<(), HistoryError> {
         let reader = self.connection.reader()?;
-        Ok(migrations::check(&reader).await?)
+        migrations::check(&reader).await?;
+        self.connection.schema_checked();
+        Ok(())
     }
 
     /// `SELECT columns FROM source`, of the own tenant's rows.

@@ -229,14 +229,13 @@ impl Capture {
 
     fn flush(&mut self, now: u64) {
         let clock = self.clock_offset();
+        let until = BootNanos(self.pipeline.told_until()).to_unix(clock);
         let tally = &mut self.pipeline.tally;
         for (subject, reason, count) in self.shared.losses.take() {
             tally.add_at(Stage::EdgeSpool, Fate::Lost, subject, reason, count);
         }
         let dropped = self.watched.take_dropped_failures();
         tally.add(Fate::Lost, ProbeId::FailedSyscall.name(), "reading-dropped", dropped);
-        let until = BootNanos(self.pipeline.told_until()).to_unix(clock);
-        let tally = &mut self.pipeline.tally;
         self.metrics.lost(tally.lost());
         let is_urgent = self.outgoing.is_urgent();
         let Some((frame, view)) = self.outgoing.flush(until, clock, now, tally) else { return };

@@ -109,7 +109,7 @@ impl Probes {
     }
 
     fn load_object(config: &ProbesConfig) -> Result<(Loaded, RingReader, Vec<Capability>), String> {
-        let layout = Layout::of_this_kernel(config).map_err(|error| chain(&error))?;
+        let layout = Layout::of_this_kernel(config).map_err(|error| reason(&error))?;
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         for global in &layout.globals {
@@ -124,16 +124,16 @@ impl Probes {
             .map_max_entries("FOLDS_EVEN", config.folds_max)
             .map_max_entries("FOLDS_ODD", config.folds_max)
             .load(OBJECT)
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| reason(&error))?;
         set_rules(&mut object)?;
-        let ring = RingReader::new(map(&mut object, "RECORDS")?).map_err(|error| chain(&error))?;
+        let ring = RingReader::new(map(&mut object, "RECORDS")?).map_err(|error| reason(&error))?;
         let stats = PerCpuArray::try_from(map(&mut object, "STATS")?)
-            .map_err(|error: aya::maps::MapError| chain(&error))?;
+            .map_err(|error: aya::maps::MapError| reason(&error))?;
         let folds = Folds::new(
             fold_map(&mut object, "FOLDS_EVEN")?,
             fold_map(&mut object, "FOLDS_ODD")?,
             Array::try_from(map(&mut object, "FOLDS_ACTIVE")?)
-                .map_err(|error: aya::maps::MapError| chain(&error))?,
+                .map_err(|error: aya::maps::MapError| reason(&error))?,
         );
         let mut links = Vec::with_capacity(ProbeId::ALL.len());
         let capabilities = ProbeId::ALL
@@ -225,9 +225,9 @@ impl Probes {
 
 fn attach(object: &mut Ebpf, probe: ProbeId, tracepoint: &str) -> Result<RawTracePointLinkId, String> {
     let program = object.program_mut(probe.program()).ok_or("the object does not hold its program")?;
-    let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| chain(&error))?;
-    load_patiently(program).map_err(|error| chain(&error))?;
-    program.attach(tracepoint).map_err(|error| format!("raw tracepoint {tracepoint}: {}", chain(&error)))
+    let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| reason(&error))?;
+    load_patiently(program).map_err(|error| reason(&error))?;
+    program.attach(tracepoint).map_err(|error| format!("raw tracepoint {tracepoint}: {}", reason(&error)))
 }
 
 /// The verifier gives up with `EAGAIN` when a signal is pending, such as that of a child's end: not the program's
@@ -252,30 +252,24 @@ fn map(object: &mut Ebpf, name: &str) -> Result<aya::maps::Map, String> {
 }
 
 fn fold_map(object: &mut Ebpf, name: &str) -> Result<HashMap<MapData, FoldKey, FoldValue>, String> {
-    HashMap::try_from(map(object, name)?).map_err(|error: aya::maps::MapError| chain(&error))
+    HashMap::try_from(map(object, name)?).map_err(|error: aya::maps::MapError| reason(&error))
 }
 
 fn set_rules(object: &mut Ebpf) -> Result<(), String> {
     // Borrowed, not taken: the programs refer to the map when they are loaded.
     let map = object.map_mut("SYSCALLS").ok_or("the object does not hold map SYSCALLS")?;
     let mut rules: Array<&mut MapData, SyscallRule> =
-        Array::try_from(map).map_err(|error: aya::maps::MapError| chain(&error))?;
+        Array::try_from(map).map_err(|error: aya::maps::MapError| reason(&error))?;
     for (number, rule) in syscalls::rules() {
-        rules.set(number, rule, 0).map_err(|error| chain(&error))?;
+        rules.set(number, rule, 0).map_err(|error| reason(&error))?;
     }
     Ok(())
 }
 
-/// An error and all of its sources on one line, without the verifier's log beyond its last words.
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and its causes on one line, without the verifier's log beyond its last words.
+fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     const REASON_CHARS_MAX: usize = 600;
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
+    let mut text = tapio_daemon::with_causes(error);
     let characters = text.chars().count();
     if characters > REASON_CHARS_MAX {
         text = format!("...{}", text.chars().skip(characters - REASON_CHARS_MAX).collect::<String>());

@@ -134,7 +134,7 @@ impl Uplink {
                 Ok(()) => break,
                 Err(ended) => {
                     self.metrics.ended.add(ended.name(), 1);
-                    let error = ended::chain(&ended);
+                    let error = tapio_daemon::with_causes(&ended);
                     tracing::warn!(%address, error, "no road to the aggregator, frames stay in the spool");
                     self.progress.fault(format!("no road to {address}: {error}"));
                 }

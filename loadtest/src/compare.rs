@@ -31,6 +31,8 @@ pub struct Judgement {
     pub wrong_because: String,
     /// The finding that decides, as REST gave it: a wrong one, if there is any.
     pub finding: Option<Value>,
+    /// Findings that are not about the run.
+    pub others: usize,
 }
 
 /// What the system ought to say.
@@ -56,10 +58,10 @@ pub fn is_about(members: &Members, finding: &Value) -> bool {
 /// others, every single one must be right, and a leak needs at least one.
 #[must_use]
 pub fn judge(truth: &Truth, members: &Members, findings: &[Value]) -> Judgement {
-    let standing: Vec<&Value> = findings
-        .iter()
-        .filter(|finding| text(finding, "/state") != "superseded" && is_about(members, finding))
-        .collect();
+    let (own, others): (Vec<&Value>, Vec<&Value>) =
+        findings.iter().partition(|finding| is_about(members, finding));
+    let standing: Vec<&Value> =
+        own.into_iter().filter(|finding| text(finding, "/state") != "superseded").collect();
     let decided: Vec<&Value> =
         standing.iter().copied().filter(|finding| text(finding, "/verdict/outcome") == "finding").collect();
     let outcome = match (decided.is_empty(), standing.is_empty()) {
@@ -73,6 +75,7 @@ pub fn judge(truth: &Truth, members: &Members, findings: &[Value]) -> Judgement 
         right: wrong_because.is_empty(),
         wrong_because,
         finding: finding.cloned(),
+        others: others.len(),
     };
     match fault {
         Some((finding, why)) => judged(why, Some(finding)),
@@ -229,7 +232,7 @@ mod tests {
         }
         let (truth, members) = truth(Kind::Healthy);
         let judgement = judge(&truth, &members, &[other]);
-        assert_eq!((judgement.outcome, judgement.right), (Outcome::None, true));
+        assert_eq!((judgement.outcome, judgement.right, judgement.others), (Outcome::None, true, 1));
     }
 
     /// Scenario: a leak without a finding, one that is undetermined, one whose wrong finding was superseded; a healthy

@@ -197,18 +197,15 @@ fn stage<S: System>(
     let ending = match watch(scenario, &workload, &mut system, interrupt, printer)? {
         None => Ending::Interrupted,
         Some(answer) => {
-            let members = scenario.members();
-            let others = answer.findings.iter().filter(|finding| !is_about(&members, finding)).count();
             let report = conclude(scenario, &system, answer)?;
             printer.verdict(&report, &system);
-            printer.others(others);
             if options.keep {
                 keep(&mut system, interrupt, printer)?;
             }
             Ending::Judged(Box::new(report))
         }
     };
-    printer.line("stopping");
+    printer.line("stopping, and removing everything");
     // What goes wrong from here on changes nothing about what the system said.
     if let Err(error) = workload.stop() {
         printer.unclean(&format!("{error:#}"));
@@ -278,7 +275,7 @@ fn watch<S: System>(
 
 /// Only here, when the system has spoken, is the truth looked at.
 fn conclude<S: System>(scenario: &Scenario, system: &S, answer: Answer) -> anyhow::Result<Report> {
-    let Judgement { outcome, right, wrong_because, finding } =
+    let Judgement { outcome, right, wrong_because, finding, others } =
         judge(&scenario.truth(), &scenario.members(), &answer.findings);
     let seconds_from_symptom = answer.found_at_unix_nanos.zip(answer.symptom).map(|(found, symptom)| {
         // Milliseconds are what the polling can tell.
@@ -295,6 +292,7 @@ fn conclude<S: System>(scenario: &Scenario, system: &S, answer: Answer) -> anyho
         seconds_from_symptom,
         ledger: system.ledger()?,
         wrong_because,
+        others,
     })
 }
 

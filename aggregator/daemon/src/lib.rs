@@ -15,4 +15,4 @@ pub mod telemetry;
 pub use config::{ConfigError, Problems};
 pub use health::{Health, Progress};
 pub use metrics::Registry;
-pub use process::{Failure, run_main};
+pub use process::{Failure, run_main, with_causes};

@@ -52,21 +52,27 @@ impl<E: Error + Send + Sync + 'static> From<E> for Failure {
 }
 
 impl fmt::Display for Failure {
-    /// The error and its causes on one line; a cause that an error already names is not repeated.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.error.to_string();
-        formatter.write_str(&said)?;
-        let mut link = self.error.source();
-        while let Some(error) = link {
-            let text = error.to_string();
-            if !said.contains(&text) {
-                write!(formatter, ": {text}")?;
-                said = text;
-            }
-            link = error.source();
-        }
-        Ok(())
+        formatter.write_str(&with_causes(self.error.as_ref()))
     }
+}
+
+/// An error and its causes, each behind a colon; a cause that the error before it already names is not repeated.
+#[must_use]
+pub fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut all = said.clone();
+    let mut link = error.source();
+    while let Some(cause) = link {
+        let text = cause.to_string();
+        if !said.contains(&text) {
+            all.push_str(": ");
+            all.push_str(&text);
+            said = text;
+        }
+        link = cause.source();
+    }
+    all
 }
 
 impl fmt::Debug for Failure {

@@ -57,13 +57,16 @@ impl History {
              argMax(names, until) AS newest_names",
             "tapio.entities FINAL",
         );
+        let tenant = select.bind("String", &self.tenant);
         select
             .and_some("cluster = ?", "String", filter.cluster.as_ref())
             .and_some("kind = ?", "String", filter.kind)
             .and_some("id = ?", "String", filter.id.as_ref())
             .and(
-                "(cluster, kind, id) IN (SELECT cluster, kind, id FROM tapio.entities \
-                 WHERE tenant = {p0:String} AND until >= fromUnixTimestamp64Micro(?))",
+                &format!(
+                    "(cluster, kind, id) IN (SELECT cluster, kind, id FROM tapio.entities \
+                     WHERE tenant = {tenant} AND until >= fromUnixTimestamp64Micro(?))"
+                ),
                 "Int64",
                 filter.since.0,
             );

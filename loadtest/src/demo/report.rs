@@ -35,6 +35,9 @@ pub struct Report {
     /// For a person.
     #[serde(skip)]
     pub wrong_because: String,
+    /// Findings about other things on this machine: the agent watches all of it, the comparer knows this run's truth.
+    #[serde(skip)]
+    pub others: usize,
 }
 
 /// Where the demo's lines go.
@@ -54,15 +57,6 @@ impl Printer {
     pub fn line(&self, text: &str) {
         let written = if self.json { writeln!(stderr(), "{text}") } else { writeln!(stdout(), "{text}") };
         drop(written);
-    }
-
-    /// The agent watches the whole machine, and the comparer knows the truth about this run only.
-    pub(super) fn others(&self, count: usize) {
-        if count > 0 {
-            self.line(&format!(
-                "{count} other finding(s) are about other things on this machine: see tapio findings"
-            ));
-        }
     }
 
     /// Something of the demo did not end or was not removed as it should. The gate looks for these lines.
@@ -132,6 +126,12 @@ impl Printer {
         let judged = if report.right { "right" } else { "WRONG" };
         let because = if report.right { String::new() } else { format!(": {}", report.wrong_because) };
         self.line(&format!("compared with what really happened: {judged}{because} (seed {})", report.seed));
+        if report.others > 0 {
+            let others = report.others;
+            self.line(&format!(
+                "{others} other finding(s) are about other things on this machine: see tapio findings"
+            ));
+        }
     }
 }
 
@@ -155,6 +155,7 @@ mod tests {
             seconds_from_symptom: Some(0.6),
             ledger: json!({"records": 1}),
             wrong_because: "x".to_owned(),
+            others: 1,
         };
         assert_eq!(
             serde_json::to_value(&report).unwrap(),

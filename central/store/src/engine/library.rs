@@ -70,6 +70,6 @@ mod tests {
     fn the_script_fetches_this_version() {
         let script = include_str!("../../../../scripts/lib/fetch-clickhouse");
         assert!(script.contains(&format!("version='{VERSION}'\n")));
-        assert!(script.contains(r#"home="$cache/clickhouse/$version""#));
+        assert!(script.contains(r#"home="$machine_cache/clickhouse/$version""#));
     }
 }
