@@ -156,22 +156,27 @@ fn unread(regs: u64) -> Outcome {
     if tcp_socket(fd & 0xffff_ffff).is_some() { Outcome::Unreadable } else { Outcome::Filtered }
 }
 
+/// `value`, or `max` where it is more, in a register of which the verifier knows so: the compiler must not know the
+/// value, or it drops the comparison. The verifier of 6.1 does not find the bound again once the value was on the stack,
+/// so bound it right before each use.
+#[inline(always)]
+fn bounded(value: u64, max: u64) -> u64 {
+    let value = core::hint::black_box(value);
+    if value > max { max } else { value }
+}
+
 #[inline(always)]
 unsafe fn send(scratch: *mut PayloadRecord, base: u64, wanted: u64) -> Outcome {
-    // The compiler must not know the value, or it drops the comparison that the verifier needs to see.
-    let mut captured = core::hint::black_box(wanted);
-    if captured > PAYLOAD_BYTES_MAX as u64 {
-        captured = PAYLOAD_BYTES_MAX as u64;
-    }
+    let captured = bounded(wanted, PAYLOAD_BYTES_MAX as u64);
     // SAFETY: at most as many bytes as the scratch record's data has; the helper checks the source.
     unsafe {
         let data = (&raw mut (*scratch).data).cast();
         if generated::bpf_probe_read_user(data, captured as u32, base as *const _) != 0 {
             return Outcome::Unreadable;
         }
+        let head = size_of::<PayloadHead>() as u64;
         (*scratch).head.captured_bytes = captured as u16;
-        let bytes = size_of::<PayloadHead>() as u64 + captured;
-        (*scratch).head.header.record_bytes = bytes as u16;
-        emit_copy(scratch.cast(), bytes)
+        (*scratch).head.header.record_bytes = (head + captured) as u16;
+        emit_copy(scratch.cast(), bounded(head + captured, size_of::<PayloadRecord>() as u64))
     }
 }

@@ -39,7 +39,8 @@ fn reset(sock: u64, tuple: Option<SockTuple>, direction: u8, reason: u32) -> Out
 
 /// `tcp_send_reset(sock, skb[, reason])`: without a socket when nothing listens, without a segment when this end
 /// gives up by itself (it has closed by then, so its owner is in the close's record and, most often, is the task that
-/// runs). The segment is the one that is answered, so it knows the other end even if the socket is a listener.
+/// runs). The segment is the one that is answered, so it knows the other end even if the socket is a listener. Kernels
+/// before 6.10 say nothing of a reset without a socket; the other end's `tcp_receive_reset` still does.
 #[raw_tracepoint(tracepoint = "tcp_send_reset")]
 pub fn on_rst_sent(ctx: RawTracePointContext) -> i32 {
     hit(ProbeId::TcpResetSent, |_| {

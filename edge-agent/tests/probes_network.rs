@@ -72,8 +72,8 @@ fn assert_owned_by_this_process(owner: Owner) {
 }
 
 /// Scenario: a blocking connect to a port where nobody listens.
-/// Guarantees: the system call's failure with the address, the reset both ways, and the socket's end with its error
-/// and its owner are recorded, once each.
+/// Guarantees: the system call's failure with the address, the reset both ways (where the kernel tells of both), and the
+/// socket's end with its error and its owner are recorded, once each.
 #[test]
 fn a_refused_connect_is_seen_from_every_side() {
     let Some(mut watch) = watch(&everything()) else { return };
@@ -103,9 +103,13 @@ fn a_refused_connect_is_seen_from_every_side() {
         resets(&watch.seen, address.port(), RESET_SENT),
         resets(&watch.seen, address.port(), RESET_RECEIVED),
     );
-    assert_eq!((sent.len(), received.len()), (1, 1));
-    assert_eq!((sent[0].sock_key, sent[0].tuple.local_port), (0, address.port()));
-    assert_eq!(sent[0].tuple.remote_port, closes[0].tuple.local_port);
+    // Before 6.10 the tracepoint is silent about a reset that no socket sends.
+    let has_socketless_resets = kernel_release() >= (6, 10);
+    assert_eq!((sent.len(), received.len()), (usize::from(has_socketless_resets), 1));
+    if let Some(sent) = sent.first() {
+        assert_eq!((sent.sock_key, sent.tuple.local_port), (0, address.port()));
+        assert_eq!(sent.tuple.remote_port, closes[0].tuple.local_port);
+    }
     assert_eq!(received[0].sock_key, closes[0].sock_key);
     assert_eq!(received[0].tuple, closes[0].tuple);
     assert_owned_by_this_process(received[0].owner);

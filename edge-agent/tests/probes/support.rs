@@ -141,6 +141,14 @@ pub(crate) fn spawn(task: &str) -> Child {
         .expect("a child starts")
 }
 
+/// Major and minor version of the kernel.
+pub(crate) fn kernel_release() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the release is readable");
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse);
+    let mut next = || numbers.next().and_then(Result::ok).expect("a release begins with two numbers");
+    (next(), next())
+}
+
 /// Inode of the calling process's memory cgroup: the id that the records carry.
 pub(crate) fn own_cgroup_id() -> u64 {
     cgroup_id(&own_cgroup())
