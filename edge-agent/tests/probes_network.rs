@@ -22,7 +22,7 @@ use std::{
 };
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use support::{Seen, everything, own_cgroup_id, watch};
+use support::{Seen, everything, kernel_release, own_cgroup_id, watch};
 use tapio_kernel_abi::*;
 
 const ESTABLISHED: u8 = 1;
