@@ -3,6 +3,7 @@
 //!
 //! Owns the runtime and the order of start and end. Knows nothing of workloads.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context;
@@ -27,6 +28,8 @@ pub struct OneProcess {
     pub api: ApiClient,
     /// SQL, as the account that may only read.
     pub sql: Reader,
+    /// Where each tier serves its metrics and health, by the tier's name.
+    pub telemetry: Vec<(&'static str, SocketAddr)>,
 }
 
 impl OneProcess {
@@ -57,14 +60,20 @@ impl OneProcess {
             // A receiver that is gone has given up on the start.
             drop(ready.send(running));
         }));
-        runtime.block_on(listens).context("central ended before it answered")?;
+        let listening = runtime.block_on(listens).context("central ended before it answered")?;
         let api = ApiClient::new(&settings.api, Some(&settings.authority))?;
 
         let config = tapio_edge_agent::Config::load(&settings.agent)?;
         let agent_stop = CancellationToken::new();
         let agent =
             runtime.block_on(Agent::start(config, agent_stop.clone())).context("the agent does not start")?;
-        Ok(Self { runtime, agent, agent_stop, aggregator, central, central_stop, api, sql })
+        let telemetry = [
+            ("edge-agent", Some(agent.telemetry_address())),
+            ("aggregator", Some(aggregator.http_addr)),
+            ("central", listening.telemetry),
+        ];
+        let telemetry = telemetry.into_iter().filter_map(|(tier, address)| Some((tier, address?))).collect();
+        Ok(Self { runtime, agent, agent_stop, aggregator, central, central_stop, api, sql, telemetry })
     }
 
     /// The probes of the agent that do not work, with the reason.

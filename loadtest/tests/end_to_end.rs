@@ -12,7 +12,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -323,6 +326,49 @@ fn leak(runtime: Runtime, label: &str) {
     run.tiers.stop().unwrap();
 }
 
+/// The body of an HTTP answer.
+fn http_get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{path} of {address}: {head}");
+    body.to_owned()
+}
+
+/// Holds the metrics of every tier to Prometheus's own checker.
+fn check_metrics(tiers: &OneProcess) {
+    let promtool = std::env::var_os("TAPIO_PROMTOOL").unwrap_or_else(|| "promtool".into());
+    if Command::new(&promtool).arg("--version").output().is_err() {
+        let allowed = std::env::var("TAPIO_NOT_PROVEN").unwrap_or_default();
+        assert!(
+            allowed.split(',').any(|name| name == "promtool"),
+            "{promtool:?} cannot be run: name one in TAPIO_PROMTOOL (./scripts/test fetches it), or list promtool in \
+             TAPIO_NOT_PROVEN"
+        );
+        println!("not proven: promtool: that Prometheus takes every tier's metrics");
+        return;
+    }
+    assert_eq!(tiers.telemetry.len(), 3);
+    for (tier, address) in &tiers.telemetry {
+        let metrics = http_get(*address, "/metrics");
+        assert!(metrics.lines().any(|line| line.starts_with("tapio_")), "{tier}: {metrics}");
+        let mut checker = Command::new(&promtool)
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        checker.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+        let output = checker.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.trim().is_empty(), "{tier}: {said}\n{metrics}");
+    }
+}
+
 /// Scenario: one of three services (one thread per request) leaks until the kernel kills it, under load.
 /// Guarantees: the finding names the killed container; every request, failed trace and refused connection that the
 /// processes tell of is stored, counts exact, nothing twice.
@@ -339,13 +385,14 @@ fn a_leak_in_tasks_is_found_and_everything_is_stored() {
 }
 
 /// Scenario: the same system, load and draw, and nothing is wrong.
-/// Guarantees: no finding; every request is stored.
+/// Guarantees: no finding; every request is stored; Prometheus takes the metrics of every tier without a complaint.
 #[test]
 fn health_makes_no_finding() {
     if not_proven("a healthy run makes no finding") {
         return;
     }
     let run = run(Kind::Healthy, Runtime::Threads, "end-to-end-healthy");
+    check_metrics(&run.tiers);
     assert_every_request_is_stored(&run, &survivors(&run));
     assert_nothing_is_stored_twice(&run);
     let judgement = judge(&run.scenario.truth(), &run.scenario.members(), &run.findings);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{Health, Verdict};
-use crate::metrics::{self, Registry};
+use crate::metrics::{Exposition, Registry};
 
 /// Connections served at a time; more wait in the listener's queue.
 pub const CONNECTIONS_MAX: usize = 16;
@@ -120,14 +120,18 @@ fn answer(request: &Request<Incoming>, registry: &Registry, health: &Health) -> 
         return response;
     }
     match request.uri().path() {
-        "/metrics" => match registry.encode() {
-            Ok(body) => text(StatusCode::OK, metrics::CONTENT_TYPE, body),
-            Err(_unwritable) => text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "text/plain",
-                "a metric cannot be written\n".to_owned(),
-            ),
-        },
+        "/metrics" => {
+            let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+            let exposition = Exposition::accepted_by(accept.unwrap_or_default());
+            match registry.expose(exposition) {
+                Ok(body) => text(StatusCode::OK, exposition.content_type(), body),
+                Err(_unwritable) => text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "text/plain",
+                    "a metric cannot be written\n".to_owned(),
+                ),
+            }
+        }
         "/healthz" => {
             let status = health.status();
             let code = match status.status {

@@ -14,8 +14,31 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry as Inner};
 
-/// What the text that [`Registry::encode`] returns is, for an HTTP answer.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// What a scraper reads. Prometheus asks for the newer one; its checker, and older scrapers, know the other alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// Prometheus' text format 0.0.4.
+    Text,
+}
+
+impl Exposition {
+    /// The one that fits the `Accept` of a request; the older, where it names neither.
+    #[must_use]
+    pub fn accepted_by(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// Its media type.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
 
 /// The label of everything that is dropped: a reason out of a closed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -113,7 +136,7 @@ impl Registry {
         self.lock().register_collector(Box::new(collector));
     }
 
-    /// All metrics as text.
+    /// All metrics as OpenMetrics.
     ///
     /// # Errors
     /// When a metric refuses to be written.
@@ -123,9 +146,47 @@ impl Registry {
         Ok(text)
     }
 
+    /// All metrics as a scraper reads them.
+    ///
+    /// # Errors
+    /// When a metric refuses to be written.
+    pub fn expose(&self, exposition: Exposition) -> Result<String, fmt::Error> {
+        let text = self.encode()?;
+        Ok(match exposition {
+            Exposition::OpenMetrics => text,
+            Exposition::Text => to_text_format(&text),
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The text format's version of a text in OpenMetrics: there a counter's help and type carry its full name, with
+/// `_total`, and there are neither units nor an end.
+fn to_text_format(metrics: &str) -> String {
+    let mut text = String::with_capacity(metrics.len());
+    let mut lines = metrics.lines().peekable();
+    while let Some(line) = lines.next() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, says) = help.split_once(' ').unwrap_or((help, ""));
+            let is_counter = lines
+                .peek()
+                .and_then(|next| next.strip_prefix("# TYPE "))
+                .and_then(|next| next.split_once(' '))
+                .is_some_and(|next| next == (name, "counter"));
+            let total = if is_counter { "_total" } else { "" };
+            text.push_str(&format!("# HELP {name}{total} {says}\n"));
+        } else if let Some(name) = line.strip_prefix("# TYPE ").and_then(|kind| kind.strip_suffix(" counter"))
+        {
+            text.push_str(&format!("# TYPE {name}_total counter\n"));
+        } else if !line.starts_with("# UNIT ") && line != "# EOF" {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -155,5 +216,28 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line:?} is missing from\n{text}");
         }
         assert_eq!(drops.get("quota"), 2);
+        let text = registry.expose(Exposition::Text).expect("written");
+        for line in [
+            "# HELP tapio_spool_records_total Records appended.",
+            "# TYPE tapio_spool_records_total counter",
+            "tapio_spool_records_total 3",
+            "# HELP tapio_spool_used_bytes Bytes of all segments.",
+            "# TYPE tapio_uplink_ack_seconds histogram",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line:?} is missing from\n{text}");
+        }
+        assert!(!text.contains("EOF"), "{text}");
+    }
+
+    /// Scenario: what Prometheus, its older versions and curl send.
+    /// Guarantees: OpenMetrics goes only to those who say that they read it.
+    #[test]
+    fn scrapers_get_what_they_read() {
+        let prometheus =
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+        assert_eq!(Exposition::accepted_by(prometheus), Exposition::OpenMetrics);
+        for accept in ["text/plain;version=0.0.4;q=1,*/*;q=0.1", "*/*", ""] {
+            assert_eq!(Exposition::accepted_by(accept), Exposition::Text);
+        }
     }
 }
