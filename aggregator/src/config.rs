@@ -1,19 +1,83 @@
-//! The aggregator's configuration: one TOML file, checked as a whole before anything starts.
+//! The aggregator's configuration: its keys, and what they make of a process, checked as a whole before anything starts.
 //!
-//! A raw file becomes a [`Config`] that cannot be wrong; all faults are reported at once, each with its key. Must
-//! never open anything but the configuration file itself. Called by `main` and by tests that run tiers in-process.
+//! What the process was told becomes a [`Config`] that cannot be wrong; all faults are reported at once, each with its
+//! key. Must never open anything but the configuration file itself. Called by `main` and by tests that run tiers
+//! in-process.
 
 use std::{
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::Deserialize;
-use tapio_daemon::{ConfigError, Problems, config};
+use tapio_daemon::{
+    ConfigError, Problems,
+    config::{Key, Settings, Tier},
+    telemetry, tier,
+};
 use tapio_identity::{Instance, Name, TrustDomain};
 use tapio_schemas::ids::{ClusterId, TenantId};
 use tapio_store::client::{Credentials, Endpoint};
+
+/// What an aggregator can be told.
+pub static TIER: Tier = Tier {
+    program: "tapio-aggregator",
+    about: "Accepts the frames of a cluster's nodes, correlates them, and writes ClickHouse.",
+    keys: &[
+        Key::text("aggregator.name", "Its own name within the cluster, as its certificate states it."),
+        Key::text("aggregator.cluster", "The cluster whose nodes it accepts."),
+        Key::text("aggregator.tenant", "The tenant whose nodes it accepts.").or("default"),
+        Key::text("aggregator.trust_domain", "The trust domain of all names, as in `spiffe://<trust domain>/...`."),
+        Key::path("identity.certificate", "Its certificate chain, PEM, the leaf first."),
+        Key::path("identity.key", "Its private key, PEM."),
+        Key::path("identity.authority", "The certificates of the authority that vouches for nodes, PEM."),
+        Key::text("intake.listen", "The UDP address where nodes connect.").or("127.0.0.1:7401"),
+        Key::integer(
+            "intake.connections_max",
+            1,
+            65_536,
+            "Connections at a time; one more is closed with the reason.",
+        )
+        .or("1024"),
+        Key::path("state.directory", "What must survive a restart; made where there is none."),
+        Key::integer(
+            "state.spool_bytes_max",
+            64 << 20,
+            1 << 44,
+            "Bytes of the spool. When it is full the intake waits, and agents keep what they have.",
+        )
+        .or("4294967296"),
+        Key::integer(
+            "state.replay_window_secs",
+            1,
+            86_400,
+            "Seconds for which stored frames stay in the spool, so that a restarted engine can see them again; raised \
+             to the longest window of a rule.",
+        )
+        .or("1200"),
+        Key::choice(
+            "store.mode",
+            &["embedded", "server"],
+            "Which ClickHouse: the embedded engine, a child process, or a server.",
+        ),
+        Key::path("store.library", "`embedded`: the engine's `libchdb.so`, where it is not in its usual places.").optional(),
+        Key::text("store.url", "`server`: its HTTP address, `http://host:8123`.").optional(),
+        Key::text("store.user", "`server`: the account that may create and insert (where none is named, `default`).")
+            .optional(),
+        Key::secret("store.password", "`server`: that account's password; a file or a variable is a better place than an option."),
+        Key::path("store.password_file", "`server`: the file that holds that account's password.").optional(),
+        Key::text("store.reader_user", "`server`: the account that may only read, for central and people.").optional(),
+        Key::secret("store.reader_password", "`server`: that account's password."),
+        Key::path("store.reader_password_file", "`server`: the file that holds that account's password.").optional(),
+        Key::path("context.identities", "A file of pods' names (JSON); read again when it changes.").optional(),
+        Key::path("rules.directory", "A folder of rules of your own, beside the built-in ones.").optional(),
+        Key::text("telemetry.listen", "The loopback address of `/metrics` and `/healthz`; port 0 takes any.")
+            .or("127.0.0.1:7402"),
+        tier::LOG_KEY,
+        Key::integer("recent.findings_max", 1, 100_000, "Findings kept in memory, the oldest dropped first.").or("1024"),
+    ],
+};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -36,8 +100,8 @@ pub struct Config {
     pub identities: Option<PathBuf>,
     /// Rules of the user, beside the built-in ones.
     pub rules: Option<PathBuf>,
-    /// Logs, metrics and health.
-    pub telemetry: TelemetryConfig,
+    /// The loopback address of `/metrics` and `/healthz`.
+    pub telemetry_listen: SocketAddr,
     /// What is kept in memory for live questions.
     pub recent: RecentConfig,
 }
@@ -88,21 +152,33 @@ pub enum StoreConfig {
         url: String,
         /// The user that may create and insert.
         user: String,
-        /// The file that holds the user's password.
-        password_file: Option<PathBuf>,
-        /// The account that may only read, which central and people use, and its password's file. Where none is
-        /// named they read as the user above.
-        reader: Option<(String, Option<PathBuf>)>,
+        /// The user's password.
+        password: Password,
+        /// The account that may only read, which central and people use, and its password. Where none is named they
+        /// read as the user above.
+        reader: Option<(String, Password)>,
     },
 }
 
-/// Logs, metrics and health.
-#[derive(Clone, Debug)]
-pub struct TelemetryConfig {
-    /// The loopback address of `/metrics` and `/healthz`.
-    pub listen: SocketAddr,
-    /// The log filter.
-    pub log: String,
+/// Where a password is.
+#[derive(Clone)]
+pub enum Password {
+    /// The account has none.
+    None,
+    /// In this file.
+    File(PathBuf),
+    /// Here.
+    Text(String),
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => formatter.write_str("None"),
+            Self::File(path) => formatter.debug_tuple("File").field(path).finish(),
+            Self::Text(_secret) => formatter.write_str("Text(..)"),
+        }
+    }
 }
 
 /// Limits of what is kept in memory.
@@ -112,204 +188,77 @@ pub struct RecentConfig {
     pub findings_max: usize,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Raw {
-    aggregator: RawAggregator,
-    identity: RawIdentity,
-    #[serde(default)]
-    intake: RawIntake,
-    state: RawState,
-    store: RawStore,
-    #[serde(default)]
-    context: RawContext,
-    #[serde(default)]
-    rules: RawRules,
-    #[serde(default)]
-    telemetry: RawTelemetry,
-    #[serde(default)]
-    recent: RawRecent,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawAggregator {
-    name: String,
-    cluster: String,
-    #[serde(default = "default_tenant")]
-    tenant: String,
-    trust_domain: String,
-}
-
-fn default_tenant() -> String {
-    "default".to_owned()
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawIdentity {
-    certificate: PathBuf,
-    key: PathBuf,
-    authority: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawIntake {
-    listen: String,
-    connections_max: usize,
-}
-
-impl Default for RawIntake {
-    fn default() -> Self {
-        Self { listen: "127.0.0.1:7401".to_owned(), connections_max: 1_024 }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawState {
-    directory: PathBuf,
-    #[serde(default = "default_spool_bytes")]
-    spool_bytes_max: u64,
-    #[serde(default = "default_replay_secs")]
-    replay_window_secs: u64,
-}
-
-const fn default_spool_bytes() -> u64 {
-    4 << 30
-}
-
-const fn default_replay_secs() -> u64 {
-    20 * 60
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawStore {
-    mode: String,
-    url: Option<String>,
-    user: Option<String>,
-    password_file: Option<PathBuf>,
-    reader_user: Option<String>,
-    reader_password_file: Option<PathBuf>,
-    library: Option<PathBuf>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawContext {
-    identities: Option<PathBuf>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawRules {
-    directory: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawTelemetry {
-    listen: String,
-    log: String,
-}
-
-impl Default for RawTelemetry {
-    fn default() -> Self {
-        Self { listen: "127.0.0.1:7402".to_owned(), log: "info".to_owned() }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawRecent {
-    findings_max: usize,
-}
-
-impl Default for RawRecent {
-    fn default() -> Self {
-        Self { findings_max: 1_024 }
-    }
-}
-
-/// The least and most that the spool may use.
-const SPOOL_BYTES: std::ops::RangeInclusive<u64> = (64 << 20)..=(1 << 44);
-/// Connections that can be asked for.
-const CONNECTIONS: std::ops::RangeInclusive<usize> = 1..=65_536;
-/// The shortest and longest replay window, seconds.
-const REPLAY_SECS: std::ops::RangeInclusive<u64> = 1..=86_400;
-/// Findings in memory that can be asked for.
-const FINDINGS: std::ops::RangeInclusive<usize> = 1..=100_000;
-
 impl Config {
-    /// Reads and checks the configuration at `path`.
+    /// Reads and checks the file at `path` alone.
     ///
     /// # Errors
     /// When the file cannot be read or is wrong; all wrong values are named at once.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Ok(Self::check(config::load(path)?)?)
+        Ok(Self::check(Settings::load(&TIER, path)?)?)
     }
 
-    /// Reads and checks a configuration from `text`; `path` is only named in errors.
+    /// Reads and checks a configuration from `text` alone; `path` is only named in errors.
     ///
     /// # Errors
-    /// As [`Config::load`].
-    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        Ok(Self::check(config::parse(path, text)?)?)
+    /// When it is wrong; all wrong values are named at once.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Problems> {
+        Self::check(Settings::parse(&TIER, path, text))
     }
 
-    fn check(raw: Raw) -> Result<Self, Problems> {
-        let mut problems = Problems::default();
-        let cluster = problems.check("aggregator.cluster", raw.aggregator.cluster.parse::<ClusterId>());
-        let tenant = problems.check("aggregator.tenant", raw.aggregator.tenant.parse::<TenantId>());
-        let instance = problems.check("aggregator.name", raw.aggregator.name.parse::<Instance>());
-        let domain =
-            problems.check("aggregator.trust_domain", raw.aggregator.trust_domain.parse::<TrustDomain>());
-        let intake = problems.check("intake.listen", socket(&raw.intake.listen));
-        problems.require(
-            CONNECTIONS.contains(&raw.intake.connections_max),
-            "intake.connections_max",
-            format_args!("must be {} to {}", CONNECTIONS.start(), CONNECTIONS.end()),
-        );
-        problems.require(
-            SPOOL_BYTES.contains(&raw.state.spool_bytes_max),
-            "state.spool_bytes_max",
-            format_args!("must be {} to {}", SPOOL_BYTES.start(), SPOOL_BYTES.end()),
-        );
-        problems.require(
-            REPLAY_SECS.contains(&raw.state.replay_window_secs),
-            "state.replay_window_secs",
-            format_args!("must be {} to {}", REPLAY_SECS.start(), REPLAY_SECS.end()),
-        );
-        problems.require(!raw.state.directory.as_os_str().is_empty(), "state.directory", "must not be empty");
-        let store = check_store(&mut problems, raw.store);
-        let telemetry = problems.check("telemetry.listen", socket(&raw.telemetry.listen));
-        if let Some(address) = telemetry {
-            problems.require(
-                address.ip().is_loopback(),
-                "telemetry.listen",
-                format_args!("{address} is not on loopback, and metrics are served without encryption"),
-            );
-        }
-        problems.require(
-            FINDINGS.contains(&raw.recent.findings_max),
-            "recent.findings_max",
-            format_args!("must be {} to {}", FINDINGS.start(), FINDINGS.end()),
-        );
+    /// Makes a configuration of what the process was told.
+    ///
+    /// # Errors
+    /// With everything that is wrong with it.
+    pub fn check(mut settings: Settings) -> Result<Self, Problems> {
+        let cluster = settings.parse_text::<ClusterId>("aggregator.cluster");
+        let tenant = settings.parse_text::<TenantId>("aggregator.tenant");
+        let instance = settings.parse_text::<Instance>("aggregator.name");
+        let domain = settings.parse_text::<TrustDomain>("aggregator.trust_domain");
+        let listen = settings.read("intake.listen", |text| {
+            text.parse::<SocketAddr>()
+                .map_err(|_invalid| format!("{text:?} is no address with a port, such as 127.0.0.1:7401"))
+        });
+        let store = check_store(&mut settings);
+        let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
+        settings.read(tier::LOG_KEY.path, telemetry::check_filter);
+        let (identities, rules) = (settings.path("context.identities"), settings.path("rules.directory"));
         let (
             Some(aggregator),
             Some(trust_domain),
             Some(cluster),
             Some(tenant),
-            Some(intake),
+            Some(listen),
             Some(store),
-            Some(telemetry),
-        ) = (instance, domain, cluster, tenant, intake, store, telemetry)
+            Some(telemetry_listen),
+            Some(certificate),
+            Some(key),
+            Some(authority),
+            Some(directory),
+            Some(connections_max),
+            Some(spool_bytes_max),
+            Some(replay_window_secs),
+            Some(findings_max),
+        ) = (
+            instance,
+            domain,
+            cluster,
+            tenant,
+            listen,
+            store,
+            telemetry_listen,
+            settings.path("identity.certificate"),
+            settings.path("identity.key"),
+            settings.path("identity.authority"),
+            settings.path("state.directory"),
+            settings.integer("intake.connections_max"),
+            settings.integer("state.spool_bytes_max"),
+            settings.integer("state.replay_window_secs"),
+            settings.integer("recent.findings_max"),
+        )
         else {
-            return Err(problems);
+            return settings.finish(None);
         };
-        problems.into_result(Self {
+        settings.finish(Some(Self {
             name: Name::Aggregator {
                 trust_domain,
                 tenant: tenant.clone(),
@@ -318,69 +267,76 @@ impl Config {
             },
             cluster,
             tenant,
-            identity: IdentityConfig {
-                certificate: raw.identity.certificate,
-                key: raw.identity.key,
-                authority: raw.identity.authority,
-            },
-            intake: IntakeConfig { listen: intake, connections_max: raw.intake.connections_max },
+            identity: IdentityConfig { certificate, key, authority },
+            intake: IntakeConfig { listen, connections_max },
             state: StateConfig {
-                directory: raw.state.directory,
-                spool_bytes_max: raw.state.spool_bytes_max,
-                replay_window: Duration::from_secs(raw.state.replay_window_secs),
+                directory,
+                spool_bytes_max,
+                replay_window: Duration::from_secs(replay_window_secs),
             },
             store,
-            identities: raw.context.identities,
-            rules: raw.rules.directory,
-            telemetry: TelemetryConfig { listen: telemetry, log: raw.telemetry.log },
-            recent: RecentConfig { findings_max: raw.recent.findings_max },
-        })
+            identities,
+            rules,
+            telemetry_listen,
+            recent: RecentConfig { findings_max },
+        }))
     }
 }
 
-fn socket(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_invalid| format!("{text:?} is no address with a port, such as 127.0.0.1:7401"))
+/// Keys that mean something with a server only.
+const SERVER_KEYS: [&str; 7] = [
+    "store.url",
+    "store.user",
+    "store.password",
+    "store.password_file",
+    "store.reader_user",
+    "store.reader_password",
+    "store.reader_password_file",
+];
+
+fn check_store(settings: &mut Settings) -> Option<StoreConfig> {
+    let library = settings.path("store.library");
+    let (url, user) = (settings.text("store.url"), settings.text("store.user"));
+    let reader_user = settings.text("store.reader_user");
+    let password = check_password(settings, "store.password", "store.password_file");
+    let reader_password = check_password(settings, "store.reader_password", "store.reader_password_file");
+    if settings.text("store.mode")? == "embedded" {
+        for key in SERVER_KEYS {
+            settings.require(
+                !settings.is_given(key),
+                key,
+                "means nothing with mode = \"embedded\": remove it",
+            );
+        }
+        return Some(StoreConfig::Embedded { library });
+    }
+    settings.require(library.is_none(), "store.library", "means nothing with mode = \"server\": remove it");
+    settings.require(
+        reader_user.is_some() || matches!(reader_password, Password::None),
+        "store.reader_user",
+        "is missing: store.reader_password is the password of somebody",
+    );
+    settings.require(
+        url.is_some(),
+        "store.url",
+        "is missing: mode = \"server\" needs the server's HTTP address",
+    );
+    let (url, user) = (url?, user.unwrap_or_else(|| "default".to_owned()));
+    // Only the URL's shape is looked at here; the password's file is read at the start.
+    let credentials = Credentials { user: user.clone(), password: String::new() };
+    settings.read("store.url", |url| Endpoint::new(url, credentials))?;
+    let reader = reader_user.map(|user| (user, reader_password));
+    Some(StoreConfig::Server { url, user, password, reader })
 }
 
-fn check_store(problems: &mut Problems, raw: RawStore) -> Option<StoreConfig> {
-    match raw.mode.as_str() {
-        "embedded" => {
-            for (key, given) in [
-                ("store.url", raw.url.is_some()),
-                ("store.user", raw.user.is_some()),
-                ("store.password_file", raw.password_file.is_some()),
-                ("store.reader_user", raw.reader_user.is_some()),
-                ("store.reader_password_file", raw.reader_password_file.is_some()),
-            ] {
-                problems.require(!given, key, "means nothing with mode = \"embedded\": remove it");
-            }
-            Some(StoreConfig::Embedded { library: raw.library })
-        }
-        "server" => {
-            problems.require(
-                raw.library.is_none(),
-                "store.library",
-                "means nothing with mode = \"server\": remove it",
-            );
-            let Some(url) = raw.url else {
-                problems.add("store.url", "is missing: mode = \"server\" needs the server's HTTP address");
-                return None;
-            };
-            let user = raw.user.unwrap_or_else(|| "default".to_owned());
-            // Only the URL's shape is looked at here; the password's file is read at the start.
-            let shape = Endpoint::new(&url, Credentials { user: user.clone(), password: String::new() });
-            problems.check("store.url", shape);
-            problems.require(
-                raw.reader_user.is_some() || raw.reader_password_file.is_none(),
-                "store.reader_user",
-                "is missing: store.reader_password_file is the password of somebody",
-            );
-            let reader = raw.reader_user.map(|user| (user, raw.reader_password_file));
-            Some(StoreConfig::Server { url, user, password_file: raw.password_file, reader })
-        }
-        other => {
-            problems.add("store.mode", format_args!("{other:?} must be \"embedded\" or \"server\""));
-            None
+fn check_password(settings: &mut Settings, text_key: &str, file_key: &str) -> Password {
+    match (settings.text(text_key), settings.path(file_key)) {
+        (None, None) => Password::None,
+        (None, Some(path)) => Password::File(path),
+        (Some(text), None) => Password::Text(text),
+        (Some(_), Some(_)) => {
+            settings.refuse(file_key, format_args!("says the same as {text_key}: remove one of them"));
+            Password::None
         }
     }
 }
@@ -403,6 +359,17 @@ mod tests {
         [store]
         mode = "embedded"
     "#;
+
+    /// Scenario: the keys of an aggregator.
+    /// Guarantees: each has its own variable and option, a default that it can have, and is used.
+    #[test]
+    fn every_key_is_sound_and_used() {
+        assert_eq!(TIER.faults(), Vec::<String>::new());
+        let settings = Settings::parse(&TIER, Path::new("a.toml"), GOOD);
+        let asked = settings.clone();
+        Config::check(settings).unwrap();
+        assert_eq!(asked.unasked(), Vec::<&str>::new());
+    }
 
     /// Scenario: the shortest file that works.
     /// Guarantees: what is not said has a stated default; the tenant is `default`.

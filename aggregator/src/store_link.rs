@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::StoreConfig,
+    config::{Password, StoreConfig},
     state::{self, StateDirectory, StateError},
 };
 
@@ -88,14 +88,18 @@ impl StoreLink {
                 let (writer, reader) = (engine.writer_endpoint()?, engine.reader_endpoint()?);
                 (Some(engine), writer, reader)
             }
-            StoreConfig::Server { url, user, password_file, reader } => {
-                let endpoint = |user: &String, password: &Option<PathBuf>| -> Result<_, StoreLinkError> {
-                    let password = password.as_deref().map_or(Ok(String::new()), read_password)?;
+            StoreConfig::Server { url, user, password, reader } => {
+                let endpoint = |user: &String, password: &Password| -> Result<_, StoreLinkError> {
+                    let password = match password {
+                        Password::None => String::new(),
+                        Password::File(path) => read_password(path)?,
+                        Password::Text(password) => password.clone(),
+                    };
                     Ok(Endpoint::new(url, Credentials { user: user.clone(), password })?)
                 };
-                let writer = endpoint(user, password_file)?;
+                let writer = endpoint(user, password)?;
                 let reader = match reader {
-                    Some((user, password_file)) => endpoint(user, password_file)?,
+                    Some((user, password)) => endpoint(user, password)?,
                     None => {
                         tracing::warn!(
                             "central reads with the account that writes: name a store.reader_user"

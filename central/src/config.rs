@@ -1,51 +1,41 @@
-//! Central's configuration: one TOML file, checked as a whole before anything starts.
+//! Central's configuration: its keys, and what they make of a process, checked as a whole before anything starts.
 
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-use tapio_daemon::{ConfigError, Problems};
+use tapio_daemon::{
+    ConfigError, Problems,
+    config::{Key, Settings, Tier},
+    telemetry, tier,
+};
+use tapio_schemas::ids::TenantId;
 
-/// The file as it is written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawConfig {
-    central: RawCentral,
-    identity: RawIdentity,
-    store: RawStore,
-    #[serde(default)]
-    telemetry: RawTelemetry,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCentral {
-    name: String,
-    listen: String,
-    tenant: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawIdentity {
-    certificate: PathBuf,
-    key: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawStore {
-    connection: PathBuf,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTelemetry {
-    listen: Option<String>,
-    log: Option<String>,
-}
+/// What a central can be told.
+pub static TIER: Tier = Tier {
+    program: "tapio-central",
+    about: "Answers over REST from the history of all clusters.",
+    keys: &[
+        Key::text("central.name", "Its name, for health and logs."),
+        Key::text("central.listen", "Where the API listens (HTTPS); port 0 takes any."),
+        Key::text("central.tenant", "The tenant whose data it shows; there is one per central.")
+            .or("default"),
+        Key::path("identity.certificate", "The certificate chain that the API shows, PEM."),
+        Key::path("identity.key", "Its private key, PEM."),
+        Key::path(
+            "store.connection",
+            "The file that an aggregator writes beside its state, or one by hand: the store's address and the account \
+             that may only read it. Read again when it changes.",
+        ),
+        Key::text(
+            "telemetry.listen",
+            "The loopback address of `/metrics` and `/healthz`; without it they are off.",
+        )
+        .optional(),
+        tier::LOG_KEY,
+    ],
+};
 
 /// A configuration that can be used.
 #[derive(Clone, Debug)]
@@ -64,8 +54,6 @@ pub struct Config {
     pub store: StoreAccess,
     /// Where metrics and health listen; none turns them off.
     pub telemetry_listen: Option<SocketAddr>,
-    /// The log filter.
-    pub log: Option<String>,
 }
 
 /// Where the store's address and reading account stand: the file that an aggregator writes beside its state, or one
@@ -78,43 +66,77 @@ pub struct StoreAccess {
 }
 
 impl Config {
-    /// Reads and checks the file at `path`.
+    /// Reads and checks the file at `path` alone.
     ///
     /// # Errors
     /// When the file cannot be read, or with all of its faults at once.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = tapio_daemon::config::load(path)?;
-        Self::check(raw)
+        Ok(Self::check(Settings::load(&TIER, path)?)?)
     }
 
-    fn check(raw: RawConfig) -> Result<Self, ConfigError> {
-        let mut problems = Problems::default();
-        problems.require(!raw.central.name.is_empty(), "central.name", "must not be empty");
-        let tenant = raw.central.tenant.unwrap_or_else(|| "default".to_owned());
-        problems.check("central.tenant", tenant.parse::<tapio_schemas::ids::TenantId>().map(drop));
-        let listen = problems.check("central.listen", address(&raw.central.listen));
-        for (key, path) in
-            [("identity.certificate", &raw.identity.certificate), ("identity.key", &raw.identity.key)]
-        {
-            problems.require(path.is_file(), key, format!("there is no file {}", path.display()));
+    /// Makes a configuration of what the process was told.
+    ///
+    /// # Errors
+    /// With everything that is wrong with it.
+    pub fn check(mut settings: Settings) -> Result<Self, Problems> {
+        let tenant = settings.parse_text::<TenantId>("central.tenant");
+        let listen = settings.read("central.listen", |text| {
+            text.parse::<SocketAddr>()
+                .map_err(|error| format!("{text:?}: {error}; write ADDRESS:PORT, port 0 for any free one"))
+        });
+        for key in ["identity.certificate", "identity.key"] {
+            if let Some(path) = settings.path(key) {
+                settings.require(path.is_file(), key, format_args!("there is no file {}", path.display()));
+            }
         }
-        let telemetry = raw.telemetry.listen.as_deref().map(address).transpose();
-        let telemetry_listen = problems.check("telemetry.listen", telemetry).flatten();
-        let config = Self {
-            name: raw.central.name,
+        let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
+        settings.read(tier::LOG_KEY.path, telemetry::check_filter);
+        let (Some(name), Some(tenant), Some(listen), Some(certificate), Some(key), Some(connection)) = (
+            settings.text("central.name"),
             tenant,
-            // A fault is noted where there is no address, so that this value is never used.
-            listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
-            certificate: raw.identity.certificate,
-            key: raw.identity.key,
-            store: StoreAccess { connection: raw.store.connection },
-            telemetry_listen,
-            log: raw.telemetry.log,
+            listen,
+            settings.path("identity.certificate"),
+            settings.path("identity.key"),
+            settings.path("store.connection"),
+        ) else {
+            return settings.finish(None);
         };
-        Ok(problems.into_result(config)?)
+        settings.finish(Some(Self {
+            name,
+            tenant: tenant.as_str().to_owned(),
+            listen,
+            certificate,
+            key,
+            store: StoreAccess { connection },
+            telemetry_listen,
+        }))
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|error| format!("{text:?}: {error}; write ADDRESS:PORT, port 0 for any free one"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: the keys of a central, and a file that lacks its files.
+    /// Guarantees: each key has its own variable and option, a default that it can have, and is used; all faults are
+    /// named at once.
+    #[test]
+    fn every_key_is_sound_and_used() {
+        assert_eq!(TIER.faults(), Vec::<String>::new());
+        let text = "[central]\nname = \"c\"\nlisten = \"here\"\n[identity]\ncertificate = \"/no/c\"\nkey = \"/no/k\"\n\
+                    [store]\nconnection = \"x\"\n[telemetry]\nlisten = \"0.0.0.0:1\"\n";
+        let settings = Settings::parse(&TIER, Path::new("c.toml"), text);
+        let asked = settings.clone();
+        let message = Config::check(settings).unwrap_err().to_string();
+        assert_eq!(asked.unasked(), Vec::<&str>::new());
+        for part in [
+            "has 4 problems",
+            "line 3, central.listen",
+            "line 5, identity.certificate",
+            "line 6, identity.key",
+            "line 10, telemetry.listen",
+        ] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
 }

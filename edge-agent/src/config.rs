@@ -1,4 +1,4 @@
-//! The agent's configuration: one TOML file, checked as a whole, all faults named at once with their keys.
+//! The agent's configuration: its keys, and what they make of a node's agent; all faults are named at once.
 
 use std::{
     net::SocketAddr,
@@ -6,26 +6,74 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
-use tapio_daemon::{ConfigError, Problems};
+use tapio_daemon::{
+    ConfigError, Problems,
+    config::{Key, Settings, Tier},
+    telemetry, tier,
+};
 use tapio_kernel_abi::ProbeId;
 use tapio_schemas::ids::{ClusterId, NodeId, TenantId};
 
 use crate::shelf::QUOTA_BYTES_MIN;
 
-/// The bounds of the ring buffer.
-const RING_BYTES: (u32, u32) = (64 << 10, 256 << 20);
-/// The bounds of the sampling interval.
-const INTERVAL_MILLIS: (u64, u64) = (50, 60_000);
-/// Aggregators that may be named.
-const AGGREGATORS_MAX: usize = 16;
+/// What an agent can be told.
+pub static TIER: Tier = Tier {
+    program: "tapio-edge-agent",
+    about: "Observes one node and ships what matters to its aggregator.",
+    keys: &[
+        Key::text("node.name", "The node's name, as its certificate states it."),
+        Key::text("node.cluster", "Its cluster, as its certificate states it."),
+        Key::text("node.tenant", "Its tenant.").or("default"),
+        Key::path("identity.certificate", "The node's certificate chain, PEM, the leaf first."),
+        Key::path("identity.key", "Its private key, PEM."),
+        Key::path(
+            "identity.authority",
+            "The certificates of the authority that vouches for aggregators, PEM.",
+        ),
+        Key::list(
+            "uplink.aggregators",
+            16,
+            "Addresses of aggregators, `127.0.0.1:4433`; the first that answers is used.",
+        ),
+        Key::path("state.directory", "Where the agent keeps what must survive it."),
+        Key::choice(
+            "capture.scope",
+            &["containers", "all"],
+            "Whose events leave the node: those of containers and what host processes do to them, or all.",
+        )
+        .or("containers"),
+        Key::integer(
+            "capture.ring_bytes",
+            64 << 10,
+            256 << 20,
+            "Bytes of the ring between kernel and agent.",
+        )
+        .or("4194304"),
+        Key::list("capture.disabled_probes", 64, "Names of probes that are not loaded.").or(""),
+        Key::integer(
+            "memory.interval_millis",
+            50,
+            60_000,
+            "Milliseconds between two samples of containers' memory.",
+        )
+        .or("500"),
+        Key::integer(
+            "spool.quota_bytes",
+            QUOTA_BYTES_MIN,
+            1 << 44,
+            "Bytes that frames may take on the disk until they are stored.",
+        )
+        .or("268435456"),
+        Key::text("telemetry.listen", "The loopback address of `/metrics` and `/healthz`; port 0 takes any.")
+            .or("127.0.0.1:0"),
+        tier::LOG_KEY,
+    ],
+};
 
 /// Whose events leave the node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Those of containers, and what the host's processes do to them.
-    #[default]
     Containers,
     /// Those of all processes.
     All,
@@ -62,198 +110,90 @@ pub struct Config {
     pub spool_quota_bytes: u64,
     /// Where metrics and health are served, on loopback.
     pub telemetry_listen: SocketAddr,
-    /// What is logged.
-    pub log: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Raw {
-    node: RawNode,
-    identity: RawIdentity,
-    uplink: RawUplink,
-    state: RawState,
-    #[serde(default)]
-    capture: RawCapture,
-    #[serde(default)]
-    memory: RawMemory,
-    #[serde(default)]
-    spool: RawSpool,
-    #[serde(default)]
-    telemetry: RawTelemetry,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNode {
-    name: String,
-    cluster: String,
-    #[serde(default = "default_tenant")]
-    tenant: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawIdentity {
-    certificate: PathBuf,
-    key: PathBuf,
-    authority: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawUplink {
-    aggregators: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawState {
-    directory: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawCapture {
-    scope: Scope,
-    ring_bytes: u32,
-    disabled_probes: Vec<String>,
-}
-
-impl Default for RawCapture {
-    fn default() -> Self {
-        Self { scope: Scope::default(), ring_bytes: 4 << 20, disabled_probes: Vec::new() }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawMemory {
-    interval_millis: u64,
-}
-
-impl Default for RawMemory {
-    fn default() -> Self {
-        Self { interval_millis: 500 }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawSpool {
-    quota_bytes: u64,
-}
-
-impl Default for RawSpool {
-    fn default() -> Self {
-        Self { quota_bytes: 256 << 20 }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawTelemetry {
-    listen: String,
-    log: String,
-}
-
-impl Default for RawTelemetry {
-    fn default() -> Self {
-        Self { listen: "127.0.0.1:0".to_owned(), log: "info".to_owned() }
-    }
-}
-
-fn default_tenant() -> String {
-    "default".to_owned()
 }
 
 impl Config {
-    /// Reads and checks the file at `path`.
+    /// Reads and checks the file at `path` alone.
     ///
     /// # Errors
     /// With everything that is wrong in it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Ok(Self::check(tapio_daemon::config::load(path)?)?)
+        Ok(Self::check(Settings::load(&TIER, path)?)?)
     }
 
-    /// Checks a configuration given as text; `path` is only named in errors.
+    /// Makes a configuration of what the process was told.
     ///
     /// # Errors
-    /// With everything that is wrong in it.
-    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        Ok(Self::check(tapio_daemon::config::parse(path, text)?)?)
-    }
-
-    fn check(raw: Raw) -> Result<Self, Problems> {
-        let mut problems = Problems::default();
-        let node = problems.check("node.name", raw.node.name.parse());
-        let cluster = problems.check("node.cluster", raw.node.cluster.parse());
-        let tenant = problems.check("node.tenant", raw.node.tenant.parse());
-        let count = raw.uplink.aggregators.len();
-        problems.require(
-            (1..=AGGREGATORS_MAX).contains(&count),
-            "uplink.aggregators",
-            format!("must name 1 to {AGGREGATORS_MAX} addresses, has {count}"),
-        );
-        let mut aggregators = Vec::new();
-        for (index, text) in raw.uplink.aggregators.iter().enumerate() {
-            let address = text
-                .parse::<SocketAddr>()
-                .map_err(|_err| format!("{text:?} is no address, expected \"127.0.0.1:4433\""));
-            aggregators.extend(problems.check(&format!("uplink.aggregators[{index}]"), address));
-        }
-        let (least, most) = RING_BYTES;
-        problems.require(
-            (least..=most).contains(&raw.capture.ring_bytes),
-            "capture.ring_bytes",
-            format!("must be {least} to {most}"),
-        );
-        let mut disabled_probes = Vec::new();
-        for (index, name) in raw.capture.disabled_probes.iter().enumerate() {
-            let known = ProbeId::ALL.into_iter().find(|probe| probe.name() == name);
-            let names = || ProbeId::ALL.map(ProbeId::name).join(", ");
-            let probe = known.ok_or_else(|| format!("there is no probe {name:?}, there are {}", names()));
-            disabled_probes.extend(problems.check(&format!("capture.disabled_probes[{index}]"), probe));
-        }
-        let (least, most) = INTERVAL_MILLIS;
-        problems.require(
-            (least..=most).contains(&raw.memory.interval_millis),
-            "memory.interval_millis",
-            format!("must be {least} to {most}"),
-        );
-        problems.require(
-            raw.spool.quota_bytes >= QUOTA_BYTES_MIN,
-            "spool.quota_bytes",
-            format!("must be at least {QUOTA_BYTES_MIN}"),
-        );
-        let listen = raw.telemetry.listen.parse::<SocketAddr>().map_err(|error| error.to_string());
-        let listen = listen.and_then(|listen| match listen.ip().is_loopback() {
-            true => Ok(listen),
-            false => Err(format!("{listen} is not on loopback, and what is served is not encrypted")),
+    /// With everything that is wrong with it.
+    pub fn check(mut settings: Settings) -> Result<Self, Problems> {
+        let node = settings.parse_text("node.name");
+        let cluster = settings.parse_text("node.cluster");
+        let tenant = settings.parse_text("node.tenant");
+        let aggregators = settings.read_list("uplink.aggregators", |text| {
+            text.parse::<SocketAddr>()
+                .map_err(|_invalid| format!("{text:?} is no address, expected \"127.0.0.1:4433\""))
         });
-        let listen = problems.check("telemetry.listen", listen);
-        let (Some(node), Some(cluster), Some(tenant), Some(telemetry_listen)) =
-            (node, cluster, tenant, listen)
-        else {
-            return Err(problems);
-        };
-        problems.into_result(Self {
+        let is_empty = settings.is_given("uplink.aggregators") && aggregators.is_empty();
+        settings.require(!is_empty, "uplink.aggregators", "must name at least one address");
+        let scope = settings.text("capture.scope").map(|word| match word.as_str() {
+            "all" => Scope::All,
+            _ => Scope::Containers,
+        });
+        let disabled_probes = settings.read_list("capture.disabled_probes", |name| {
+            let names = || ProbeId::ALL.map(ProbeId::name).join(", ");
+            ProbeId::ALL
+                .into_iter()
+                .find(|probe| probe.name() == name)
+                .ok_or_else(|| format!("there is no probe {name:?}, there are {}", names()))
+        });
+        let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
+        settings.read(tier::LOG_KEY.path, telemetry::check_filter);
+        let (
+            Some(node),
+            Some(cluster),
+            Some(tenant),
+            Some(certificate),
+            Some(key),
+            Some(authority),
+            Some(state_directory),
+            Some(scope),
+            Some(ring_bytes),
+            Some(interval_millis),
+            Some(spool_quota_bytes),
+            Some(telemetry_listen),
+        ) = (
             node,
             cluster,
             tenant,
-            certificate: raw.identity.certificate,
-            key: raw.identity.key,
-            authority: raw.identity.authority,
-            aggregators,
-            state_directory: raw.state.directory,
-            scope: raw.capture.scope,
-            ring_bytes: raw.capture.ring_bytes,
-            disabled_probes,
-            memory_interval: Duration::from_millis(raw.memory.interval_millis),
-            spool_quota_bytes: raw.spool.quota_bytes,
+            settings.path("identity.certificate"),
+            settings.path("identity.key"),
+            settings.path("identity.authority"),
+            settings.path("state.directory"),
+            scope,
+            settings.integer("capture.ring_bytes"),
+            settings.integer("memory.interval_millis"),
+            settings.integer("spool.quota_bytes"),
             telemetry_listen,
-            log: raw.telemetry.log,
-        })
+        )
+        else {
+            return settings.finish(None);
+        };
+        settings.finish(Some(Self {
+            node,
+            cluster,
+            tenant,
+            certificate,
+            key,
+            authority,
+            aggregators,
+            state_directory,
+            scope,
+            ring_bytes,
+            disabled_probes,
+            memory_interval: Duration::from_millis(interval_millis),
+            spool_quota_bytes,
+            telemetry_listen,
+        }))
     }
 }
 
@@ -275,17 +215,32 @@ mod tests {
         directory = "state"
     "#;
 
+    fn parse(text: &str) -> Result<Config, Problems> {
+        Config::check(Settings::parse(&TIER, Path::new("a.toml"), text))
+    }
+
+    /// Scenario: the keys of an agent.
+    /// Guarantees: each has its own variable and option, a default that it can have, and is used.
+    #[test]
+    fn every_key_is_sound_and_used() {
+        assert_eq!(TIER.faults(), Vec::<String>::new());
+        let settings = Settings::parse(&TIER, Path::new("a.toml"), GOOD);
+        let asked = settings.clone();
+        Config::check(settings).unwrap();
+        assert_eq!(asked.unasked(), Vec::<&str>::new());
+    }
+
     /// Scenario: the smallest configuration, and one with a fault in each section.
     /// Guarantees: the first is complete by its defaults; of the second every fault is named with its key.
     #[test]
     fn all_faults_are_named_at_once() {
-        let config = Config::parse(Path::new("a.toml"), GOOD).unwrap();
+        let config = parse(GOOD).unwrap();
         assert_eq!((config.tenant.as_str(), config.scope), ("default", Scope::Containers));
         assert_eq!(config.memory_interval, Duration::from_millis(500));
         let bad = GOOD.replace("node-1", "Node 1").replace("127.0.0.1:4433", "aggregator")
             + "[capture]\nring_bytes = 1\ndisabled_probes = [\"forks\"]\n[memory]\ninterval_millis = 0\n\
                [spool]\nquota_bytes = 1\n[telemetry]\nlisten = \"0.0.0.0:1\"\n";
-        let error = Config::parse(Path::new("a.toml"), &bad).unwrap_err().to_string();
+        let error = parse(&bad).unwrap_err().to_string();
         for key in [
             "node.name",
             "uplink.aggregators[0]",
@@ -298,6 +253,6 @@ mod tests {
             assert!(error.contains(key), "{key} is not named in: {error}");
         }
         let unknown = GOOD.replace("[state]", "[state]\nfolder = 1");
-        assert!(Config::parse(Path::new("a.toml"), &unknown).unwrap_err().to_string().contains("folder"));
+        assert!(parse(&unknown).unwrap_err().to_string().contains("folder"));
     }
 }

@@ -8,7 +8,7 @@ mod agent;
 mod attribute;
 mod capture;
 mod clock;
-mod config;
+pub mod config;
 mod connections;
 mod event;
 mod fold;

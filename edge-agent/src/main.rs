@@ -1,31 +1,16 @@
-//! The agent's process: options, configuration, logs, and then [`tapio_edge_agent::run`].
+//! The agent's process: its settings and logs, and then [`tapio_edge_agent::run`].
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use clap::Parser;
-use tapio_daemon::{Failure, run_main, telemetry};
-use tapio_edge_agent::Config;
-
-/// Observes one node and ships what matters to its aggregator.
-#[derive(Parser)]
-#[command(version)]
-struct Options {
-    /// The configuration file.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Check the configuration and exit.
-    #[arg(long)]
-    check_config: bool,
-}
+use tapio_daemon::{Failure, run_tier};
+use tapio_edge_agent::{Config, config::TIER};
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    run_main("tapio-edge-agent", |shutdown| async move {
-        let config = Config::load(&options.config)?;
-        if options.check_config {
-            return Ok(());
-        }
-        telemetry::init(&config.log, telemetry::Format::default())?;
-        tapio_edge_agent::run(config, shutdown).await.map_err(Failure::from)
-    })
+    run_tier(
+        &TIER,
+        env!("CARGO_PKG_VERSION"),
+        Config::check,
+        |_config| Ok(()),
+        |config, shutdown| async { tapio_edge_agent::run(config, shutdown).await.map_err(Failure::from) },
+    )
 }

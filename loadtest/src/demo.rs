@@ -280,7 +280,7 @@ fn conclude<S: System>(scenario: &Scenario, system: &S, answer: Answer) -> anyho
     let seconds_from_symptom = answer.found_at_unix_nanos.zip(answer.symptom).map(|(found, symptom)| {
         // Milliseconds are what the polling can tell.
         let millis = found.saturating_sub(symptom.unix_nanos) / 1_000_000;
-        Duration::from_millis(millis).as_secs_f64()
+        f64::from(u32::try_from(millis).unwrap_or(u32::MAX)) / 1_000.0
     });
     Ok(Report {
         scenario: scenario.kind.name(),

@@ -11,8 +11,10 @@ pub mod metrics;
 pub mod process;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tier;
 
 pub use config::{ConfigError, Problems};
 pub use health::{Health, Progress};
 pub use metrics::Registry;
 pub use process::{Failure, run_main, with_causes};
+pub use tier::run_tier;

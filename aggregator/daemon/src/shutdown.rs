@@ -41,6 +41,28 @@ impl Signals {
     }
 }
 
+/// SIGHUP of this process, caught from [`Hangups::catch`] on: somebody wants the configuration to be read again.
+#[derive(Debug)]
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Starts to catch it. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the system refuses a handler.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// Waits for the next one. Cancel-safe.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            // The runtime is about to end, and no signal will come any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// What became of the tasks that were drained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Drained {

@@ -1,12 +1,13 @@
 //! Logs: to standard error, so that standard output stays what a command prints.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    io::{self, IsTerminal as _},
+    net::SocketAddr,
+};
 
-use tracing_subscriber::EnvFilter;
-
-/// The variable that overrides the configured level, in `tracing`'s filter syntax (`info`,
-/// `tapio_spool=debug,warn`).
-pub const LEVEL_VARIABLE: &str = "TAPIO_LOG";
+use tracing_subscriber::{
+    EnvFilter, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
@@ -19,52 +20,83 @@ pub enum Format {
     Compact,
 }
 
-/// Why logging could not be set up.
+/// Why logging could not be set up, or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The level is not a filter.
-    #[error("log level {filter:?} from {origin} is not understood: {reason}")]
+    #[error("the log filter {filter:?} is not understood: {reason}")]
     Filter {
         /// What was given.
         filter: String,
-        /// Where it was given.
-        origin: &'static str,
         /// What is wrong.
         reason: String,
     },
     /// Something in this process has set up logging already.
     #[error("logging is already set up in this process")]
     AlreadySet,
+    /// Nothing logs any more.
+    #[error("nothing logs any more")]
+    Gone,
 }
 
-/// Sets up logging for the process. `level` is used where the environment says nothing.
+/// What is logged by a running process, and may be changed.
+#[derive(Clone, Debug)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// Puts another filter in force.
+    ///
+    /// # Errors
+    /// When it is not understood; the one before stays in force.
+    pub fn set(&self, filter: &str) -> Result<(), TelemetryError> {
+        let filter = parse_filter(filter)?;
+        self.0.reload(filter).map_err(|_gone| TelemetryError::Gone)
+    }
+}
+
+/// Sets up logging for the process. `filter` is in `tracing`'s syntax: `info`, or `tapio_spool=debug,warn`.
 ///
 /// # Errors
-/// When the level is not understood, or logging was set up before.
-pub fn init(level: &str, format: Format) -> Result<(), TelemetryError> {
-    let overriding = std::env::var(LEVEL_VARIABLE).ok().filter(|filter| !filter.is_empty());
-    let (filter, origin) = match &overriding {
-        Some(filter) => (filter.as_str(), LEVEL_VARIABLE),
-        None => (level, "the configuration"),
-    };
-    let filter = parse_filter(filter, origin)?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
+/// When the filter is not understood, or logging was set up before.
+pub fn init(filter: &str, format: Format) -> Result<LogFilter, TelemetryError> {
+    let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
+    let lines =
+        tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
     let set = match format {
-        Format::Full => builder.try_init(),
-        Format::Compact => builder.compact().without_time().with_target(false).try_init(),
+        Format::Full => registry.with(lines).try_init(),
+        Format::Compact => registry.with(lines.compact().without_time().with_target(false)).try_init(),
     };
-    set.map_err(|_already_set| TelemetryError::AlreadySet)
+    set.map_err(|_already_set| TelemetryError::AlreadySet)?;
+    Ok(LogFilter(handle))
 }
 
-fn parse_filter(filter: &str, origin: &'static str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::builder().parse(filter).map_err(|error| TelemetryError::Filter {
-        filter: filter.to_owned(),
-        origin,
-        reason: error.to_string(),
-    })
+/// Whether a filter is understood.
+///
+/// # Errors
+/// When it is not.
+pub fn check_filter(filter: &str) -> Result<String, TelemetryError> {
+    parse_filter(filter).map(|_understood| filter.to_owned())
+}
+
+/// An address at which metrics and health may be served: on loopback, because what is served is not encrypted.
+///
+/// # Errors
+/// When it is no address with a port, or another one.
+pub fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_invalid| format!("{text:?} is no address with a port, such as 127.0.0.1:0"))?;
+    match address.ip().is_loopback() {
+        true => Ok(address),
+        false => Err(format!("{address} is not on loopback, and what is served there is not encrypted")),
+    }
+}
+
+fn parse_filter(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| TelemetryError::Filter { filter: filter.to_owned(), reason: error.to_string() })
 }
 
 #[cfg(test)]
@@ -72,11 +104,11 @@ mod tests {
     use super::*;
 
     /// Scenario: filters as people write and mistype them.
-    /// Guarantees: a wrong one is refused with where it came from.
+    /// Guarantees: a wrong one is refused with what was written.
     #[test]
-    fn a_wrong_filter_is_refused_with_its_origin() {
-        assert!(parse_filter("info,tapio_spool=debug", "the configuration").is_ok());
-        let error = parse_filter("tapio=loud", LEVEL_VARIABLE).expect_err("refused").to_string();
-        assert!(error.contains("\"tapio=loud\" from TAPIO_LOG"), "{error}");
+    fn a_wrong_filter_is_refused() {
+        assert!(check_filter("info,tapio_spool=debug").is_ok());
+        let error = check_filter("tapio=loud").expect_err("refused").to_string();
+        assert!(error.contains("\"tapio=loud\" is not understood"), "{error}");
     }
 }

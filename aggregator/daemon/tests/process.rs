@@ -9,12 +9,43 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tapio_daemon::config::{Invocation, Key, Settings, Tier};
 use tapio_daemon::shutdown::{Drained, drain};
+use tapio_daemon::tier::{LOG_KEY, run_invocation};
 use tapio_daemon::{ConfigError, Failure, Problems, run_main, telemetry};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 const ROLE: &str = "TAPIO_DAEMON_TEST_ROLE";
+
+static TIER: Tier = Tier {
+    program: "tapio-test",
+    about: "Tests.",
+    keys: &[Key::text("node.name", "Its name."), Key::secret("store.password", "What it says."), LOG_KEY],
+};
+
+fn check(settings: Settings) -> Result<(), Problems> {
+    let name = settings.text("node.name");
+    settings.finish(name.map(drop))
+}
+
+/// A tier called with the words of a variable, that says what it logs until it is told to end.
+fn tier(words: &str) -> ExitCode {
+    let invocation = Invocation::from_words(&TIER, words.split(' ')).expect("understood");
+    run_invocation(
+        invocation,
+        check,
+        |()| Ok(()),
+        |(), shutdown| async move {
+            eprintln!("ready");
+            while !shutdown.is_cancelled() {
+                tracing::debug!("a detail");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Ok(())
+        },
+    )
+}
 
 async fn work(role: String, shutdown: CancellationToken) -> Result<(), Failure> {
     telemetry::init("info", telemetry::Format::Compact)?;
@@ -46,7 +77,10 @@ async fn work(role: String, shutdown: CancellationToken) -> Result<(), Failure> 
 #[test]
 fn child() {
     if let Ok(role) = std::env::var(ROLE) {
-        let code = run_main("tapio-test", |shutdown| work(role, shutdown));
+        let code = match role.strip_prefix("tier ") {
+            Some(words) => tier(words),
+            None => run_main("tapio-test", |shutdown| work(role, shutdown)),
+        };
         let code = [0u8, 1, 2, 130, 143].into_iter().find(|&known| ExitCode::from(known) == code);
         std::process::exit(code.map_or(99, i32::from));
     }
@@ -56,7 +90,6 @@ fn start(role: &str) -> Child {
     Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "child", "--nocapture", "--test-threads=1"])
         .env(ROLE, role)
-        .env_remove(telemetry::LEVEL_VARIABLE)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -112,6 +145,66 @@ fn the_first_signal_asks_for_an_orderly_end() {
 fn the_second_signal_ends_at_once() {
     let (status, said) = run("stubborn", &[("ready", Signal::TERM), ("cancelled", Signal::INT)]);
     assert_eq!(status.code(), Some(130), "{said}");
+}
+
+/// Scenario: a running tier whose file changes: a value that can be applied and one that cannot, then a fault.
+/// Guarantees: SIGHUP applies the one and says so of the other; a fault is told with its line, and what was in force
+/// stays so; the process goes on.
+#[test]
+fn sighup_reads_the_configuration_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("test.toml");
+    let write = |text: &str| std::fs::write(&path, text).expect("written");
+    write("[node]\nname = \"a\"\n");
+    let mut child = start(&format!("tier tapio-test --config {}", path.display()));
+    let pid = Pid::from_child(&child);
+    let mut errors = BufReader::new(child.stderr.take().expect("its errors"));
+    let mut said = String::new();
+    let mut until = |part: &str| {
+        let from = said.len();
+        while !said.get(from..).is_some_and(|text| text.contains(part)) {
+            assert_ne!(errors.read_line(&mut said).expect("a line"), 0, "it ended early: {said}");
+        }
+        said.get(from..).unwrap_or_default().to_owned()
+    };
+    assert!(!until("ready").contains("a detail"));
+    write("[node]\nname = \"b\"\n[telemetry]\nlog = \"debug\"\n");
+    kill_process(pid, Signal::HUP).expect("signalled");
+    let lines = until("was read again");
+    assert!(lines.contains("not in force until the next start") && lines.contains("node.name"), "{lines}");
+    assert!(lines.contains("is in force") && lines.contains("telemetry.log"), "{lines}");
+    until("a detail");
+    write("[node]\nname = \"b\"\n[telemetry]\nlog = 5\n");
+    kill_process(pid, Signal::HUP).expect("signalled");
+    let lines = until("stays in force") + &until("a detail");
+    assert!(lines.contains("line 4, telemetry.log"), "{lines}");
+    kill_process(pid, Signal::TERM).expect("signalled");
+    until("shutting down");
+    drop(errors);
+    assert_eq!(child.wait().expect("ended").code(), Some(0));
+}
+
+/// Scenario: a tier that is only to check or to show its configuration.
+/// Guarantees: it does and ends with 0, or with 2 and all faults; a secret is not shown.
+#[test]
+fn configurations_are_checked_and_shown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("test.toml");
+    std::fs::write(&path, "[node]\nname = \"a\"\n[store]\npassword = \"sesame\"\n").expect("written");
+    let output = |words: String| {
+        let mut child = Command::new(std::env::current_exe().expect("this program"));
+        child.args(["--exact", "child", "--nocapture", "--test-threads=1"]).env(ROLE, words);
+        let output = child.output().expect("it runs");
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"), output.stderr)
+    };
+    let (code, shown, _) = output(format!("tier tapio-test --print-config --config {}", path.display()));
+    assert_eq!(code, Some(0));
+    assert!(shown.contains("name = \"a\" # line 2") && !shown.contains("sesame"), "{shown}");
+    assert_eq!(output(format!("tier tapio-test --check-config --config {}", path.display())).0, Some(0));
+    let (code, _, errors) = output("tier tapio-test --check-config".to_owned());
+    let errors = String::from_utf8(errors).expect("text");
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(errors.contains("node.name: is missing"), "{errors}");
 }
 
 /// Scenario: tasks that end, panic, and never end.

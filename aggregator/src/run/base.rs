@@ -61,7 +61,7 @@ impl Listening {
         let refused = refuse("intake.listen", address);
         let endpoint = quic::server_endpoint(UdpSocket::bind(address).map_err(&refused)?, &credentials)?;
         let intake_addr = endpoint.local_addr().map_err(&refused)?;
-        let address = config.telemetry.listen;
+        let address = config.telemetry_listen;
         let refused = refuse("telemetry.listen", address);
         let http_listener = TcpListener::bind(address).await.map_err(&refused)?;
         let http_addr = http_listener.local_addr().map_err(&refused)?;

@@ -67,7 +67,7 @@ impl Connection {
         }
         let text = fs::read_to_string(&self.path).map_err(|error| self.fault(&error))?;
         let file: ConnectionFile =
-            tapio_daemon::config::parse(&self.path, &text).map_err(|error| self.fault(&error))?;
+            toml::from_str(&text).map_err(|error| self.fault(&error.to_string().trim_end()))?;
         let credentials = Credentials { user: file.reader_user, password: file.reader_password };
         let endpoint = Endpoint::new(&file.url, credentials).map_err(|error| self.fault(&error))?;
         let reader = Reader::new(&endpoint, ReadLimits::default());
