@@ -1,5 +1,7 @@
 //! What goes through the spool about a source beside its frames.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tapio_schemas::{
     ids::{Incarnation, SourceId},
@@ -10,8 +12,8 @@ use tapio_schemas::{
 /// nothing that a source still has is taken once it is silent for longer.
 pub(crate) const EVENT_AGE_MAX: Micros = Micros::from_secs(14 * 86_400);
 
-/// A source's capability, as it goes through the spool into the table `sources`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a source says of itself, as it goes through the spool into the table `sources`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Announcement {
     /// Who.
@@ -20,6 +22,18 @@ pub(crate) struct Announcement {
     pub(crate) incarnation: Incarnation,
     /// What works there, `probe=state`.
     pub(crate) capability: Vec<String>,
+    /// Its software's version.
+    #[serde(default)]
+    pub(crate) agent_version: String,
+    /// Its kernel's release; empty until it says so.
+    #[serde(default)]
+    pub(crate) kernel_release: String,
+    /// Its machine's architecture; empty until it says so.
+    #[serde(default)]
+    pub(crate) architecture: String,
+    /// What its configuration allows it, by name.
+    #[serde(default)]
+    pub(crate) limits: BTreeMap<String, u64>,
 }
 
 impl Announcement {

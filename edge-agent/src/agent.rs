@@ -24,7 +24,7 @@ use tapio_schemas::{
     units::BootNanos,
 };
 use tapio_spool::SpoolError;
-use tapio_wire::frame::FrameFault;
+use tapio_wire::{frame::FrameFault, message::Host};
 use thiserror::Error;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -201,6 +201,7 @@ impl Agent {
             spawn("sampler", move || sampler.run())?,
         ];
 
+        let host = host(&config);
         let mut tasks = JoinSet::new();
         let uplink = Uplink {
             aggregators: config.aggregators,
@@ -214,6 +215,7 @@ impl Agent {
             incarnation,
             node: config.node.as_str().to_owned(),
             capabilities: describe(&capabilities),
+            host,
             shelf: Arc::clone(&shelf),
             shared,
             progress: health.component("uplink", SILENCE_MAX),
@@ -310,6 +312,19 @@ fn check_name(config: &Config, credentials: &Credentials) -> Result<(), AgentErr
         certificate: name.to_string(),
         configured: format!("{}, {} and {}", config.tenant, config.cluster, config.node),
     })
+}
+
+/// What the agent runs on, and what its configuration allows it there.
+fn host(config: &Config) -> Host {
+    let system = rustix::system::uname();
+    Host {
+        kernel_release: system.release().to_string_lossy().into_owned(),
+        architecture: system.machine().to_string_lossy().into_owned(),
+        limits: vec![
+            ("ring_bytes".to_owned(), u64::from(config.ring_bytes)),
+            ("spool_bytes".to_owned(), config.spool_quota_bytes),
+        ],
+    }
 }
 
 /// The capability of every probe and source, for the hello.

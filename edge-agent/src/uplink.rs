@@ -22,7 +22,7 @@ use tapio_identity::{Credentials, CredentialsError, Expected, NameKind, peer, qu
 use tapio_schemas::ids::Incarnation;
 use tapio_wire::{
     Position,
-    message::RuleSet,
+    message::{Host, RuleSet},
     session::{EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus, OfferRefusal},
 };
 use tokio_util::sync::CancellationToken;
@@ -92,6 +92,7 @@ pub(crate) struct Uplink {
     pub(crate) incarnation: Incarnation,
     pub(crate) node: String,
     pub(crate) capabilities: Vec<String>,
+    pub(crate) host: Host,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) progress: Progress,
@@ -116,6 +117,7 @@ impl Uplink {
         let mut session = EdgeSession::new(EdgeConfig {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: self.capabilities.clone(),
+            host: Some(self.host.clone()),
             ..EdgeConfig::new(self.incarnation, &self.node)
         });
         let mut attempt = 0_usize;

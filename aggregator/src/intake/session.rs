@@ -17,7 +17,7 @@ use tapio_schemas::{ids::SourceId, ledger::Stage, units::Micros};
 use tapio_wire::{
     Position,
     frame::{FrameFault, FrameHeader},
-    message::{Hello, refusal},
+    message::{Hello, Host, refusal},
     session::{AggregatorConfig, AggregatorEvent, AggregatorSession, Now, SessionFault, SourceState},
 };
 use tokio::time::{Instant, timeout};
@@ -302,6 +302,7 @@ impl Session {
                 AggregatorEvent::RuleSetApplied(version) => {
                     tracing::info!(node = self.node, %version, "a node runs a rule set");
                 }
+                AggregatorEvent::Host(host) => self.described(host),
                 AggregatorEvent::Heartbeat(_) => {}
                 AggregatorEvent::Draining(reason) => {
                     tracing::info!(node = self.node, reason, "a node will end its session");
@@ -358,10 +359,25 @@ impl Session {
             "a node's session is open"
         );
         self.missing_probes = missing_probes(&hello.capabilities);
-        self.announcement =
-            Some(Announcement { source: self.source, incarnation, capability: hello.capabilities.clone() });
+        self.announcement = Some(Announcement {
+            source: self.source,
+            incarnation,
+            capability: hello.capabilities.clone(),
+            agent_version: hello.agent_version.clone(),
+            ..Announcement::default()
+        });
         self.announce();
         Ok(())
+    }
+
+    /// The source said what it runs on; the hello's announcement is written down once more, with that.
+    fn described(&mut self, host: Host) {
+        if let Some(announcement) = &mut self.announcement {
+            announcement.kernel_release = host.kernel_release;
+            announcement.architecture = host.architecture;
+            announcement.limits = host.limits.into_iter().collect();
+            self.announce();
+        }
     }
 
     /// Writes down what the source can see, now and again within each replay window: a restarted engine must know it

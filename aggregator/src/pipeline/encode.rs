@@ -22,7 +22,10 @@ use tapio_wire::{
 };
 use thiserror::Error;
 
-use self::{capabilities::Capabilities, events::EventRows};
+use self::{
+    capabilities::{Capabilities, Described},
+    events::EventRows,
+};
 use super::record::{Kind, Record};
 use crate::{
     context::Context,
@@ -48,7 +51,7 @@ const LEDGER_COLUMNS: [(&str, &str); 13] = [
     ("count", "UInt64"),
 ];
 
-const SOURCE_COLUMNS: [(&str, &str); 8] = [
+const SOURCE_COLUMNS: [(&str, &str); 12] = [
     ("tenant", "LowCardinality(String)"),
     ("cluster", "LowCardinality(String)"),
     ("node", "LowCardinality(String)"),
@@ -56,6 +59,10 @@ const SOURCE_COLUMNS: [(&str, &str); 8] = [
     ("spiffe_id", "String"),
     ("incarnation", "UInt64"),
     ("capability", "String"),
+    ("agent_version", "LowCardinality(String)"),
+    ("kernel_release", "LowCardinality(String)"),
+    ("architecture", "LowCardinality(String)"),
+    ("limits", "String"),
     ("last_seen", "DateTime64(6, 'UTC')"),
 ];
 
@@ -127,7 +134,7 @@ pub(crate) struct Encoder {
     sources_block: BlockBuilder,
     frames_block: BlockBuilder,
     sources: BTreeMap<(SourceId, u64), SourceRow>,
-    /// The capability that each source's incarnation announced last; rows of later blocks repeat it.
+    /// What each source's incarnation said of itself last; rows of later blocks repeat it.
     capabilities: Capabilities,
     frames: Vec<(SourceId, Position)>,
     given_up: Vec<(SourceId, Position)>,
@@ -221,10 +228,16 @@ impl Encoder {
         }
     }
 
-    /// Remembers what a source can see: every row of the source repeats it.
+    /// Remembers what a source says of itself: every row of the source repeats it.
     pub(crate) fn remember(&mut self, announcement: &Announcement) {
-        let capability = serde_json::to_string(&announcement.capability).unwrap_or_default();
-        self.capabilities.put(announcement.source, announcement.incarnation.0, capability);
+        let described = Described {
+            capability: serde_json::to_string(&announcement.capability).unwrap_or_default(),
+            agent_version: announcement.agent_version.clone(),
+            kernel_release: announcement.kernel_release.clone(),
+            architecture: announcement.architecture.clone(),
+            limits: serde_json::to_string(&announcement.limits).unwrap_or_default(),
+        };
+        self.capabilities.put(announcement.source, announcement.incarnation.0, described);
     }
 
     fn push_frame(&mut self, record: &Record<'_>) -> Result<(), String> {
@@ -248,7 +261,8 @@ impl Encoder {
     pub(crate) fn blocks(&mut self) -> Result<Vec<TableBlock>, BlockError> {
         self.sources_block.clear();
         for ((source, incarnation), row) in &self.sources {
-            let capability = self.capabilities.get(*source, *incarnation).unwrap_or("[]");
+            let unknown = Described { capability: "[]".to_owned(), ..Described::default() };
+            let described = self.capabilities.get(*source, *incarnation).unwrap_or(&unknown);
             for (name, column) in self.sources_block.columns() {
                 match name {
                     "tenant" => column.push_bytes(self.own.tenant.as_bytes()),
@@ -259,7 +273,11 @@ impl Encoder {
                         column.push_bytes(format!("{}{}", self.own.node_prefix, row.node).as_bytes());
                     }
                     "incarnation" => column.push_unsigned(*incarnation),
-                    "capability" => column.push_bytes(capability.as_bytes()),
+                    "capability" => column.push_bytes(described.capability.as_bytes()),
+                    "agent_version" => column.push_bytes(described.agent_version.as_bytes()),
+                    "kernel_release" => column.push_bytes(described.kernel_release.as_bytes()),
+                    "architecture" => column.push_bytes(described.architecture.as_bytes()),
+                    "limits" => column.push_bytes(described.limits.as_bytes()),
                     _ => column.push_unsigned(row.last_seen.0),
                 }
             }

@@ -97,7 +97,8 @@ async fn frames_become_rows() {
     let ledger = "SELECT sum(count) AS n FROM tapio.ledger WHERE stage = 'kernel' AND fate = 'carried'";
     assert_eq!(number(&reader, ledger).await, 4 * ROWS);
     let source = "SELECT count() AS n FROM tapio.sources FINAL WHERE capability LIKE '%payload=failed%' \
-        AND spiffe_id = 'spiffe://tapio.test/tenant/default/cluster/demo/node/n1'";
+        AND spiffe_id = 'spiffe://tapio.test/tenant/default/cluster/demo/node/n1' AND agent_version = '9.8.7' \
+        AND kernel_release = '6.1.0-44' AND architecture = 'x86_64' AND limits = '{\"spool_bytes\":268435456}'";
     assert_eq!(number(&reader, source).await, 1);
     running.stop().await.unwrap();
 }

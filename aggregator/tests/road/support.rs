@@ -23,6 +23,7 @@ use tapio_store::client::{Credentials as Account, Endpoint, ReadLimits, Reader};
 use tapio_wire::{
     Position,
     frame::{FrameEncoder, FrameLimits, FrameMeta},
+    message::Host,
     session::{EdgeConfig, EdgeEvent, EdgeSession, Now},
 };
 
@@ -188,6 +189,12 @@ impl Node {
         let (send, receive) = connection.open_bi().await.unwrap();
         let mut session = EdgeSession::new(EdgeConfig {
             capabilities: vec!["oom_victim=working".to_owned(), "payload=failed: refused".to_owned()],
+            agent_version: "9.8.7".to_owned(),
+            host: Some(Host {
+                kernel_release: "6.1.0-44".to_owned(),
+                architecture: "x86_64".to_owned(),
+                limits: vec![("spool_bytes".to_owned(), 1 << 28)],
+            }),
             ..EdgeConfig::new(Incarnation(incarnation), says)
         });
         let started = Instant::now();

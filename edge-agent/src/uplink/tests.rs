@@ -88,6 +88,7 @@ impl World {
             incarnation: Incarnation(incarnation),
             node: "node-1".to_owned(),
             capabilities: vec!["exec=working".to_owned()],
+            host: Host::default(),
             shelf: Arc::clone(&self.shelf),
             shared: Arc::clone(&self.shared),
             progress: Health::new().component("uplink", Duration::from_secs(10)),

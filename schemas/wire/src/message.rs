@@ -8,7 +8,8 @@ mod body;
 mod codec;
 
 pub use body::{
-    Ack, Credit, Drain, Heartbeat, HeartbeatReply, Hello, Refused, RuleSet, RuleSetApplied, Welcome, refusal,
+    Ack, Credit, Drain, Heartbeat, HeartbeatReply, Hello, Host, Refused, RuleSet, RuleSetApplied, Welcome,
+    refusal,
 };
 pub use codec::{Message, MessageFault, MessageReader, encode};
 
@@ -40,6 +41,8 @@ pub enum Kind {
     HeartbeatReply = 10,
     /// The sender will end the session: finish what is under way and come back, elsewhere if possible.
     Drain = 11,
+    /// What the source runs on, and what it may use there.
+    Host = 12,
 }
 
 impl Kind {
@@ -58,6 +61,7 @@ impl Kind {
             9 => Self::Heartbeat,
             10 => Self::HeartbeatReply,
             11 => Self::Drain,
+            12 => Self::Host,
             _ => return None,
         })
     }
@@ -69,7 +73,7 @@ impl Kind {
             Self::Frame => (4 << 20) + HEADER_BYTES_MAX,
             Self::RuleSet => 4 << 20,
             Self::Hello => 64 << 10,
-            Self::Refused | Self::Drain => 4 << 10,
+            Self::Refused | Self::Drain | Self::Host => 4 << 10,
             _ => 256,
         }
     }

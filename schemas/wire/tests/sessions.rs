@@ -17,8 +17,8 @@ use tapio_wire::{
     Position,
     frame::{FrameHeader, FrameMeta, HEADER_BYTES},
     message::{
-        Ack, Credit, Drain, Heartbeat, HeartbeatReply, Hello, Message, MessageFault, MessageReader, Refused,
-        RuleSet, RuleSetApplied, Welcome, encode, refusal,
+        Ack, Credit, Drain, Heartbeat, HeartbeatReply, Hello, Host, Message, MessageFault, MessageReader,
+        Refused, RuleSet, RuleSetApplied, Welcome, encode, refusal,
     },
     session::{
         AggregatorConfig, AggregatorEvent, AggregatorSession, EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus,
@@ -52,6 +52,14 @@ fn frame_of(source: SourceId, position: Position, payload_bytes: usize) -> Bytes
 
 fn frame(sequence: u64) -> Bytes {
     frame_of(SOURCE, Position::new(3, sequence), 100)
+}
+
+fn host() -> Host {
+    Host {
+        kernel_release: "6.1.0-44-amd64".into(),
+        architecture: "x86_64".into(),
+        limits: vec![("spool_bytes".into(), 1 << 30)],
+    }
 }
 
 /// Both ends, connected and welcomed.
@@ -128,6 +136,7 @@ fn every_message() -> Vec<Message> {
         Message::Heartbeat(Heartbeat { progress: 5, ..Heartbeat::default() }),
         Message::HeartbeatReply(HeartbeatReply { sent_micros: 5, ..HeartbeatReply::default() }),
         Message::Drain(Drain { reason: "upgrade".into() }),
+        Message::Host(host()),
     ]
 }
 
@@ -150,7 +159,7 @@ fn messages_come_back() {
             }
         }
         assert_eq!(found, every_message());
-        assert_eq!(reader.skipped(), 22);
+        assert_eq!(reader.skipped(), 2 * found.len() as u64);
     }
 }
 
@@ -238,6 +247,27 @@ fn pushes_heartbeats_and_silence() {
     assert_eq!(both.edge_events(), [EdgeEvent::Silent]);
     assert_eq!(both.aggregator_events(), [AggregatorEvent::Silent]);
     assert_eq!(both.edge.handle_bytes(&[], at(60_001)), Err(SessionFault::Ended));
+}
+
+/// Scenario: a source that says what it runs on connects, is cut off, and connects again.
+/// Guarantees: the aggregator is told once for each connection, before anything else; a source that says nothing of it
+/// sends nothing.
+#[test]
+fn a_source_says_what_it_runs_on() {
+    let config = EdgeConfig { host: Some(host()), ..EdgeConfig::new(Incarnation(3), "node-1") };
+    let mut edge = EdgeSession::new(config);
+    for start in [0, 1_000] {
+        edge.connect(Position::new(3, 1), at(start)).unwrap();
+        let aggregator = AggregatorSession::new(SOURCE, AggregatorConfig::default(), at(start));
+        let mut both = Both { edge, aggregator };
+        both.carry(at(start)).unwrap();
+        assert!(matches!(both.aggregator_events().as_slice(), [AggregatorEvent::Hello(_)]));
+        both.aggregator.welcome(SourceState::default(), at(start)).unwrap();
+        both.carry(at(start + 1)).unwrap();
+        assert_eq!(both.aggregator_events(), [AggregatorEvent::Host(host())]);
+        Both { edge, .. } = both;
+    }
+    assert_eq!(Both::open(AggregatorConfig::default()).aggregator_events(), []);
 }
 
 /// Scenario: the aggregator's session gets, after the welcome or before, what it must not get.

@@ -1,4 +1,4 @@
-//! What each source said that it can see, remembered because every block's row of the source repeats it.
+//! What each source said of itself, remembered because every block's row of the source repeats it.
 //!
 //! Bounded: two lives of each source, and so many sources. Called by [`super::Encoder`] only.
 
@@ -9,7 +9,19 @@ use tapio_schemas::ids::SourceId;
 /// Sources whose capabilities are remembered; beyond, the one that was not asked for for longest is forgotten.
 pub(super) const SOURCES_MAX: usize = 16_384;
 
-/// What each source can see: of its newest life, and of the one before, whose last frames may come after the newest's
+/// What a source said of itself, as its row has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Described {
+    /// A list of `probe=state`, JSON.
+    pub(super) capability: String,
+    pub(super) agent_version: String,
+    pub(super) kernel_release: String,
+    pub(super) architecture: String,
+    /// An object of numbers, JSON.
+    pub(super) limits: String,
+}
+
+/// What each source said: of its newest life, and of the one before, whose last frames may come after the newest's
 /// announcement.
 #[derive(Debug)]
 pub(super) struct Capabilities {
@@ -21,8 +33,8 @@ pub(super) struct Capabilities {
 
 #[derive(Debug, Default)]
 struct Capability {
-    /// Incarnation and text, the newer life first.
-    lives: [(u64, String); 2],
+    /// Incarnation and description, the newer life first.
+    lives: [(u64, Described); 2],
     used: u64,
 }
 
@@ -32,7 +44,7 @@ impl Capabilities {
     }
 
     /// Remembers what a source said.
-    pub(super) fn put(&mut self, source: SourceId, incarnation: u64, text: String) {
+    pub(super) fn put(&mut self, source: SourceId, incarnation: u64, described: Described) {
         self.clock += 1;
         if !self.sources.contains_key(&source) && self.sources.len() >= self.sources_max {
             let oldest = self.sources.iter().min_by_key(|(_, known)| known.used).map(|(source, _)| *source);
@@ -42,20 +54,20 @@ impl Capabilities {
         known.used = self.clock;
         let [newest, before] = &mut known.lives;
         if incarnation > newest.0 {
-            *before = std::mem::replace(newest, (incarnation, text));
+            *before = std::mem::replace(newest, (incarnation, described));
         } else if incarnation == newest.0 {
-            newest.1 = text;
+            newest.1 = described;
         } else if incarnation >= before.0 {
-            *before = (incarnation, text);
+            *before = (incarnation, described);
         }
     }
 
     /// What a life of a source said.
-    pub(super) fn get(&mut self, source: SourceId, incarnation: u64) -> Option<&str> {
+    pub(super) fn get(&mut self, source: SourceId, incarnation: u64) -> Option<&Described> {
         self.clock += 1;
         let known = self.sources.get_mut(&source)?;
         known.used = self.clock;
-        known.lives.iter().find(|life| life.0 == incarnation).map(|life| life.1.as_str())
+        known.lives.iter().find(|life| life.0 == incarnation).map(|life| &life.1)
     }
 }
 
@@ -68,18 +80,22 @@ mod tests {
     #[test]
     fn capabilities_of_the_newest_lives_are_remembered() {
         let source = |number| SourceId([number; 16]);
+        let said = |text: &str| Described { capability: text.to_owned(), ..Described::default() };
+        let of = |known: &mut Capabilities, number, life| {
+            known.get(source(number), life).map(|described| described.capability.clone())
+        };
         let mut known = Capabilities::new(2);
         for (life, text) in [(1, "one"), (3, "three"), (2, "two"), (3, "three again")] {
-            known.put(source(1), life, text.to_owned());
+            known.put(source(1), life, said(text));
         }
-        assert_eq!(known.get(source(1), 1), None);
+        assert_eq!(of(&mut known, 1, 1).as_deref(), None);
         assert_eq!(known.sources.len(), 1);
-        assert_eq!(known.get(source(1), 2), Some("two"));
-        known.put(source(9), 1, "nine".to_owned());
-        assert_eq!(known.get(source(1), 3), Some("three again"));
-        known.put(source(5), 1, "five".to_owned());
-        assert_eq!(known.get(source(9), 1), None);
-        assert_eq!(known.get(source(5), 1), Some("five"));
-        assert_eq!(known.get(source(1), 3), Some("three again"));
+        assert_eq!(of(&mut known, 1, 2).as_deref(), Some("two"));
+        known.put(source(9), 1, said("nine"));
+        assert_eq!(of(&mut known, 1, 3).as_deref(), Some("three again"));
+        known.put(source(5), 1, said("five"));
+        assert_eq!(of(&mut known, 9, 1).as_deref(), None);
+        assert_eq!(of(&mut known, 5, 1).as_deref(), Some("five"));
+        assert_eq!(of(&mut known, 1, 3).as_deref(), Some("three again"));
     }
 }

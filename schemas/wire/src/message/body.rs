@@ -155,3 +155,14 @@ pub struct Drain {
     /// Why, for people.
     pub reason: String,
 }
+
+/// What a source runs on, and what it may use there. Sent once the session is open.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// The kernel's release, as `uname -r` says it.
+    pub kernel_release: String,
+    /// The machine's architecture, as `uname -m` says it.
+    pub architecture: String,
+    /// What the source's configuration allows it, by name, in the unit that the name ends with.
+    pub limits: Vec<(String, u64)>,
+}

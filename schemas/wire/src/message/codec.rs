@@ -13,7 +13,7 @@ use tapio_schemas::ids::RuleSetVersion;
 use thiserror::Error;
 
 use super::{
-    Ack, Credit, Drain, Heartbeat, HeartbeatReply, Hello, Kind, Refused, RuleSet, RuleSetApplied,
+    Ack, Credit, Drain, Heartbeat, HeartbeatReply, Hello, Host, Kind, Refused, RuleSet, RuleSetApplied,
     UNKNOWN_BODY_BYTES_MAX, Welcome,
 };
 
@@ -71,6 +71,7 @@ pub enum Message {
     Heartbeat(Heartbeat),
     HeartbeatReply(HeartbeatReply),
     Drain(Drain),
+    Host(Host),
 }
 
 impl Message {
@@ -89,6 +90,7 @@ impl Message {
             Self::Heartbeat(_) => Kind::Heartbeat,
             Self::HeartbeatReply(_) => Kind::HeartbeatReply,
             Self::Drain(_) => Kind::Drain,
+            Self::Host(_) => Kind::Host,
         }
     }
 }
@@ -116,6 +118,7 @@ pub fn encode(message: &Message) -> Result<(Bytes, Option<Bytes>), MessageFault>
         Message::Heartbeat(body) => archive(kind, body),
         Message::HeartbeatReply(body) => archive(kind, body),
         Message::Drain(body) => archive(kind, body),
+        Message::Host(body) => archive(kind, body),
     }?;
     let mut bytes = prefix(kind, body.len())?;
     bytes.extend_from_slice(&body);
@@ -220,6 +223,7 @@ fn decode(kind: Kind, body: Bytes) -> Result<Message, MessageFault> {
         Kind::Heartbeat => Message::Heartbeat(owned(kind, &body)?),
         Kind::HeartbeatReply => Message::HeartbeatReply(owned(kind, &body)?),
         Kind::Drain => Message::Drain(owned(kind, &body)?),
+        Kind::Host => Message::Host(owned(kind, &body)?),
     })
 }
 

@@ -14,7 +14,7 @@ use crate::{
     Position,
     frame::{FrameFault, FrameHeader},
     message::{
-        Ack, Credit, Drain, Heartbeat, HeartbeatReply, Hello, Kind, Message, MessageReader,
+        Ack, Credit, Drain, Heartbeat, HeartbeatReply, Hello, Host, Kind, Message, MessageReader,
         PROTOCOL_VERSIONS, Refused, RuleSet, Welcome, refusal,
     },
 };
@@ -87,6 +87,8 @@ pub enum AggregatorEvent {
     },
     /// The source runs a rule set.
     RuleSetApplied(RuleSetVersion),
+    /// What the source runs on.
+    Host(Host),
     /// The source lives.
     Heartbeat(Heartbeat),
     /// The source will end the session.
@@ -425,6 +427,7 @@ impl AggregatorSession {
                 (State::Open, Message::RuleSetApplied(applied)) => {
                     self.events.push_back(AggregatorEvent::RuleSetApplied(RuleSetVersion(applied.version)));
                 }
+                (State::Open, Message::Host(host)) => self.events.push_back(AggregatorEvent::Host(host)),
                 (State::Open, Message::Heartbeat(heartbeat)) => {
                     self.outbox.push(&Message::HeartbeatReply(HeartbeatReply {
                         heartbeat_sent_micros: heartbeat.sent_micros,

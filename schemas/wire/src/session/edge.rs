@@ -407,7 +407,10 @@ impl EdgeSession {
             now,
         );
         self.events.push_back(EdgeEvent::Welcomed { received, stored: self.stored });
-        Ok(())
+        match &self.config.host {
+            Some(host) => self.outbox.push(&Message::Host(host.clone())),
+            None => Ok(()),
+        }
     }
 
     fn acknowledged(&mut self, ack: Ack) -> Result<(), SessionFault> {

@@ -3,7 +3,10 @@
 use tapio_schemas::ids::{Incarnation, RuleSetVersion};
 use thiserror::Error;
 
-use crate::{Position, message::RuleSet};
+use crate::{
+    Position,
+    message::{Host, RuleSet},
+};
 
 /// What a source's session is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub struct EdgeConfig {
     pub agent_version: String,
     /// What works on its node, `probe=state`.
     pub capabilities: Vec<String>,
+    /// What it runs on; none is not told.
+    pub host: Option<Host>,
     /// The most frames that are held because they are not yet received.
     pub window_frames_max: usize,
     /// The most bytes of frames that are held; one frame is always taken.
@@ -31,6 +36,7 @@ impl EdgeConfig {
             node: node.to_owned(),
             agent_version: String::new(),
             capabilities: Vec::new(),
+            host: None,
             window_frames_max: 64,
             window_bytes_max: 2 << 20,
         }
