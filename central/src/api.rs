@@ -40,10 +40,9 @@ impl ApiState {
 
 /// All routes of the API.
 pub fn router(state: Arc<ApiState>) -> Router {
-    let routes = rest::counted(rest::routes(), Arc::clone(&state));
-    Router::new()
-        .nest("/api/v1", routes)
+    let routes = Router::new()
+        .nest("/api/v1", rest::routes())
         .method_not_allowed_fallback(rest::problem::unknown_method)
-        .fallback(rest::problem::unknown_route)
-        .with_state(state)
+        .fallback(rest::problem::unknown_route);
+    rest::exchanged(routes, Arc::clone(&state)).with_state(state)
 }

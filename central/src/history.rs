@@ -1,13 +1,15 @@
-//! What is stored, read back: findings, events, entities, ledgers, sources. Only this module knows the tables.
+//! What is stored, read back: findings, events, entities, ledgers, nodes, clusters. Only this module knows the tables.
 //!
 //! Every value reaches the store as a query parameter, never as part of the SQL text; every query is bounded in rows
 //! and time.
 
+pub mod clusters;
 mod connection;
 pub mod entities;
 pub mod events;
 pub mod findings;
 pub mod ledger;
+pub mod nodes;
 pub mod sources;
 
 use serde_json::{Map, Value};

@@ -6,15 +6,18 @@ use serde::{Deserialize, Serialize};
 
 /// One probe's state, as the node publishes it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProbeCapability {
     /// The probe, as events name it.
     pub probe: String,
     /// Whether it works.
+    #[serde(flatten)]
     pub state: ProbeState,
 }
 
 /// Whether a probe works.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", tag = "state")]
 pub enum ProbeState {
     /// It is attached and its events arrive.

@@ -52,6 +52,7 @@ coded! {
 
 /// Which entity. Equal keys are the same thing; an id that a kernel or a cluster reuses carries what makes it unique.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EntityKey {
     /// What kind of thing.
     pub kind: EntityKind,
@@ -93,6 +94,7 @@ pub struct Relation {
 
 /// The names of a pod, as the Kubernetes watch (or a file of that shape) gives them. Names only, no edges.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PodIdentity {
     /// The pod's uid, canonical form.

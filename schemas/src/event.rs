@@ -18,6 +18,7 @@ macro_rules! define_layers {
         $(
             $(#[$ldoc])*
             #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+            #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
             #[serde(default, deny_unknown_fields)]
             pub struct $struct {
                 $(
@@ -54,6 +55,7 @@ event_fields!(define_layers);
 
 /// The one event that every layer is expressed in. Only what applies is filled.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct UnifiedEvent {
     /// Which event.

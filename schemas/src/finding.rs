@@ -26,6 +26,7 @@ coded! {
 
 /// An announced verdict, as APIs give it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// Its id, minted at the first announcement and kept over revisions: `f-` and 16 hexadecimal digits.
     pub id: String,
@@ -61,6 +62,7 @@ pub struct Finding {
 
 /// One line of a finding's narrative.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EvidenceLine {
     /// The rule's step.
     pub step: String,
@@ -80,6 +82,7 @@ pub struct EvidenceLine {
 
 /// An entity with the names that were known for it when the finding was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NamedEntity {
     /// The entity.
     pub entity: EntityKey,

@@ -133,16 +133,19 @@ impl<'de> Deserialize<'de> for SpanId {
 
 /// A tenant's name: 1 to 63 of `a-z0-9-`, as in a DNS label. One tenant is `default`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct TenantId(String);
 
 /// A cluster's name, of the same shape as a [`TenantId`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct ClusterId(String);
 
 /// A node's name: a DNS subdomain (labels joined by dots), at most 253 characters, as Kubernetes has them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct NodeId(String);
 
@@ -206,11 +209,13 @@ named!(NodeId, "node", "a DNS subdomain of at most 253 characters", |text| text.
 
 /// The life of an emitter: durable before its first frame, never used twice by one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Incarnation(pub u64);
 
 /// A frame's place within its incarnation; the first frame is number 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Sequence(pub u64);
 

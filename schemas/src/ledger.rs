@@ -49,6 +49,7 @@ coded! {
 
 /// One line of a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LedgerEntry {
     /// Where.
     pub stage: Stage,
@@ -64,6 +65,7 @@ pub struct LedgerEntry {
 
 /// The ledger of a span of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Ledger {
     /// From when.
     pub since: UnixMicros,
@@ -75,6 +77,7 @@ pub struct Ledger {
 
 /// What was lost in the window of a verdict, and out of how many.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LossSummary {
     /// Records that the kernel hooks wanted to hand on in the window.
     pub records: u64,

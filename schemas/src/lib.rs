@@ -15,5 +15,7 @@ pub mod ids;
 pub mod intent;
 pub mod ledger;
 pub mod observation;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod units;
 pub mod verdict;

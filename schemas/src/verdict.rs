@@ -54,6 +54,7 @@ coded! {
 
 /// One step of a chain, with what supports it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Evidence {
     /// The rule's step.
     pub step: String,
@@ -89,6 +90,7 @@ pub struct Evidence {
 
 /// A step that the rule expected and the engine did not find.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MissingEvidence {
     /// The rule's step.
     pub step: String,
@@ -100,6 +102,7 @@ pub struct MissingEvidence {
 
 /// One possible cause, where several remain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Candidate {
     /// The cause.
     pub cause: EntityKey,
@@ -115,6 +118,7 @@ pub struct Candidate {
 
 /// The engine's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Verdict {
     /// The rule (pattern) that it follows from.
     pub rule: String,
@@ -159,6 +163,7 @@ pub struct Verdict {
 
 /// Something that was changed before a fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Change {
     /// When.
     pub at: UnixMicros,

@@ -1,11 +1,17 @@
-//! REST under `/api/v1`. Lists answer `{"items": [...], "next_cursor": text or null}`, newest first; errors are
-//! problem documents (RFC 9457) that name each parameter at fault.
+//! REST under `/api/v1`. Lists answer `{"items": [...], "next_cursor": text or null}`; errors are problem documents
+//! (RFC 9457) that name each parameter at fault.
 
+mod answer;
+pub mod clusters;
+mod docs;
 pub mod entities;
 pub mod events;
+mod exchange;
 pub mod findings;
 pub mod health;
 pub mod ledger;
+pub mod nodes;
+mod openapi;
 pub mod page;
 pub mod params;
 pub mod problem;
@@ -14,9 +20,8 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{MatchedPath, Request, State},
+    extract::Request,
     middleware::{Next, from_fn},
-    response::Response,
     routing::get,
 };
 
@@ -29,25 +34,23 @@ pub(crate) fn routes() -> Router<Arc<ApiState>> {
         .route("/events", get(events::list))
         .route("/events/{id}", get(events::one))
         .route("/entities", get(entities::list))
+        .route("/clusters", get(clusters::list))
+        .route("/clusters/{cluster}", get(clusters::one))
+        .route("/nodes", get(nodes::list))
+        .route("/nodes/{cluster}/{node}", get(nodes::one))
         .route("/ledger", get(ledger::sums))
         .route("/health", get(health::health))
+        .route("/openapi.json", get(openapi::openapi))
+        .route("/docs", get(docs::page))
+        .route("/docs.js", get(docs::script))
+        .route("/docs.css", get(docs::style))
 }
 
-/// Counts each answered request under its route, not its path, so that the label set stays closed.
-pub(crate) async fn count(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response {
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
-    let response = next.run(request).await;
-    let class = format!("{}xx", response.status().as_u16() / 100);
-    state.requests.get_or_create(&vec![("route", route), ("status", class)]).inc();
-    response
-}
-
-pub(crate) fn counted(routes: Router<Arc<ApiState>>, state: Arc<ApiState>) -> Router<Arc<ApiState>> {
-    routes.route_layer(from_fn(move |request: Request, next: Next| {
-        let state = State(Arc::clone(&state));
-        count(state, request, next)
-    }))
+/// `routes` with what every request goes through, those that lead nowhere as well.
+pub(crate) fn exchanged<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    state: Arc<ApiState>,
+) -> Router<S> {
+    routes
+        .layer(from_fn(move |request: Request, next: Next| exchange::pass(Arc::clone(&state), request, next)))
 }

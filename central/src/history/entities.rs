@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tapio_schemas::units::UnixMicros;
@@ -23,7 +24,7 @@ pub struct EntityFilter {
 }
 
 /// An entity as it was last known.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredEntity {
     /// The cluster.
     pub cluster: String,

@@ -1,5 +1,6 @@
 //! The stored loss ledger: what each stage carried, folded, filtered and lost, summed.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tapio_schemas::units::UnixMicros;
 
@@ -19,7 +20,7 @@ pub struct LedgerFilter {
 }
 
 /// A line of the ledger, summed over the time that was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LedgerSum {
     /// The cluster.
     pub cluster: String,

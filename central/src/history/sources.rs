@@ -1,5 +1,6 @@
 //! The sources that shipped, and when each was last heard.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tapio_schemas::{
     capability::{ProbeCapability, ProbeState, UnknownState},
@@ -9,7 +10,7 @@ use tapio_schemas::{
 use super::{History, HistoryError, number, text};
 
 /// A source as it last introduced itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredSource {
     /// The cluster.
     pub cluster: String,
@@ -42,23 +43,26 @@ impl History {
         let rows = self.rows(select.build(&rest)).await?;
         rows.iter()
             .map(|row| {
-                let lines: Vec<String> = match text(row, "newest") {
-                    "" => Vec::new(),
-                    document => serde_json::from_str(document).map_err(|error| HistoryError::Row {
-                        what: "source",
-                        reason: format!("{}: {error}", text(row, "spiffe_id")),
-                    })?,
-                };
                 Ok(StoredSource {
                     cluster: text(row, "cluster").to_owned(),
                     node: text(row, "node").to_owned(),
                     name: text(row, "spiffe_id").to_owned(),
                     last_seen: UnixMicros(number(row, "seen")),
-                    capability: lines.iter().map(|line| probe(line)).collect(),
+                    capability: capability(text(row, "spiffe_id"), text(row, "newest"))?,
                 })
             })
             .collect()
     }
+}
+
+/// What the source called `name` said that works there.
+pub(super) fn capability(name: &str, document: &str) -> Result<Vec<ProbeCapability>, HistoryError> {
+    if document.is_empty() {
+        return Ok(Vec::new());
+    }
+    let lines: Vec<String> = serde_json::from_str(document)
+        .map_err(|error| HistoryError::Row { what: "source", reason: format!("{name}: {error}") })?;
+    Ok(lines.iter().map(|line| probe(line)).collect())
 }
 
 /// A probe as its agent announced it. A state that this version does not know counts as failed, in its own words, so

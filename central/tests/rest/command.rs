@@ -15,19 +15,19 @@ use crate::{
 };
 
 /// The command without any setting of whoever runs this test.
-fn tapio() -> Command {
+pub(crate) fn tapio() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tapio"));
     command.env_remove("TAPIO_API").env_remove("TAPIO_CA").stdin(Stdio::null());
     command
 }
 
 impl World {
-    fn tapio(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn tapio(&self, arguments: &[&str]) -> Output {
         tapio().args(arguments).args(["--api", &self.base, "--ca"]).arg(&self.authority).output().unwrap()
     }
 
     /// What the command prints, when it succeeds and says nothing else.
-    fn printed(&self, arguments: &[&str]) -> String {
+    pub(crate) fn printed(&self, arguments: &[&str]) -> String {
         let output = self.tapio(arguments);
         let errors = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), errors.as_str()), (Some(0), ""), "{arguments:?}");
@@ -181,7 +181,7 @@ fn failures_say_what_to_do() {
         (&["explain", "../events"], &["id:", "is no finding's id"]),
         (&["explain", ".."], &["id:", "is no finding's id"]),
         (&["explain", "f-71aa?limit=1"], &["id:", "is no finding's id"]),
-        (&["findings", "--limit", "5000"], &["limit: 5000 is not a whole number from 1 to 1000"]),
+        (&["findings", "--limit", "5000"], &["limit: \"5000\" is not a whole number from 1 to 1000"]),
         (
             &["findings", "--state", "on", "--since", "x"],
             &["state: ", "since: ", "open, resolved, superseded"],

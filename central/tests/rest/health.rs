@@ -87,7 +87,9 @@ fn a_store_that_is_away_is_said_and_forgotten() {
     world.api.get::<StoredEvent>(&one_event, &[]).unwrap();
 
     world.stop_engine();
-    for path in ["/findings", &one_finding, "/events", &one_event, "/entities", "/ledger"] {
+    let mut paths = vec!["/findings", &one_finding, "/events", &one_event, "/entities", "/ledger"];
+    paths.extend(["/clusters", "/clusters/c1", "/nodes", "/nodes/c1/n1"]);
+    for path in paths {
         let (status, kind, detail) = refusal(&world, path);
         assert_eq!((status, kind.as_str()), (503, "urn:tapio:problem:store-unavailable"), "{path}");
         assert!(detail.contains("cannot be reached"), "{path}: {detail}");

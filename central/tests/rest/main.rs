@@ -12,13 +12,17 @@
     reason = "helpers of tests, which clippy does not take for tests"
 )]
 
+mod clusters;
 mod command;
 mod entities;
 mod events;
+mod exchange;
 mod findings;
 mod health;
 mod hostile;
 mod ledger;
+mod nodes;
+mod openapi;
 mod refusals;
 mod rows;
 mod samples;

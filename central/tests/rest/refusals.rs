@@ -36,8 +36,10 @@ fn each_parameter_at_fault_is_named() {
         ("/findings?since=-5m", &["since"]),
         ("/findings?since=2026-02-30T00:00:00Z", &["since"]),
         ("/findings?since=2026-01-31", &["since"]),
-        ("/findings?since=1969-12-31T23:59:59Z", &["since"]),
-        ("/findings?since=99999999999d", &["since"]),
+        ("/findings?since=1969-12-31T23:59:60", &["since"]),
+        ("/findings?since=99999999999999999999d", &["since"]),
+        ("/findings?since=%2B5m", &["since"]),
+        ("/findings?limit=%2B5", &["limit"]),
         ("/findings?until=%00", &["until"]),
         ("/findings?cursor=x", &["cursor"]),
         ("/findings?cursor=findings.1.1.1.", &["cursor"]),
@@ -57,6 +59,16 @@ fn each_parameter_at_fault_is_named() {
         ("/entities?kind=planet", &["kind"]),
         ("/entities?until=1h", &["until"]),
         ("/entities?cursor=findings.1.1.1.f-71aa", &["cursor"]),
+        ("/nodes?state=dead", &["state"]),
+        ("/nodes?node=n1", &["node"]),
+        ("/nodes?cursor=clusters.1.1.0.c1", &["cursor"]),
+        ("/nodes/C1/n1", &["cluster"]),
+        ("/nodes/c_1/n_1?since=x", &["since", "cluster", "node"]),
+        ("/nodes/c1/n1?limit=1", &["limit"]),
+        ("/clusters?cluster=c1", &["cluster"]),
+        ("/clusters/-?colour=red", &["cluster", "colour"]),
+        ("/openapi.json?pretty=1", &["pretty"]),
+        ("/docs?dark=1", &["dark"]),
         ("/ledger?limit=1", &["limit"]),
         ("/ledger?since=1w", &["since"]),
         ("/health?deep=1", &["deep"]),
@@ -77,7 +89,19 @@ fn each_parameter_at_fault_is_named() {
         assert_eq!(named, *parameters, "{path}");
         assert!(parameters.iter().all(|name| problem.detail.contains(name)), "{path}: {}", problem.detail);
         assert!(problem.errors.iter().all(|error| !error.reason.is_empty()), "{path}");
+        assert!(problem.request_id.is_some(), "{path}");
     }
+}
+
+/// Scenario: a value that is none of a closed set, and a parameter that a resource does not have.
+/// Guarantees: the problem lists what would be accepted, for programs as for people.
+#[test]
+fn what_would_be_accepted_is_listed() {
+    let Some(world) = World::start() else { return };
+    let problem = world.refused("/nodes?state=dead&colour=red");
+    let allowed: Vec<_> = problem.errors.iter().map(|error| error.allowed.join(" ")).collect();
+    assert_eq!(allowed, ["live silent", "limit cursor cluster state since"]);
+    assert!(world.refused("/nodes?since=x").errors[0].allowed.is_empty());
 }
 
 /// Scenario: the cursors of two lists, each given to the other and with one character changed.
@@ -115,7 +139,21 @@ fn foreign_and_broken_cursors_are_refused() {
 #[test]
 fn other_methods_and_paths_are_refused() {
     let Some(world) = World::start() else { return };
-    for path in ["/findings", "/findings/f-71aa", "/events", "/events/x", "/entities", "/ledger", "/health"] {
+    for path in [
+        "/findings",
+        "/findings/f-71aa",
+        "/events",
+        "/events/x",
+        "/entities",
+        "/clusters",
+        "/clusters/c1",
+        "/nodes",
+        "/nodes/c1/n1",
+        "/ledger",
+        "/health",
+        "/openapi.json",
+        "/docs",
+    ] {
         for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
             let answer = world.ask(method, &format!("/api/v1{path}"));
             let what = format!("{method} {path}");

@@ -56,6 +56,17 @@ pub(crate) struct SourceRow {
     pub(crate) last_seen: UnixMicros,
 }
 
+/// The same with its cluster and what its agent said of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct HostRow {
+    pub(crate) cluster: &'static str,
+    pub(crate) source: SourceRow,
+    pub(crate) agent_version: &'static str,
+    pub(crate) kernel_release: &'static str,
+    pub(crate) architecture: &'static str,
+    pub(crate) limits: &'static str,
+}
+
 impl World {
     pub(crate) fn insert_events(&mut self, rows: &[EventRow]) {
         let mut block = block_builder().unwrap();
@@ -202,7 +213,20 @@ impl World {
         self.insert("ledger", &block.encode().unwrap());
     }
 
+    /// Sources of cluster `c1` whose agents say nothing but what works.
     pub(crate) fn insert_sources(&mut self, rows: &[SourceRow]) {
+        let hosts = rows.iter().map(|source| HostRow {
+            cluster: "c1",
+            source: source.clone(),
+            agent_version: "",
+            kernel_release: "",
+            architecture: "",
+            limits: "",
+        });
+        self.insert_hosts(&hosts.collect::<Vec<_>>());
+    }
+
+    pub(crate) fn insert_hosts(&mut self, rows: &[HostRow]) {
         let mut block = BlockBuilder::new([
             ("tenant", "LowCardinality(String)"),
             ("cluster", "LowCardinality(String)"),
@@ -211,20 +235,29 @@ impl World {
             ("spiffe_id", "String"),
             ("incarnation", "UInt64"),
             ("capability", "String"),
+            ("agent_version", "LowCardinality(String)"),
+            ("kernel_release", "LowCardinality(String)"),
+            ("architecture", "LowCardinality(String)"),
+            ("limits", "String"),
             ("last_seen", "DateTime64(6, 'UTC')"),
         ])
         .unwrap();
-        for row in rows {
+        for host in rows {
+            let row = &host.source;
             let name = format!("spiffe://tapio.test/node/{}", row.node);
             for (column_name, column) in block.columns() {
                 match column_name {
                     "tenant" => column.push_bytes(TENANT.as_bytes()),
-                    "cluster" => column.push_bytes(b"c1"),
+                    "cluster" => column.push_bytes(host.cluster.as_bytes()),
                     "node" => column.push_bytes(row.node.as_bytes()),
                     "source_id" => column.push_sixteen(tapio_schemas::ids::SourceId::of_name(&name).0),
                     "spiffe_id" => column.push_bytes(name.as_bytes()),
                     "incarnation" => column.push_unsigned(row.incarnation),
                     "capability" => column.push_bytes(row.capability.as_bytes()),
+                    "agent_version" => column.push_bytes(host.agent_version.as_bytes()),
+                    "kernel_release" => column.push_bytes(host.kernel_release.as_bytes()),
+                    "architecture" => column.push_bytes(host.architecture.as_bytes()),
+                    "limits" => column.push_bytes(host.limits.as_bytes()),
                     _ => column.push_unsigned(row.last_seen.0),
                 }
             }

@@ -57,6 +57,9 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) content_type: String,
     pub(crate) allow: String,
+    pub(crate) etag: String,
+    pub(crate) request_id: String,
+    pub(crate) policy: String,
     pub(crate) body: String,
 }
 
@@ -164,19 +167,34 @@ impl World {
 
     /// The answer to any request; `path` is everything behind the port, escaped already.
     pub(crate) fn ask(&self, method: &str, path: &str) -> Answer {
-        let request = ureq::http::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base))
-            .body(())
-            .unwrap();
+        self.ask_with(method, path, &[])
+    }
+
+    /// As [`World::ask`], with headers of its own.
+    pub(crate) fn ask_with(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).unwrap();
         let mut response = self.agent.run(request).unwrap();
         let header = |name| {
             let value = response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
             value.unwrap_or_default()
         };
         let (content_type, allow) = (header("content-type"), header("allow"));
+        let (etag, request_id) = (header("etag"), header("x-request-id"));
+        let policy = header("content-security-policy");
         let status = response.status().as_u16();
-        Answer { status, content_type, allow, body: response.body_mut().read_to_string().unwrap() }
+        Answer {
+            status,
+            content_type,
+            allow,
+            etag,
+            request_id,
+            policy,
+            body: response.body_mut().read_to_string().unwrap(),
+        }
     }
 
     /// The problem with which a GET of `path` under `/api/v1` is refused.

@@ -2,22 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::extract::State;
 use tapio_schemas::entity::EntityKind;
 
-use super::{findings::SINCE_DEFAULT, page::List, params::Params, problem::Problem};
+use super::{answer::Answer, findings::SINCE_DEFAULT, page::List, params::Params, problem::Problem};
 use crate::{
     api::ApiState,
-    history::entities::{EntityFilter, StoredEntity, key},
+    history::entities::{EntityFilter, key},
 };
 
 /// The list's name in cursors.
-const LIST: &str = "entities";
+pub(crate) const LIST: &str = "entities";
 
-pub(crate) async fn list(
-    State(state): State<Arc<ApiState>>,
-    mut params: Params,
-) -> Result<Json<List<StoredEntity>>, Problem> {
+pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params) -> Result<Answer, Problem> {
     let page = params.page(LIST);
     let filter = EntityFilter {
         cluster: params.text("cluster"),
@@ -27,5 +24,5 @@ pub(crate) async fn list(
     };
     params.finish()?;
     let entities = state.history.entities(&filter, &page).await?;
-    Ok(Json(List::of(LIST, entities, &page, key)))
+    Answer::page(&List::of(LIST, entities, &page, key))
 }

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::{Path, State, rejection::PathRejection},
-};
+use axum::extract::{Path, State, rejection::PathRejection};
 use tapio_schemas::{
     ids::EventId,
     intent::{EventKind, Severity},
@@ -13,25 +10,23 @@ use tapio_schemas::{
 };
 
 use super::{
+    answer::Answer,
     page::List,
     params::Params,
     problem::{ParameterError, Problem},
 };
 use crate::{
     api::ApiState,
-    history::events::{EventFilter, StoredEvent, key},
+    history::events::{EventFilter, key},
 };
 
 /// The list's name in cursors.
-const LIST: &str = "events";
+pub(crate) const LIST: &str = "events";
 
 /// Without `since`, the list of events reaches back this far.
 const SINCE_DEFAULT: Micros = Micros::from_secs(3_600);
 
-pub(crate) async fn list(
-    State(state): State<Arc<ApiState>>,
-    mut params: Params,
-) -> Result<Json<List<StoredEvent>>, Problem> {
+pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params) -> Result<Answer, Problem> {
     let page = params.page(LIST);
     if page.cursor.as_ref().is_some_and(|cursor| cursor.id.parse::<EventId>().is_err()) {
         params.refuse("cursor", "it names no event; use next_cursor of the page before, unchanged");
@@ -50,18 +45,19 @@ pub(crate) async fn list(
     };
     params.finish()?;
     let events = state.history.events(&filter, &page).await?;
-    Ok(Json(List::of(LIST, events, &page, key)))
+    Answer::page(&List::of(LIST, events, &page, key))
 }
 
 pub(crate) async fn one(
     State(state): State<Arc<ApiState>>,
     id: Result<Path<String>, PathRejection>,
     params: Params,
-) -> Result<Json<StoredEvent>, Problem> {
+) -> Result<Answer, Problem> {
     params.finish()?;
     let Path(id) = id?;
     let parsed: EventId = id.parse().map_err(|error: tapio_schemas::ids::ParseIdError| {
-        Problem::parameters(vec![ParameterError { parameter: "id".to_owned(), reason: error.to_string() }])
+        Problem::parameters(vec![ParameterError::new("id", error.to_string())])
     })?;
-    state.history.event(parsed).await?.map(Json).ok_or_else(|| Problem::not_found("event", &id))
+    let event = state.history.event(parsed).await?.ok_or_else(|| Problem::not_found("event", &id))?;
+    Answer::whole(&event)
 }

@@ -2,17 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    extract::{Path, State, rejection::PathRejection},
-};
-use tapio_schemas::{
-    finding::{Finding, FindingState},
-    intent::Severity,
-    units::Micros,
-};
+use axum::extract::{Path, State, rejection::PathRejection};
+use tapio_schemas::{finding::FindingState, intent::Severity, units::Micros};
 
 use super::{
+    answer::Answer,
     page::List,
     params::Params,
     problem::{ParameterError, Problem},
@@ -26,15 +20,12 @@ use crate::{
 pub(crate) const SINCE_DEFAULT: Micros = Micros::from_secs(24 * 3_600);
 
 /// The list's name in cursors.
-const LIST: &str = "findings";
+pub(crate) const LIST: &str = "findings";
 
 /// An abbreviated id has at least this many characters: `f-` and two digits.
 const PREFIX_CHARS_MIN: usize = 4;
 
-pub(crate) async fn list(
-    State(state): State<Arc<ApiState>>,
-    mut params: Params,
-) -> Result<Json<List<Finding>>, Problem> {
+pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params) -> Result<Answer, Problem> {
     let page = params.page(LIST);
     let filter = FindingFilter {
         cluster: params.text("cluster"),
@@ -47,7 +38,7 @@ pub(crate) async fn list(
     };
     params.finish()?;
     let findings = state.history.findings(&filter, &page).await?;
-    Ok(Json(List::of(LIST, findings, &page, key)))
+    Answer::page(&List::of(LIST, findings, &page, key))
 }
 
 /// One finding with its whole chain. The id may be abbreviated as long as it fits one finding only.
@@ -55,7 +46,7 @@ pub(crate) async fn one(
     State(state): State<Arc<ApiState>>,
     id: Result<Path<String>, PathRejection>,
     params: Params,
-) -> Result<Json<Finding>, Problem> {
+) -> Result<Answer, Problem> {
     params.finish()?;
     let Path(id) = id?;
     let plain = id.starts_with("f-") && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
@@ -64,12 +55,12 @@ pub(crate) async fn one(
             "{:?} is no finding's id: write f- and up to 16 digits, at least two",
             id.chars().take(64).collect::<String>()
         );
-        return Err(Problem::parameters(vec![ParameterError { parameter: "id".to_owned(), reason }]));
+        return Err(Problem::parameters(vec![ParameterError::new("id", reason)]));
     }
     let mut findings = state.history.findings_by_prefix(&id).await?;
     match findings.len() {
         0 => Err(Problem::not_found("finding", &id)),
-        1 => Ok(Json(findings.remove(0))),
+        1 => Answer::whole(&findings.remove(0)),
         _ => {
             let candidates: Vec<_> = findings.into_iter().map(|finding| finding.id).collect();
             Err(Problem::ambiguous("finding", &id, &candidates))

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{params::Params, problem::Problem};
+use super::{answer::Answer, params::Params, problem::Problem};
 use crate::{api::ApiState, history::sources::StoredSource};
 
 /// A source that was not heard for this long, microseconds, is called silent.
-pub const SILENT_AFTER_MICROS: u64 = 30_000_000;
+pub const SILENT_AFTER_MICROS: u64 = crate::history::nodes::SILENT_AFTER.0;
 
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HealthAnswer {
     /// `healthy`, or `degraded` with the reasons.
     pub status: String,
@@ -26,10 +27,7 @@ pub struct HealthAnswer {
     pub sources: Vec<StoredSource>,
 }
 
-pub(crate) async fn health(
-    State(state): State<Arc<ApiState>>,
-    params: Params,
-) -> Result<Json<HealthAnswer>, Problem> {
+pub(crate) async fn health(State(state): State<Arc<ApiState>>, params: Params) -> Result<Answer, Problem> {
     let now = params.now();
     params.finish()?;
     let mut reasons = Vec::new();
@@ -55,11 +53,11 @@ pub(crate) async fn health(
         }
     }
     let status = if reasons.is_empty() { "healthy" } else { "degraded" };
-    Ok(Json(HealthAnswer {
+    Answer::whole(&HealthAnswer {
         status: status.to_owned(),
         reasons,
         central: state.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         sources,
-    }))
+    })
 }

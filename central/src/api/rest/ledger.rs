@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{findings::SINCE_DEFAULT, params::Params, problem::Problem};
+use super::{answer::Answer, findings::SINCE_DEFAULT, params::Params, problem::Problem};
 use crate::{
     api::ApiState,
     history::ledger::{LedgerFilter, LedgerSum, LedgerSums},
 };
 
 /// The ledger of the time that was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LedgerAnswer {
     /// What the kernel's hooks wanted to hand on.
     pub records: u64,
@@ -25,10 +26,7 @@ pub struct LedgerAnswer {
     pub cut: bool,
 }
 
-pub(crate) async fn sums(
-    State(state): State<Arc<ApiState>>,
-    mut params: Params,
-) -> Result<Json<LedgerAnswer>, Problem> {
+pub(crate) async fn sums(State(state): State<Arc<ApiState>>, mut params: Params) -> Result<Answer, Problem> {
     let filter = LedgerFilter {
         cluster: params.text("cluster"),
         node: params.text("node"),
@@ -37,5 +35,5 @@ pub(crate) async fn sums(
     };
     params.finish()?;
     let LedgerSums { records, lost, lines, cut } = state.history.ledger(&filter).await?;
-    Ok(Json(LedgerAnswer { records, lost, items: lines, cut }))
+    Answer::whole(&LedgerAnswer { records, lost, items: lines, cut })
 }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tapio_schemas::units::UnixMicros;
 
@@ -24,6 +25,14 @@ pub struct Page {
     pub cursor: Option<Cursor>,
     /// When the first page was asked for.
     pub asked_at: UnixMicros,
+}
+
+impl Page {
+    /// The first `limit` rows, asked for at `now`.
+    #[must_use]
+    pub const fn first(limit: u32, now: UnixMicros) -> Self {
+        Self { limit, cursor: None, asked_at: now }
+    }
 }
 
 /// The last row of a page: its time and its id, which together order every list.
@@ -78,10 +87,25 @@ impl Cursor {
     }
 }
 
-/// The engine counts microseconds in a signed number.
+/// A cursor of `list` whose ids have the form `id`, as a regular expression.
+pub(crate) fn cursor_pattern(list: &str, id: &str) -> String {
+    format!("^{list}\\.{VERSION}\\.[0-9a-f]{{1,15}}\\.[0-9a-f]{{1,15}}\\.{id}$")
+}
+
+/// Any id as a cursor carries it, as a regular expression: plain characters, and the bytes of UTF-8 that are escaped.
+pub(crate) const ESCAPED_ID: &str = "([A-Za-z0-9._-]|~[0-7][0-9a-f]|~(c[2-9a-f]|d[0-9a-f])~[89ab][0-9a-f]\
+    |~(e0~[ab]|e[1-9abcef]~[89ab]|ed~[89])[0-9a-f]~[89ab][0-9a-f]\
+    |~(f0~[9ab]|f[1-3]~[89ab]|f4~8)[0-9a-f](~[89ab][0-9a-f]){2})+";
+
+/// The engine counts microseconds in a signed number; fifteen digits are enough for any.
 fn micros(text: &str) -> Option<UnixMicros> {
+    let digits = (1..=15).contains(&text.len()) && text.bytes().all(is_hexadecimal);
     let number = u64::from_str_radix(text, 16).ok()?;
-    i64::try_from(number).is_ok().then_some(UnixMicros(number))
+    digits.then_some(UnixMicros(number))
+}
+
+const fn is_hexadecimal(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 
 fn unescape(text: &str) -> Option<String> {
@@ -90,6 +114,9 @@ fn unescape(text: &str) -> Option<String> {
     while let Some(byte) = rest.next() {
         if byte == b'~' {
             let digits = [rest.next()?, rest.next()?];
+            if !digits.into_iter().all(is_hexadecimal) {
+                return None;
+            }
             bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
         } else if is_plain(byte) {
             bytes.push(byte);
@@ -101,9 +128,10 @@ fn unescape(text: &str) -> Option<String> {
 }
 
 /// One page of a list.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ListOf{T}")]
 pub struct List<T> {
-    /// The rows, newest first.
+    /// The rows, in the list's order.
     pub items: Vec<T>,
     /// What to pass as `cursor` for the next page; absent at the end.
     pub next_cursor: Option<String>,
@@ -170,7 +198,10 @@ mod tests {
         ] {
             assert_eq!(Cursor::parse("l", &format!("l.{rest}")), None, "{rest:?}");
         }
-        for id in ["~", "~2", "~zz", "~ff", "~ä", "a b", "a/b", "🦀"] {
+        for times in ["+1.1", "1.A", "1.", ".1", "0000000000000001.1"] {
+            assert_eq!(Cursor::parse("l", &format!("l.1.{times}.a")), None, "{times:?}");
+        }
+        for id in ["~+f", "~2F", "~", "~2", "~zz", "~ff", "~ä", "a b", "a/b", "🦀"] {
             assert_eq!(Cursor::parse("l", &format!("l.1.1.1.{id}")), None, "{id:?}");
         }
         assert_eq!(Cursor::parse("l", &format!("l.1.1.1.{}", "a".repeat(CURSOR_CHARS_MAX))), None);

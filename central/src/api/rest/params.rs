@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, Query},
     http::request::Parts,
 };
-use tapio_schemas::units::UnixMicros;
+use tapio_schemas::units::{Micros, UnixMicros};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
@@ -14,10 +14,13 @@ use super::{
     problem::{ParameterError, Problem},
 };
 
-/// No value is longer, in bytes: nothing that is stored has a longer name, and a query must fit the store's URL.
-const VALUE_BYTES_MAX: usize = 1_024;
+/// No value is longer: nothing that is stored has a longer name, and a query must fit the store's URL.
+pub(crate) const VALUE_CHARS_MAX: usize = 1_024;
 /// Of a value that is refused, at most this much is repeated.
 const REPEATED_CHARS_MAX: usize = 64;
+
+/// A length before now has at most this many digits.
+pub(crate) const LENGTH_DIGITS_MAX: usize = 19;
 
 /// The parameters of one request, as they came.
 pub struct Params {
@@ -31,13 +34,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Query(given) =
-            Query::<Vec<(String, String)>>::from_request_parts(parts, state).await.map_err(|error| {
-                Problem::parameters(vec![ParameterError {
-                    parameter: "query".to_owned(),
-                    reason: error.body_text(),
-                }])
-            })?;
+        let Query(given) = Query::<Vec<(String, String)>>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Problem::parameters(vec![ParameterError::new("query", error.body_text())]))?;
         let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000;
         Ok(Self::new(given, UnixMicros(u64::try_from(now).unwrap_or_default())))
     }
@@ -52,10 +51,10 @@ impl Params {
 
     /// The text of the parameter `name`, if it was given.
     pub fn text(&mut self, name: &'static str) -> Option<String> {
-        self.bounded(name, VALUE_BYTES_MAX)
+        self.bounded(name, VALUE_CHARS_MAX)
     }
 
-    fn bounded(&mut self, name: &'static str, bytes_max: usize) -> Option<String> {
+    fn bounded(&mut self, name: &'static str, chars_max: usize) -> Option<String> {
         self.known.push(name);
         let mut values = Vec::new();
         self.given.retain(|(key, value)| {
@@ -74,8 +73,8 @@ impl Params {
             self.refuse(name, "it is empty; leave it out or give a value");
             return None;
         }
-        if value.len() > bytes_max {
-            self.refuse(name, format!("it is longer than {bytes_max} bytes"));
+        if value.chars().count() > chars_max {
+            self.refuse(name, format!("it is longer than {chars_max} characters"));
             return None;
         }
         Some(value)
@@ -101,8 +100,9 @@ impl Params {
         let text = self.text(name)?;
         let found = all.iter().copied().find(|value| name_of(*value) == text);
         if found.is_none() {
-            let names: Vec<_> = all.iter().map(|value| name_of(*value)).collect();
-            self.refuse(name, format!("{} is none of {}", quoted(&text), names.join(", ")));
+            let names: Vec<_> = all.iter().map(|value| name_of(*value).to_owned()).collect();
+            let reason = format!("{} is none of {}", quoted(&text), names.join(", "));
+            self.errors.push(ParameterError { allowed: names, ..ParameterError::new(name, reason) });
         }
         found
     }
@@ -127,10 +127,15 @@ impl Params {
     /// count from the request for the first page.
     pub fn page(&mut self, list: &'static str) -> Page {
         let expected = format!("a whole number from 1 to {LIMIT_MAX}");
-        let limit = self.parse::<u32>("limit", &expected).unwrap_or(LIMIT_DEFAULT);
-        if !(1..=LIMIT_MAX).contains(&limit) {
-            self.refuse("limit", format!("{limit} is not {expected}"));
-        }
+        let limit = self.text("limit").map_or(Some(LIMIT_DEFAULT), |text| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            let limit = text.parse().ok().filter(|limit| digits && (1..=LIMIT_MAX).contains(limit));
+            if limit.is_none() {
+                self.refuse("limit", format!("{} is not {expected}", quoted(&text)));
+            }
+            limit
+        });
+        let limit = limit.unwrap_or(LIMIT_DEFAULT);
         let cursor = self.bounded("cursor", CURSOR_CHARS_MAX).and_then(|text| {
             let cursor = Cursor::parse(list, &text);
             if cursor.is_none() {
@@ -149,7 +154,7 @@ impl Params {
 
     /// Notes that `name` cannot be used.
     pub fn refuse(&mut self, name: &str, reason: impl Display) {
-        self.errors.push(ParameterError { parameter: name.to_owned(), reason: reason.to_string() });
+        self.errors.push(ParameterError::new(name, reason.to_string()));
     }
 
     /// The time from which lengths before now are counted.
@@ -170,8 +175,9 @@ impl Params {
             } else {
                 format!("there is no such parameter; there are {known}")
             };
-            self.errors
-                .push(ParameterError { parameter: name.chars().take(REPEATED_CHARS_MAX).collect(), reason });
+            let name: String = name.chars().take(REPEATED_CHARS_MAX).collect();
+            let allowed = self.known.iter().map(|name| (*name).to_owned()).collect();
+            self.errors.push(ParameterError { allowed, ..ParameterError::new(name, reason) });
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::parameters(self.errors)) }
     }
@@ -186,21 +192,25 @@ fn quoted(text: &str) -> String {
     format!("{shown:?}")
 }
 
+/// A time before 1970 is the beginning of 1970: nothing that is stored is older.
 fn parse_time(text: &str, now: UnixMicros) -> Option<UnixMicros> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
-        return u64::try_from(time.unix_timestamp_nanos() / 1_000).ok().map(UnixMicros);
+        return Some(UnixMicros(u64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap_or_default()));
     }
     let unit = text.chars().last()?;
-    let seconds = match unit {
+    let seconds: u64 = match unit {
         's' => 1,
         'm' => 60,
         'h' => 3_600,
         'd' => 86_400,
         _ => return None,
     };
-    let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
-    let micros = number.checked_mul(seconds)?.checked_mul(1_000_000)?;
-    now.0.checked_sub(micros).map(UnixMicros)
+    let digits = text.strip_suffix(unit)?;
+    if !(1..=LENGTH_DIGITS_MAX).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(now.minus(Micros::from_secs(number.saturating_mul(seconds))))
 }
 
 #[cfg(test)]
@@ -242,13 +252,15 @@ mod tests {
         assert!(params.finish().is_ok());
     }
 
-    /// Scenario: a value of a kilobyte and one byte.
-    /// Guarantees: it is refused, and only its beginning is ever repeated.
+    /// Scenario: a value of 1,024 letters that are two bytes each, and one with one letter more.
+    /// Guarantees: letters are counted, not bytes; the longer is refused, and only its beginning is ever repeated.
     #[test]
     fn values_are_bounded() {
-        let long = "x".repeat(VALUE_BYTES_MAX + 1);
-        let mut params = params(&[("node", &long), ("limit", &long[..500])]);
+        let fits = "ä".repeat(VALUE_CHARS_MAX);
+        let long = format!("{fits}x");
+        let mut params = params(&[("node", &long), ("cluster", &fits), ("limit", &long[..500])]);
         assert_eq!(params.text("node"), None);
+        assert_eq!(params.text("cluster"), Some(fits));
         params.page("l");
         let problem = params.finish().unwrap_err();
         assert_eq!(problem.errors.len(), 2);
@@ -256,13 +268,16 @@ mod tests {
     }
 
     /// Scenario: times as people write them.
-    /// Guarantees: absolute and relative forms are read, nonsense and overflow are refused.
+    /// Guarantees: absolute and relative forms are read, what is before 1970 is its beginning, nonsense is refused.
     #[test]
     fn times_are_absolute_or_relative() {
         let now = UnixMicros(1_000_000_000_000_000);
         assert_eq!(parse_time("15m", now), Some(UnixMicros(now.0 - 900_000_000)));
         assert_eq!(parse_time("1970-01-01T00:00:01Z", now), Some(UnixMicros(1_000_000)));
-        for text in ["", "m", "-5m", "15", "99999999999999999999d", "1969-12-31T00:00:00Z", "5µ"] {
+        for text in ["1969-12-31T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999999999999999999d", "99999d"] {
+            assert_eq!(parse_time(text, now), Some(UnixMicros(0)), "{text:?}");
+        }
+        for text in ["", "m", "-5m", "+5m", " 5m", "15", "99999999999999999999d", "1969-12-31", "5µ"] {
             assert_eq!(parse_time(text, now), None, "{text:?}");
         }
     }

@@ -2,18 +2,23 @@
 
 use axum::{
     Json,
-    extract::rejection::PathRejection,
+    extract::{path::ErrorKind, rejection::PathRejection},
     http::{Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use tapio_store::migrations::MigrationError;
 
+use super::openapi;
 use crate::history::HistoryError;
 
-/// A problem document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Of a path that leads nowhere, at most this much is repeated.
+const PATH_CHARS_MAX: usize = 200;
+
+/// A problem document (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// Which kind of problem: a closed set of `urn:tapio:problem:<name>`.
     #[serde(rename = "type")]
@@ -27,15 +32,29 @@ pub struct Problem {
     /// The parameters at fault, each with its reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ParameterError>,
+    /// The request that it answers, as central's log names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<Box<str>>,
 }
 
 /// One parameter at fault.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ParameterError {
     /// The query or path parameter.
     pub parameter: String,
     /// Why it is refused and what would be accepted.
     pub reason: String,
+    /// All that would be accepted, where that is a closed set: of a value its names, of an unknown parameter the known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed: Vec<String>,
+}
+
+impl ParameterError {
+    /// The fault of `parameter`.
+    #[must_use]
+    pub fn new(parameter: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { parameter: parameter.into(), reason: reason.into(), allowed: Vec::new() }
+    }
 }
 
 impl Problem {
@@ -46,6 +65,7 @@ impl Problem {
             status: status.as_u16(),
             detail,
             errors: Vec::new(),
+            request_id: None,
         }
     }
 
@@ -60,10 +80,16 @@ impl Problem {
         }
     }
 
+    /// A document cannot be written as JSON.
+    pub(crate) fn unwritable(error: &serde_json::Error) -> Self {
+        let (name, title) = ("unwritable-answer", "the answer cannot be written");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, name, title, error.to_string())
+    }
+
     /// Nothing has this id.
     #[must_use]
     pub fn not_found(what: &str, id: &str) -> Self {
-        let detail = format!("no {what} has the id {id:?}; it may have passed its retention");
+        let detail = format!("no {what} is called {id:?}; it may have passed its retention");
         Self::new(StatusCode::NOT_FOUND, "not-found", "not found", detail)
     }
 
@@ -110,27 +136,39 @@ impl From<HistoryError> for Problem {
 impl From<PathRejection> for Problem {
     fn from(rejection: PathRejection) -> Self {
         let reason = format!("it cannot be read: {}", rejection.body_text());
-        Self::parameters(vec![ParameterError { parameter: "id".to_owned(), reason }])
+        let parameter = match rejection {
+            PathRejection::FailedToDeserializePathParams(failed) => match failed.into_kind() {
+                ErrorKind::InvalidUtf8InPathParam { key } => key,
+                _ => "path".to_owned(),
+            },
+            _ => "path".to_owned(),
+        };
+        Self::parameters(vec![ParameterError::new(parameter, reason)])
     }
 }
 
 impl IntoResponse for Problem {
+    /// The document also goes along as an extension: [`super::exchange`] writes it again with the request's id.
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(self)).into_response()
+        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        let mut response = (status, kind, Json(&self)).into_response();
+        response.extensions_mut().insert(self);
+        response
     }
 }
 
 pub(crate) async fn unknown_route(uri: Uri) -> Problem {
     let detail = format!(
-        "{} is no resource; there are /api/v1/findings, /findings/{{id}}, /events, /events/{{id}}, /entities, \
-         /ledger and /health",
-        uri.path()
+        "{} is no resource; there are {}, and the page to try them at /api/v1/docs",
+        uri.path().chars().take(PATH_CHARS_MAX).collect::<String>(),
+        openapi::paths().collect::<Vec<_>>().join(", "),
     );
     Problem::new(StatusCode::NOT_FOUND, "unknown-route", "no such resource", detail)
 }
 
 pub(crate) async fn unknown_method(method: Method, uri: Uri) -> Problem {
+    let method = method.as_str().chars().take(32).collect::<String>();
     let detail = format!("{} is only read: use GET, not {method}", uri.path());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this API only reads", detail)
 }
