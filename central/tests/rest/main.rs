@@ -26,5 +26,6 @@ mod openapi;
 mod refusals;
 mod rows;
 mod samples;
+mod schemathesis;
 mod transport;
 mod world;
