@@ -1,16 +1,20 @@
 //! The people's command, `tapio`: asks central's REST API and shows the answer as a table, a story or JSON.
 
 pub mod client;
+mod events;
 pub mod render;
 
 use std::{io::Write, path::PathBuf};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tapio_schemas::{finding::Finding, units::UnixMicros};
 use time::OffsetDateTime;
 
 use self::client::{ApiClient, ClientError};
-use crate::api::rest::{health::HealthAnswer, ledger::LedgerAnswer, page::List};
+use crate::{
+    api::rest::{health::HealthAnswer, ledger::LedgerAnswer, page::List},
+    history::nodes::StoredNode,
+};
 
 /// Tapio: the root cause of a failure, and its proof.
 #[derive(Debug, Parser)]
@@ -52,8 +56,30 @@ enum Command {
         #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
         id: String,
     },
+    /// Show events, the newest last.
+    Events(events::EventArguments),
+    /// List nodes: whether they are heard, what works there, what was lost.
+    Nodes {
+        /// Only of this cluster.
+        #[arg(long)]
+        cluster: Option<String>,
+        /// Only those in this state: live, silent.
+        #[arg(long)]
+        state: Option<String>,
+        /// Heard, and losses counted, since: a time (RFC 3339) or a length before now (15m, 2h, 7d).
+        #[arg(long, default_value = "24h")]
+        since: String,
+        /// At most this many.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
     /// Show in one screen whether to trust the system now.
     Status,
+    /// Print the completions of a shell; its documentation says where they belong.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Runs the command and writes its answer to `out`.
@@ -61,7 +87,7 @@ enum Command {
 /// # Errors
 /// When the API does not answer or refuses, or `out` cannot be written.
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError> {
-    let client = ApiClient::new(&arguments.api, arguments.ca.as_deref())?;
+    let client = || ApiClient::new(&arguments.api, arguments.ca.as_deref());
     let now = now();
     match &arguments.command {
         Command::Findings { state, cluster, since, limit } => {
@@ -69,15 +95,27 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError
             let mut query = vec![("since", since.as_str()), ("limit", &limit)];
             query.extend(state.as_deref().map(|state| ("state", state)));
             query.extend(cluster.as_deref().map(|cluster| ("cluster", cluster)));
-            show(arguments.json, out, &client.get::<List<Finding>>("/findings", &query)?, |list, out| {
+            show(arguments.json, out, &client()?.get::<List<Finding>>("/findings", &query)?, |list, out| {
                 render::findings(list, now, out)
             })
         }
         Command::Explain { id } => {
-            let finding = client.get::<Finding>(&format!("/findings/{}", client::path_segment(id)), &[])?;
+            let finding =
+                client()?.get::<Finding>(&format!("/findings/{}", client::path_segment(id)), &[])?;
             show(arguments.json, out, &finding, |finding, out| render::explain(finding, now, out))
         }
+        Command::Events(events) => events::run(events, arguments.json, &client()?, out),
+        Command::Nodes { cluster, state, since, limit } => {
+            let limit = limit.to_string();
+            let mut query = vec![("since", since.as_str()), ("limit", &limit)];
+            query.extend(cluster.as_deref().map(|cluster| ("cluster", cluster)));
+            query.extend(state.as_deref().map(|state| ("state", state)));
+            let list = client()?.get::<List<StoredNode>>("/nodes", &query)?;
+            show(arguments.json, out, &list, |list, out| render::nodes::list(list, now, out))
+        }
+        Command::Completions { shell } => completions(*shell, out),
         Command::Status => {
+            let client = client()?;
             let health = client.get::<HealthAnswer>("/health", &[])?;
             let ledger = client.get::<LedgerAnswer>("/ledger", &[("since", "5m")])?;
             let open = client.get::<List<Finding>>("/findings", &[("state", "open"), ("since", "24h")])?;
@@ -85,6 +123,12 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError
             show(arguments.json, out, &status, |status, out| render::status(status, now, out))
         }
     }
+}
+
+fn completions(shell: clap_complete::Shell, out: &mut dyn Write) -> Result<(), ClientError> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "tapio", &mut text);
+    out.write_all(&text).map_err(ClientError::Write)
 }
 
 fn show<T: serde::Serialize>(

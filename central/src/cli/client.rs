@@ -62,6 +62,9 @@ pub enum ClientError {
 
 fn refusal(problem: &Problem) -> String {
     let mut text = format!("{}: {}", problem.title, problem.detail);
+    if let Some(id) = problem.request_id.as_deref().filter(|_| problem.status >= 500) {
+        text.push_str(&format!(" (request {id} in central's log)"));
+    }
     for error in &problem.errors {
         text.push_str(&format!("\n  {}: {}", error.parameter, error.reason));
     }

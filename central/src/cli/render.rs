@@ -1,5 +1,8 @@
 //! Findings and health as a person reads them. Pure: the answer and the present time in, text out.
 
+pub(crate) mod events;
+pub(crate) mod nodes;
+
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -8,7 +11,7 @@ use tapio_schemas::{
     units::{Micros, UnixMicros},
     verdict::{Outcome, Stance, Verdict},
 };
-use time::{OffsetDateTime, UtcOffset};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::api::rest::{
     health::{HealthAnswer, SILENT_AFTER_MICROS},
@@ -213,6 +216,13 @@ fn clock(at: UnixMicros) -> String {
     let Ok(time) = OffsetDateTime::from_unix_timestamp_nanos(nanos) else { return "--:--:--.-".to_owned() };
     let time = time.to_offset(UtcOffset::UTC);
     format!("{:02}:{:02}:{:02}.{}", time.hour(), time.minute(), time.second(), time.millisecond() / 100)
+}
+
+/// `at` as the API takes a time.
+pub(super) fn rfc3339(at: UnixMicros) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0).saturating_mul(1_000));
+    let text = time.ok().and_then(|time| time.format(&Rfc3339).ok());
+    text.unwrap_or_else(|| "1970-01-01T00:00:00Z".to_owned())
 }
 
 fn seconds(length: Micros) -> String {

@@ -14,6 +14,7 @@
 
 mod clusters;
 mod command;
+mod command_lists;
 mod entities;
 mod events;
 mod exchange;
