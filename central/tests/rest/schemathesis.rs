@@ -24,8 +24,8 @@ use crate::{
 
 /// Drawn requests for each resource, beside those that the document's limits alone ask for.
 const EXAMPLES: &str = "25";
-/// No run takes longer, whatever the machine has to do meanwhile; nextest ends a test after five minutes.
-const DEADLINE: Duration = Duration::from_secs(270);
+/// No run takes longer, whatever the machine has to do meanwhile; nextest gives it ten minutes.
+const DEADLINE: Duration = Duration::from_secs(560);
 
 /// The program, installed if it is not there; `None` where it may be missing and is.
 fn program() -> Option<PathBuf> {
