@@ -28,6 +28,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// Where nodes connect.
     pub intake: IntakeConfig,
+    /// Where programs ask for findings and events.
+    pub grpc: GrpcConfig,
     /// What it keeps on disk.
     pub state: StateConfig,
     /// Where events and findings go.
@@ -60,6 +62,22 @@ pub struct IntakeConfig {
     pub listen: SocketAddr,
     /// Connections at a time; one more is closed with the reason.
     pub connections_max: usize,
+}
+
+/// gRPC for programs, always over TLS.
+#[derive(Clone, Debug)]
+pub struct GrpcConfig {
+    /// The TCP address that it listens on.
+    pub listen: SocketAddr,
+    /// The certificate chain, the leaf first; clients look for the name that they connect to in it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The certificates of the authority that must vouch for clients. Where none is named, anybody who can reach the
+    /// address may ask.
+    pub client_authority: Option<PathBuf>,
+    /// Streams of findings and events at a time; one more is refused with the reason.
+    pub streams_max: usize,
 }
 
 /// The state directory and its limits.
@@ -119,6 +137,8 @@ struct Raw {
     identity: RawIdentity,
     #[serde(default)]
     intake: RawIntake,
+    #[serde(default)]
+    grpc: RawGrpc,
     state: RawState,
     store: RawStore,
     #[serde(default)]
@@ -163,6 +183,28 @@ struct RawIntake {
 impl Default for RawIntake {
     fn default() -> Self {
         Self { listen: "127.0.0.1:7401".to_owned(), connections_max: 1_024 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawGrpc {
+    listen: String,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_authority: Option<PathBuf>,
+    streams_max: usize,
+}
+
+impl Default for RawGrpc {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7403".to_owned(),
+            certificate: None,
+            key: None,
+            client_authority: None,
+            streams_max: 64,
+        }
     }
 }
 
@@ -237,6 +279,8 @@ impl Default for RawRecent {
 const SPOOL_BYTES: std::ops::RangeInclusive<u64> = (64 << 20)..=(1 << 44);
 /// Connections that can be asked for.
 const CONNECTIONS: std::ops::RangeInclusive<usize> = 1..=65_536;
+/// Streams that can be asked for.
+const STREAMS: std::ops::RangeInclusive<usize> = 1..=4_096;
 /// The shortest and longest replay window, seconds.
 const REPLAY_SECS: std::ops::RangeInclusive<u64> = 1..=86_400;
 /// Findings in memory that can be asked for.
@@ -283,6 +327,7 @@ impl Config {
             format_args!("must be {} to {}", REPLAY_SECS.start(), REPLAY_SECS.end()),
         );
         problems.require(!raw.state.directory.as_os_str().is_empty(), "state.directory", "must not be empty");
+        let grpc = check_grpc(&mut problems, raw.grpc, &raw.identity);
         let store = check_store(&mut problems, raw.store);
         let telemetry = problems.check("telemetry.listen", socket(&raw.telemetry.listen));
         if let Some(address) = telemetry {
@@ -303,9 +348,10 @@ impl Config {
             Some(cluster),
             Some(tenant),
             Some(intake),
+            Some(grpc),
             Some(store),
             Some(telemetry),
-        ) = (instance, domain, cluster, tenant, intake, store, telemetry)
+        ) = (instance, domain, cluster, tenant, intake, grpc, store, telemetry)
         else {
             return Err(problems);
         };
@@ -324,6 +370,7 @@ impl Config {
                 authority: raw.identity.authority,
             },
             intake: IntakeConfig { listen: intake, connections_max: raw.intake.connections_max },
+            grpc,
             state: StateConfig {
                 directory: raw.state.directory,
                 spool_bytes_max: raw.state.spool_bytes_max,
@@ -340,6 +387,30 @@ impl Config {
 
 fn socket(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_invalid| format!("{text:?} is no address with a port, such as 127.0.0.1:7401"))
+}
+
+/// gRPC's certificate is the machine's own where no other is named.
+fn check_grpc(problems: &mut Problems, raw: RawGrpc, identity: &RawIdentity) -> Option<GrpcConfig> {
+    let listen = problems.check("grpc.listen", socket(&raw.listen));
+    problems.require(
+        STREAMS.contains(&raw.streams_max),
+        "grpc.streams_max",
+        format_args!("must be {} to {}", STREAMS.start(), STREAMS.end()),
+    );
+    let (certificate, key) = match (raw.certificate, raw.key) {
+        (Some(certificate), Some(key)) => (certificate, key),
+        (None, None) => (identity.certificate.clone(), identity.key.clone()),
+        (Some(_), None) => {
+            problems.add("grpc.key", "is missing: grpc.certificate needs the key that belongs to it");
+            return None;
+        }
+        (None, Some(_)) => {
+            problems.add("grpc.certificate", "is missing: grpc.key belongs to some certificate");
+            return None;
+        }
+    };
+    let (client_authority, streams_max) = (raw.client_authority, raw.streams_max);
+    Some(GrpcConfig { listen: listen?, certificate, key, client_authority, streams_max })
 }
 
 fn check_store(problems: &mut Problems, raw: RawStore) -> Option<StoreConfig> {
@@ -410,11 +481,12 @@ mod tests {
     fn the_shortest_file_is_enough() {
         let config = Config::parse(Path::new("a.toml"), GOOD).unwrap();
         assert_eq!(config.tenant.as_str(), "default");
-        assert_eq!(config.intake.listen.port(), 7401);
+        assert_eq!((config.intake.listen.port(), config.grpc.listen.port()), (7401, 7403));
+        assert_eq!(config.grpc.certificate, config.identity.certificate);
         assert!(matches!(config.store, StoreConfig::Embedded { library: None }));
     }
 
-    /// Scenario: a file with six wrong values and one with an unknown key.
+    /// Scenario: a file with nine wrong values and one with an unknown key.
     /// Guarantees: every wrong value is named with its key in one answer; unknown keys are refused.
     #[test]
     fn all_faults_are_named_at_once() {
@@ -423,7 +495,7 @@ mod tests {
             .replace("\"a1\"", "\"a 1\"")
             .replace("\"tapio.test\"", "\"Tapio Test\"")
             .replace("\"embedded\"", "\"server\"")
-            + "[intake]\nlisten = \"here\"\n[telemetry]\nlisten = \"0.0.0.0:1\"\n";
+            + "[intake]\nlisten = \"here\"\n[grpc]\nlisten = \"7403\"\nkey = \"k\"\nstreams_max = 0\n[telemetry]\nlisten = \"0.0.0.0:1\"\n";
         let error = Config::parse(Path::new("a.toml"), &wrong).unwrap_err().to_string();
         for key in [
             "aggregator.cluster",
@@ -431,6 +503,9 @@ mod tests {
             "aggregator.trust_domain",
             "store.url",
             "intake.listen",
+            "grpc.listen",
+            "grpc.certificate",
+            "grpc.streams_max",
             "telemetry.listen",
         ] {
             assert!(error.contains(key), "{key} in {error}");
