@@ -7,12 +7,11 @@ use tapio_aggregator::{
     config::{Config, TIER},
     run,
 };
-use tapio_daemon::run_tier;
+use tapio_daemon::{config::Invocation, run_tier};
 
 fn main() -> ExitCode {
     run_tier(
-        &TIER,
-        env!("CARGO_PKG_VERSION"),
+        Invocation::of_this_process(&TIER, env!("CARGO_PKG_VERSION")),
         Config::check,
         |config| run::check(config).map_err(RunError::into_failure),
         |config, shutdown| async { run(config, shutdown).await.map_err(RunError::into_failure) },

@@ -3,12 +3,11 @@
 use std::process::ExitCode;
 
 use tapio_central::config::{Config, TIER};
-use tapio_daemon::run_tier;
+use tapio_daemon::{config::Invocation, run_tier};
 
 fn main() -> ExitCode {
     run_tier(
-        &TIER,
-        env!("CARGO_PKG_VERSION"),
+        Invocation::of_this_process(&TIER, env!("CARGO_PKG_VERSION")),
         Config::check,
         |_config| Ok(()),
         |config, shutdown| async {

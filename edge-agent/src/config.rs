@@ -32,6 +32,7 @@ pub static TIER: Tier = Tier {
         ),
         Key::list(
             "uplink.aggregators",
+            1,
             16,
             "Addresses of aggregators, `127.0.0.1:4433`; the first that answers is used.",
         ),
@@ -49,7 +50,7 @@ pub static TIER: Tier = Tier {
             "Bytes of the ring between kernel and agent.",
         )
         .or("4194304"),
-        Key::list("capture.disabled_probes", 64, "Names of probes that are not loaded.").or(""),
+        Key::list("capture.disabled_probes", 0, 64, "Names of probes that are not loaded.").or(""),
         Key::integer(
             "memory.interval_millis",
             50,
@@ -133,8 +134,6 @@ impl Config {
             text.parse::<SocketAddr>()
                 .map_err(|_invalid| format!("{text:?} is no address, expected \"127.0.0.1:4433\""))
         });
-        let is_empty = settings.is_given("uplink.aggregators") && aggregators.is_empty();
-        settings.require(!is_empty, "uplink.aggregators", "must name at least one address");
         let scope = settings.text("capture.scope").map(|word| match word.as_str() {
             "all" => Scope::All,
             _ => Scope::Containers,

@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use tapio_daemon::{Failure, run_tier};
+use tapio_daemon::{Failure, config::Invocation, run_tier};
 use tapio_edge_agent::{Config, config::TIER};
 
 fn main() -> ExitCode {
     run_tier(
-        &TIER,
-        env!("CARGO_PKG_VERSION"),
+        Invocation::of_this_process(&TIER, env!("CARGO_PKG_VERSION")),
         Config::check,
         |_config| Ok(()),
         |config, shutdown| async { tapio_edge_agent::run(config, shutdown).await.map_err(Failure::from) },

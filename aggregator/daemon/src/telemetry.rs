@@ -9,17 +9,6 @@ use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
-/// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// Time, level, module, message, fields; coloured on a terminal.
-    #[default]
-    Full,
-    /// Without time and module, for a supervisor that adds its own.
-    Compact,
-}
-
 /// Why logging could not be set up, or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
@@ -58,15 +47,11 @@ impl LogFilter {
 ///
 /// # Errors
 /// When the filter is not understood, or logging was set up before.
-pub fn init(filter: &str, format: Format) -> Result<LogFilter, TelemetryError> {
+pub fn init(filter: &str) -> Result<LogFilter, TelemetryError> {
     let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
     let lines =
         tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
-    let registry = tracing_subscriber::registry().with(filter);
-    let set = match format {
-        Format::Full => registry.with(lines).try_init(),
-        Format::Compact => registry.with(lines.compact().without_time().with_target(false)).try_init(),
-    };
+    let set = tracing_subscriber::registry().with(filter).with(lines).try_init();
     set.map_err(|_already_set| TelemetryError::AlreadySet)?;
     Ok(LogFilter(handle))
 }
@@ -75,8 +60,8 @@ pub fn init(filter: &str, format: Format) -> Result<LogFilter, TelemetryError> {
 ///
 /// # Errors
 /// When it is not.
-pub fn check_filter(filter: &str) -> Result<String, TelemetryError> {
-    parse_filter(filter).map(|_understood| filter.to_owned())
+pub fn check_filter(filter: &str) -> Result<(), TelemetryError> {
+    parse_filter(filter).map(drop)
 }
 
 /// An address at which metrics and health may be served: on loopback, because what is served is not encrypted.

@@ -10,10 +10,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Invocation, Key, Mode, Problems, Settings, Tier},
+    config::{Invocation, Key, Mode, Problems, Settings},
     process::{Failure, run_main},
     shutdown::Hangups,
-    telemetry::{self, Format, LogFilter},
+    telemetry::{self, LogFilter},
 };
 
 /// The key of the log filter, which all tiers have.
@@ -24,25 +24,10 @@ pub const LOG_KEY: Key = Key::text(
 .or("info")
 .reloadable();
 
-/// Runs a tier: reads its settings from file, environment and command line, makes a configuration of them with
-/// `check`, and does what was asked for: checks further with `inspect` and exits, shows what is in force and exits,
-/// or runs `work` until it ends. SIGHUP reads the settings again.
+/// Runs a tier as it was called: reads its settings from file, environment and command line, makes a configuration of
+/// them with `check`, and does what was asked for: checks further with `inspect` and exits, shows what is in force and
+/// exits, or runs `work` until it ends. SIGHUP reads the settings again.
 pub fn run_tier<C, W, F>(
-    tier: &'static Tier,
-    version: &'static str,
-    check: fn(Settings) -> Result<C, Problems>,
-    inspect: fn(&C) -> Result<(), Failure>,
-    work: W,
-) -> ExitCode
-where
-    W: FnOnce(C, CancellationToken) -> F,
-    F: Future<Output = Result<(), Failure>>,
-{
-    run_invocation(Invocation::of_this_process(tier, version), check, inspect, work)
-}
-
-/// As [`run_tier`], as if the process had been called so.
-pub fn run_invocation<C, W, F>(
     invocation: Invocation,
     check: fn(Settings) -> Result<C, Problems>,
     inspect: fn(&C) -> Result<(), Failure>,
@@ -60,7 +45,7 @@ where
             Mode::Print => Ok(io::stdout().lock().write_all(settings.to_toml().as_bytes())?),
             Mode::Run => {
                 let level = settings.text(LOG_KEY.path).unwrap_or_default();
-                let log = telemetry::init(&level, Format::default())?;
+                let log = telemetry::init(&level)?;
                 let hangups = Hangups::catch()?;
                 let reload = Reload { invocation, in_force: settings, check, log };
                 // Reading settings again waits only between signals, so nothing is lost when the work ends.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tapio_daemon::config::{Invocation, Key, Settings, Tier};
 use tapio_daemon::shutdown::{Drained, drain};
-use tapio_daemon::tier::{LOG_KEY, run_invocation};
-use tapio_daemon::{ConfigError, Failure, Problems, run_main, telemetry};
+use tapio_daemon::tier::LOG_KEY;
+use tapio_daemon::{ConfigError, Failure, Problems, run_main, run_tier, telemetry};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +32,7 @@ fn check(settings: Settings) -> Result<(), Problems> {
 /// A tier called with the words of a variable, that says what it logs until it is told to end.
 fn tier(words: &str) -> ExitCode {
     let invocation = Invocation::from_words(&TIER, words.split(' ')).expect("understood");
-    run_invocation(
+    run_tier(
         invocation,
         check,
         |()| Ok(()),
@@ -48,7 +48,7 @@ fn tier(words: &str) -> ExitCode {
 }
 
 async fn work(role: String, shutdown: CancellationToken) -> Result<(), Failure> {
-    telemetry::init("info", telemetry::Format::Compact)?;
+    telemetry::init("info")?;
     match role.as_str() {
         "well" => Ok(()),
         "broken" => Err(std::io::Error::other("the disk is gone"))?,

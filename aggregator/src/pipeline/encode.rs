@@ -260,8 +260,8 @@ impl Encoder {
     /// The blocks that have rows, in the order in which they are to be inserted.
     pub(crate) fn blocks(&mut self) -> Result<Vec<TableBlock>, BlockError> {
         self.sources_block.clear();
+        let unknown = Described { capability: "[]".to_owned(), ..Described::default() };
         for ((source, incarnation), row) in &self.sources {
-            let unknown = Described { capability: "[]".to_owned(), ..Described::default() };
             let described = self.capabilities.get(*source, *incarnation).unwrap_or(&unknown);
             for (name, column) in self.sources_block.columns() {
                 match name {

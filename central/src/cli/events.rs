@@ -8,7 +8,6 @@ use std::{
 
 use clap::Args;
 use tapio_schemas::{
-    event::UnifiedEvent,
     ids::EventId,
     units::{Micros, UnixMicros},
 };
@@ -103,11 +102,14 @@ pub(super) fn run(
     }
     let mut shown = Shown::default();
     let started = now();
+    // What the limit cut off stays cut off.
+    let floor = list.next_cursor.as_ref().and(list.items.last()).map(time).unwrap_or_default();
     show_new(&list.items, &mut shown, json, out).map_err(ClientError::Write)?;
     loop {
         std::thread::sleep(FOLLOW_INTERVAL);
-        let since = shown.newest.max(started).minus(FOLLOW_OVERLAP);
-        let new = newer(arguments, client, since.max(started.minus(FOLLOW_OVERLAP)), &shown)?;
+        // An event of a clock that is ahead must not hide those that follow.
+        let since = shown.newest.min(now()).max(started).minus(FOLLOW_OVERLAP).max(floor);
+        let new = newer(arguments, client, since, &shown)?;
         show_new(&new, &mut shown, json, out).map_err(ClientError::Write)?;
     }
 }
@@ -143,15 +145,19 @@ struct Shown {
 }
 
 impl Shown {
-    fn add(&mut self, event: &UnifiedEvent) {
-        self.newest = self.newest.max(UnixMicros(event.core.time_micros));
-        if self.ids.insert(event.id) {
-            self.order.push_back(event.id);
+    fn add(&mut self, stored: &StoredEvent) {
+        self.newest = self.newest.max(time(stored));
+        if self.ids.insert(stored.event.id) {
+            self.order.push_back(stored.event.id);
         }
         while self.order.len() > SHOWN_MAX {
             self.order.pop_front().map(|oldest| self.ids.remove(&oldest));
         }
     }
+}
+
+fn time(stored: &StoredEvent) -> UnixMicros {
+    UnixMicros(stored.event.core.time_micros)
 }
 
 /// Shows `events`, which come newest first, the oldest first.
@@ -165,7 +171,7 @@ fn show_new(events: &[StoredEvent], shown: &mut Shown, json: bool, out: &mut dyn
             render::events::line(stored, &mut line)?;
             out.write_all(printable(&line).as_bytes())?;
         }
-        shown.add(&stored.event);
+        shown.add(stored);
     }
     out.flush()
 }

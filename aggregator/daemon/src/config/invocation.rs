@@ -86,7 +86,7 @@ impl Invocation {
     pub fn settings(&self) -> Result<Settings, ConfigError> {
         let text = self.file.as_deref().map(read_file).transpose()?;
         let prefix = self.tier.variable_prefix();
-        // A variable that is no UTF-8 is nobody's value; `var_os` has it under its name, so it is not lost in silence.
+        // What is no UTF-8 stays to be seen: in the value that is refused, or shown.
         let variables: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| {
                 let name = name.into_string().ok().filter(|name| name.starts_with(&prefix))?;

@@ -46,8 +46,10 @@ pub enum Shape {
     },
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// Texts, at most so many.
+    /// Texts, so many.
     List {
+        /// The fewest entries.
+        entries_min: usize,
         /// The most entries.
         entries_max: usize,
     },
@@ -99,10 +101,10 @@ impl Key {
         Self::new(path, Shape::Choice(words), doc)
     }
 
-    /// Some texts.
+    /// Between `entries_min` and `entries_max` texts.
     #[must_use]
-    pub const fn list(path: &'static str, entries_max: usize, doc: &'static str) -> Self {
-        Self::new(path, Shape::List { entries_max }, doc)
+    pub const fn list(path: &'static str, entries_min: usize, entries_max: usize, doc: &'static str) -> Self {
+        Self::new(path, Shape::List { entries_min, entries_max }, doc)
     }
 
     /// What is taken where nothing is written.

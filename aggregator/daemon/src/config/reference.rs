@@ -27,7 +27,7 @@ fn row(tier: &Tier, key: &Key) -> String {
         Shape::Path => "path".to_owned(),
         Shape::Integer { least, most } => format!("{least} to {most}"),
         Shape::Choice(words) => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or "),
-        Shape::List { entries_max } => format!("list of at most {entries_max}"),
+        Shape::List { entries_min, entries_max } => format!("list of {entries_min} to {entries_max}"),
     };
     let default = match key.presence {
         Presence::Required => "required".to_owned(),

@@ -12,7 +12,7 @@ static TIER: Tier = Tier {
         Key::path("state.directory", "Where it keeps what it has."),
         Key::integer("spool.quota_bytes", 1_048_576, 1 << 40, "Its size.").or("4194304").reloadable(),
         Key::choice("spool.policy", &["refuse", "evict"], "What it does when it is full.").or("refuse"),
-        Key::list("uplink.aggregators", 2, "Where it sends.").or(""),
+        Key::list("uplink.aggregators", 0, 2, "Where it sends.").or(""),
         Key::secret("store.password", "What it says."),
     ],
 };
@@ -103,7 +103,7 @@ fn all_faults_are_reported_at_once() {
          line 7, uplink.aggregators[1]: must be a string, is an integer\n  \
          line 8, nodes: there is no such table; there are node, spool, state, store, uplink\n  \
          line 10, store.password: must be a string, is a table\n  \
-         option --uplink-aggregators, uplink.aggregators: must have at most 2 entries, has 3\n  \
+         option --uplink-aggregators, uplink.aggregators: must have 0 to 2 entries, has 3\n  \
          node.name: is missing: write name = ... under [node], set TAPIO_TEST_NODE_NAME, or give --node-name"
     );
     let torn = refused(parse("[node\nname = 1\n[node]\nx = = 2\n"));

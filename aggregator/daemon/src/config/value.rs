@@ -65,10 +65,15 @@ impl Value {
                 true => Ok(self),
                 false => Err(format!("{text:?} must be one of {}", words.join(", "))),
             },
-            (Shape::List { entries_max }, Self::List(entries)) => match entries.len() <= entries_max {
-                true => Ok(self),
-                false => Err(format!("must have at most {entries_max} entries, has {}", entries.len())),
-            },
+            (Shape::List { entries_min, entries_max }, Self::List(entries)) => {
+                match (entries_min..=entries_max).contains(&entries.len()) {
+                    true => Ok(self),
+                    false => Err(format!(
+                        "must have {entries_min} to {entries_max} entries, has {}",
+                        entries.len()
+                    )),
+                }
+            }
             (shape, _) => Err(format!("must be {}", shape.noun())),
         }
     }

@@ -23,7 +23,7 @@ pub(crate) const LIST: &str = "clusters";
 pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params) -> Result<Answer, Problem> {
     let now = params.now();
     let page = params.page(LIST);
-    let since = params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT));
+    let since = params.time("since").unwrap_or_else(|| now.minus(SINCE_DEFAULT));
     params.finish()?;
     let clusters = state.history.clusters(&ClusterFilter { cluster: None, since, now }, &page).await?;
     Answer::page(&List::of(LIST, clusters, &page, key))

@@ -28,7 +28,7 @@ pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params)
     let page = params.page(LIST);
     let (cluster, node) = (params.text("cluster"), None);
     let state_wanted = params.one_of("state", NodeState::ALL, NodeState::as_str);
-    let since = params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT));
+    let since = params.time("since").unwrap_or_else(|| now.minus(SINCE_DEFAULT));
     let filter =
         NodeFilter { cluster, node, state: state_wanted, heard_since: since, losses_since: since, now };
     params.finish()?;
