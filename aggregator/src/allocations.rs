@@ -6,6 +6,8 @@ use std::{
     cell::Cell,
 };
 
+use bytes::Bytes;
+use tapio_daemon::Registry;
 use tapio_schemas::{
     batch::{AlignedVec, BatchBuilder},
     event::{Core, Entity, Kernel, Network, Trace, UnifiedEvent},
@@ -20,6 +22,8 @@ use tapio_wire::{
 use crate::{
     context::Context,
     intake::check::Checker,
+    live::{self, EventFilter},
+    metrics::Metrics,
     pipeline::{
         encode::{Encoder, Own},
         record::{self, Kind, Record},
@@ -104,6 +108,31 @@ fn checking_a_frame_allocates_nothing() {
     };
     check(&large);
     assert_eq!((check(&small), check(&large)), (0, 0));
+}
+
+/// Scenario: an accepted frame comes to where subscribers are fed, and there are none; then there is one.
+/// Guarantees: without subscribers nothing is allocated; with one, what is allocated is of the frame, not of its events.
+#[test]
+fn subscribers_cost_the_intake_nothing_where_there_are_none() {
+    let source = SourceId([1; 16]);
+    let metrics = Metrics::register(&Registry::new()).live;
+    let (live, tap, _distributor) = live::live("demo", metrics).unwrap();
+    let (small, large) = (Bytes::from(frame(source, 100)), Bytes::from(frame(source, 10_000)));
+    let offer = |bytes: &Bytes, events| {
+        count(|| {
+            // As the session does.
+            if let Some(bytes) = tap.is_wanted().then(|| bytes.clone()) {
+                tap.offer(Position::new(1, 1).of_source(source), "n1", bytes, events);
+            }
+        })
+    };
+    offer(&small, 100);
+    assert_eq!((offer(&small, 100), offer(&large, 10_000)), (0, 0));
+    let _subscription = live.subscribe(EventFilter::default());
+    offer(&small, 100);
+    let (of_small, of_large) = (offer(&small, 100), offer(&large, 10_000));
+    // The queue allocates a block now and then.
+    assert!(of_small <= 4 && of_large <= 4, "{of_small} and {of_large} allocations");
 }
 
 /// Scenario: frames of 100 and of 10,000 events are encoded for the store, after a block of the same kind before.

@@ -40,6 +40,24 @@ pub static TIER: Tier = Tier {
             "Connections at a time; one more is closed with the reason.",
         )
         .or("1024"),
+        Key::text("grpc.listen", "The TCP address of gRPC (TLS) for programs that ask for findings and events.")
+            .or("127.0.0.1:7403"),
+        Key::path("grpc.certificate", "The certificate chain that gRPC shows, PEM; where none is named, that of `[identity]`.")
+            .optional(),
+        Key::path("grpc.key", "Its private key, PEM.").optional(),
+        Key::path(
+            "grpc.client_authority",
+            "The certificates of the authority that must vouch for gRPC's clients, PEM; without it, anybody who can reach \
+             the address may ask.",
+        )
+        .optional(),
+        Key::integer(
+            "grpc.streams_max",
+            1,
+            4_096,
+            "Streams of findings and events at a time; one more is refused with the reason.",
+        )
+        .or("64"),
         Key::path("state.directory", "What must survive a restart; made where there is none."),
         Key::integer(
             "state.spool_bytes_max",
@@ -92,6 +110,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// Where nodes connect.
     pub intake: IntakeConfig,
+    /// Where programs ask for findings and events.
+    pub grpc: GrpcConfig,
     /// What it keeps on disk.
     pub state: StateConfig,
     /// Where events and findings go.
@@ -124,6 +144,22 @@ pub struct IntakeConfig {
     pub listen: SocketAddr,
     /// Connections at a time; one more is closed with the reason.
     pub connections_max: usize,
+}
+
+/// gRPC for programs, always over TLS.
+#[derive(Clone, Debug)]
+pub struct GrpcConfig {
+    /// The TCP address that it listens on.
+    pub listen: SocketAddr,
+    /// The certificate chain, the leaf first; clients look for the name that they connect to in it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The certificates of the authority that must vouch for clients. Where none is named, anybody who can reach the
+    /// address may ask.
+    pub client_authority: Option<PathBuf>,
+    /// Streams of findings and events at a time; one more is refused with the reason.
+    pub streams_max: usize,
 }
 
 /// The state directory and its limits.
@@ -214,10 +250,8 @@ impl Config {
         let tenant = settings.parse_text::<TenantId>("aggregator.tenant");
         let instance = settings.parse_text::<Instance>("aggregator.name");
         let domain = settings.parse_text::<TrustDomain>("aggregator.trust_domain");
-        let listen = settings.read("intake.listen", |text| {
-            text.parse::<SocketAddr>()
-                .map_err(|_invalid| format!("{text:?} is no address with a port, such as 127.0.0.1:7401"))
-        });
+        let listen = settings.read("intake.listen", socket);
+        let grpc = check_grpc(&mut settings);
         let store = check_store(&mut settings);
         let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
         settings.read(tier::LOG_KEY.path, telemetry::check_filter);
@@ -228,6 +262,7 @@ impl Config {
             Some(cluster),
             Some(tenant),
             Some(listen),
+            Some(grpc),
             Some(store),
             Some(telemetry_listen),
             Some(certificate),
@@ -244,6 +279,7 @@ impl Config {
             cluster,
             tenant,
             listen,
+            grpc,
             store,
             telemetry_listen,
             settings.path("identity.certificate"),
@@ -269,6 +305,7 @@ impl Config {
             tenant,
             identity: IdentityConfig { certificate, key, authority },
             intake: IntakeConfig { listen, connections_max },
+            grpc,
             state: StateConfig {
                 directory,
                 spool_bytes_max,
@@ -281,6 +318,29 @@ impl Config {
             recent: RecentConfig { findings_max },
         }))
     }
+}
+
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_invalid| format!("{text:?} is no address with a port, such as 127.0.0.1:7401"))
+}
+
+fn check_grpc(settings: &mut Settings) -> Option<GrpcConfig> {
+    let listen = settings.read("grpc.listen", socket);
+    let client_authority = settings.path("grpc.client_authority");
+    let streams_max = settings.integer("grpc.streams_max");
+    let (certificate, key) = match (settings.path("grpc.certificate"), settings.path("grpc.key")) {
+        (Some(certificate), Some(key)) => (certificate, key),
+        (None, None) => settings.path("identity.certificate").zip(settings.path("identity.key"))?,
+        (Some(_), None) => {
+            settings.refuse("grpc.key", "is missing: grpc.certificate needs the key that belongs to it");
+            return None;
+        }
+        (None, Some(_)) => {
+            settings.refuse("grpc.certificate", "is missing: grpc.key belongs to some certificate");
+            return None;
+        }
+    };
+    Some(GrpcConfig { listen: listen?, certificate, key, client_authority, streams_max: streams_max? })
 }
 
 /// Keys that mean something with a server only.
@@ -377,11 +437,12 @@ mod tests {
     fn the_shortest_file_is_enough() {
         let config = Config::parse(Path::new("a.toml"), GOOD).unwrap();
         assert_eq!(config.tenant.as_str(), "default");
-        assert_eq!(config.intake.listen.port(), 7401);
+        assert_eq!((config.intake.listen.port(), config.grpc.listen.port()), (7401, 7403));
+        assert_eq!(config.grpc.certificate, config.identity.certificate);
         assert!(matches!(config.store, StoreConfig::Embedded { library: None }));
     }
 
-    /// Scenario: a file with six wrong values and one with an unknown key.
+    /// Scenario: a file with nine wrong values and one with an unknown key.
     /// Guarantees: every wrong value is named with its key in one answer; unknown keys are refused.
     #[test]
     fn all_faults_are_named_at_once() {
@@ -390,7 +451,7 @@ mod tests {
             .replace("\"a1\"", "\"a 1\"")
             .replace("\"tapio.test\"", "\"Tapio Test\"")
             .replace("\"embedded\"", "\"server\"")
-            + "[intake]\nlisten = \"here\"\n[telemetry]\nlisten = \"0.0.0.0:1\"\n";
+            + "[intake]\nlisten = \"here\"\n[grpc]\nlisten = \"7403\"\nkey = \"k\"\nstreams_max = 0\n[telemetry]\nlisten = \"0.0.0.0:1\"\n";
         let error = Config::parse(Path::new("a.toml"), &wrong).unwrap_err().to_string();
         for key in [
             "aggregator.cluster",
@@ -398,6 +459,9 @@ mod tests {
             "aggregator.trust_domain",
             "store.url",
             "intake.listen",
+            "grpc.listen",
+            "grpc.certificate",
+            "grpc.streams_max",
             "telemetry.listen",
         ] {
             assert!(error.contains(key), "{key} in {error}");

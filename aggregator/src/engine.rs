@@ -84,8 +84,8 @@ pub(crate) struct Parts {
     pub(crate) seen: Arc<Seen>,
     pub(crate) recent: Recent,
     pub(crate) announced: Announced,
-    /// What was announced within the replay window.
-    pub(crate) earlier: Vec<Finding>,
+    /// What was announced within the replay window, each revision with its place.
+    pub(crate) earlier: Vec<(u64, Finding)>,
     pub(crate) findings_stored: StoredUntil,
     /// Woken when there is a finding to store.
     pub(crate) outbox: thread::Thread,
@@ -129,11 +129,10 @@ impl EngineThread {
         let engine = Engine::new(Arc::clone(&parts.rules), Limits::default());
         let mut announcer = Announcer::new(AnnounceLimits::default());
         let mut latest: BTreeMap<String, Finding> = BTreeMap::new();
-        for finding in std::mem::take(&mut parts.earlier) {
+        parts.recent.begin(parts.announced.first(), parts.announced.next());
+        for (place, finding) in std::mem::take(&mut parts.earlier) {
+            parts.recent.put(place, Arc::new(finding.clone()));
             latest.insert(finding.id.clone(), finding);
-        }
-        for finding in latest.values() {
-            parts.recent.put(Arc::new(finding.clone()));
         }
         announcer.adopt(latest.into_values());
         parts.announced.wake(parts.outbox.clone());
@@ -231,13 +230,14 @@ impl EngineThread {
                 title = finding.title,
                 "a finding"
             );
+            let place = self.parts.announced.next();
             let evicted = self.parts.announced.append(finding)?;
             if evicted > 0 {
                 // Whether those were stored is not known here; the outbox counts those that were not.
                 tracing::warn!(evicted, "findings were let go before the replay window was over");
             }
             self.parts.metrics.findings.inc();
-            self.parts.recent.put(Arc::new(finding.clone()));
+            self.parts.recent.put(place, Arc::new(finding.clone()));
         }
         self.count_losses();
         let waiting = self.parts.announced.next().saturating_sub(self.parts.findings_stored.get());

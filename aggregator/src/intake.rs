@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::{registry::Registry, session::Session};
 use crate::{
     engine,
+    live::Tap,
     losses::Losses,
     metrics::IntakeMetrics,
     pipeline::{positions::Positions, spooler::Command},
@@ -60,6 +61,7 @@ pub(crate) struct Parts {
     pub(crate) positions: Arc<Positions>,
     pub(crate) spooler: mpsc::Sender<Command>,
     pub(crate) engine: engine::queue::Queue,
+    pub(crate) tap: Tap,
     pub(crate) rules: Arc<Rules>,
     pub(crate) losses: Arc<Losses>,
     pub(crate) metrics: IntakeMetrics,
@@ -84,6 +86,7 @@ struct Shared {
     positions: Arc<Positions>,
     spooler: mpsc::Sender<Command>,
     engine: engine::queue::Queue,
+    tap: Tap,
     rules: Arc<Rules>,
     losses: Arc<Losses>,
     metrics: IntakeMetrics,
@@ -110,7 +113,7 @@ impl Drop for Connected {
 
 impl Intake {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { endpoint, own, connections_max, positions, spooler, engine, .. } = parts;
+        let Parts { endpoint, own, connections_max, positions, spooler, engine, tap, .. } = parts;
         let progress = parts.health.component("intake", SILENCE_MAX);
         progress.idle();
         let shared = Shared {
@@ -119,6 +122,7 @@ impl Intake {
             positions,
             spooler,
             engine,
+            tap,
             rules: parts.rules,
             losses: parts.losses,
             metrics: parts.metrics,

@@ -22,6 +22,15 @@ pub(crate) struct Table {
     pub(crate) table: &'static str,
 }
 
+/// A call and how it was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Call {
+    /// The method's name.
+    pub(crate) method: &'static str,
+    /// The status code's name.
+    pub(crate) code: &'static str,
+}
+
 /// Of the intake.
 #[derive(Clone, Debug)]
 pub(crate) struct IntakeMetrics {
@@ -69,6 +78,21 @@ pub(crate) struct EngineMetrics {
     pub(crate) drops: Drops,
 }
 
+/// Of events on their way to subscribers.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveMetrics {
+    pub(crate) missed: Drops,
+}
+
+/// Of gRPC.
+#[derive(Clone, Debug)]
+pub(crate) struct GrpcMetrics {
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Drops,
+    pub(crate) streams: Gauge,
+    pub(crate) requests: Family<Call, Counter>,
+}
+
 /// All of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -76,6 +100,8 @@ pub(crate) struct Metrics {
     pub(crate) spool: SpoolMetrics,
     pub(crate) store: StoreMetrics,
     pub(crate) engine: EngineMetrics,
+    pub(crate) live: LiveMetrics,
+    pub(crate) grpc: GrpcMetrics,
 }
 
 /// Upper bounds of durations, seconds: from a quick sync to a struggling disk.
@@ -87,6 +113,8 @@ impl Metrics {
         let spool = registry.subsystem("spool");
         let store = registry.subsystem("store");
         let engine = registry.subsystem("engine");
+        let live = registry.subsystem("live");
+        let grpc = registry.subsystem("grpc");
         Self {
             intake: IntakeMetrics {
                 connections: intake.gauge("connections", "Connections of nodes that are open"),
@@ -135,6 +163,20 @@ impl Metrics {
                     .gauge("findings_waiting", "Revisions of findings that are not stored yet"),
                 verdicts: engine.gauge("verdicts", "Verdicts at the last tick"),
                 drops: engine.drops("dropped", "What the engine gave up, by reason"),
+            },
+            live: LiveMetrics {
+                missed: live.drops("missed_events", "Events that subscribers were not sent, by reason"),
+            },
+            grpc: GrpcMetrics {
+                connections: grpc.gauge("connections", "Connections that are open"),
+                connections_refused: grpc
+                    .drops("connections_refused", "Connections that were closed at once, by reason"),
+                streams: grpc.gauge("streams", "Streams of findings and events that are open"),
+                requests: grpc.register(
+                    "requests",
+                    "Calls that were answered, by method and status code",
+                    Family::default(),
+                ),
             },
         }
     }

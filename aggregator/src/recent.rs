@@ -1,20 +1,30 @@
-//! The findings that live questions are answered from: the latest revision of each, bounded, the oldest dropped first.
+//! The findings that live questions are answered from: the latest revision of each, and the latest revisions of all in
+//! the order in which they were announced. Both are bounded, the oldest dropped first.
 //!
-//! Must never be asked for history; that is the store's. Written by the engine's thread, read by whoever embeds the
-//! aggregator.
+//! Must never be asked for history; that is the store's. Written by the engine's thread, read by [`crate::grpc`] and by
+//! whoever embeds the aggregator.
+
+mod follow;
 
 use std::{
-    collections::HashMap,
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tapio_schemas::finding::Finding;
+use tokio::sync::watch;
+
+pub use self::follow::{Cursor, Followed, Follower, Following, UnknownCursor};
+
+/// Revisions that are kept for those who follow: a follower that is further behind misses the oldest.
+const REVISIONS_MAX: usize = 1_024;
 
 /// The recent findings. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Recent {
     inner: Arc<Mutex<Inner>>,
+    /// The place of the next revision, for those who wait for it.
+    changed: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Debug)]
@@ -23,35 +33,56 @@ struct Inner {
     by_id: HashMap<String, Arc<Finding>>,
     /// Ids in the order of their first announcement.
     order: VecDeque<String>,
+    /// The latest revisions with their places, ascending.
+    revisions: VecDeque<(u64, Arc<Finding>)>,
+    /// Revisions below this place are not kept.
+    kept_from: u64,
+    /// The place of the next revision.
+    next: u64,
 }
 
 impl Recent {
     pub(crate) fn new(findings_max: usize) -> Self {
-        let inner = Inner { findings_max, by_id: HashMap::new(), order: VecDeque::new() };
-        Self { inner: Arc::new(Mutex::new(inner)) }
+        let inner = Inner {
+            findings_max,
+            by_id: HashMap::new(),
+            order: VecDeque::new(),
+            revisions: VecDeque::new(),
+            kept_from: 0,
+            next: 0,
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), changed: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Takes a revision; one that is older than what is known is ignored.
-    pub(crate) fn put(&self, finding: Arc<Finding>) {
+    /// Says which places the revisions have that are known at the start: from `first` to before `next`.
+    pub(crate) fn begin(&self, first: u64, next: u64) {
         let mut inner = self.lock();
-        match inner.by_id.get(&finding.id) {
-            Some(known) if known.revision > finding.revision => return,
-            Some(_) => {}
-            None => inner.order.push_back(finding.id.clone()),
-        }
-        inner.by_id.insert(finding.id.clone(), finding);
-        while inner.order.len() > inner.findings_max {
-            if let Some(oldest) = inner.order.pop_front() {
-                inner.by_id.remove(&oldest);
+        inner.kept_from = first;
+        inner.next = next;
+    }
+
+    /// Takes the revision at `place`, which is above all before it. One of an older revision than what is known of the
+    /// finding is only told to those who follow.
+    pub(crate) fn put(&self, place: u64, finding: Arc<Finding>) {
+        let next = {
+            let mut inner = self.lock();
+            inner.keep(Arc::clone(&finding));
+            inner.revisions.push_back((place, finding));
+            while inner.revisions.len() > REVISIONS_MAX {
+                if let Some((place, _finding)) = inner.revisions.pop_front() {
+                    inner.kept_from = place + 1;
+                }
             }
-        }
+            inner.next = inner.next.max(place + 1);
+            inner.next
+        };
+        self.changed.send_replace(next);
     }
 
     /// The findings, the first announced first.
     #[must_use]
     pub fn findings(&self) -> Vec<Arc<Finding>> {
-        let inner = self.lock();
-        inner.order.iter().filter_map(|id| inner.by_id.get(id).map(Arc::clone)).collect()
+        self.lock().findings()
     }
 
     /// The latest revision of one finding.
@@ -64,3 +95,31 @@ impl Recent {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl Inner {
+    fn keep(&mut self, finding: Arc<Finding>) {
+        match self.by_id.get(&finding.id) {
+            Some(known) if known.revision > finding.revision => return,
+            Some(_) => {}
+            None => self.order.push_back(finding.id.clone()),
+        }
+        self.by_id.insert(finding.id.clone(), finding);
+        while self.order.len() > self.findings_max {
+            if let Some(oldest) = self.order.pop_front() {
+                self.by_id.remove(&oldest);
+            }
+        }
+    }
+
+    fn findings(&self) -> Vec<Arc<Finding>> {
+        self.order.iter().filter_map(|id| self.by_id.get(id).map(Arc::clone)).collect()
+    }
+
+    /// The first kept revision at `place` or behind it.
+    fn revision_from(&self, place: u64) -> Option<&(u64, Arc<Finding>)> {
+        self.revisions.get(self.revisions.partition_point(|(at, _finding)| *at < place))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

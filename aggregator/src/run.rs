@@ -36,6 +36,7 @@ use crate::{
     config::Config,
     engine,
     intake::{self, Intake},
+    live,
     losses::Losses,
     pipeline::{
         cut::{Cut, Marks, Stored},
@@ -73,6 +74,8 @@ pub struct Running {
     pub intake_addr: SocketAddr,
     /// Where metrics and health are.
     pub http_addr: SocketAddr,
+    /// Where programs ask for findings and events.
+    pub grpc_addr: SocketAddr,
     /// ClickHouse's HTTP address.
     pub store_url: String,
     /// The file that tells central where to read.
@@ -95,6 +98,7 @@ pub struct Running {
     shared: Arc<Shared>,
     engine: engine::queue::Queue,
     drain: CancellationToken,
+    streams: CancellationToken,
     stop: CancellationToken,
     /// Whether the schema is up: before, nothing can be stored.
     ready: watch::Receiver<bool>,
@@ -130,7 +134,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 pub async fn start(config: Config) -> Result<Running, RunError> {
     let rules = Rules::compile(config.rules.as_deref())?;
     let state = StateDirectory::open(&config.state.directory)?;
-    let Listening { endpoint, intake_addr, http_listener, http_addr } = Listening::bind(&config).await?;
+    let Listening { endpoint, intake_addr, http_listener, http_addr, grpc } =
+        Listening::bind(&config).await?;
     let base = Base::new(&config, rules);
     // Cancelled when the start fails or is given up, so that no thread waits for a store that never comes.
     let given_up = base.stop.clone().drop_guard();
@@ -186,6 +191,9 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let thread = Spooler { spool, commands: queue, shared: Arc::clone(&shared), progress, metrics, reader };
     threads.spawn("spool", move || thread.run().map_err(RunError::from))?;
 
+    let (live, tap, distributor) =
+        live::live(config.cluster.as_str(), base.metrics.live.clone()).map_err(RunError::Live)?;
+    base.start_live(&mut threads, distributor)?;
     let mut tasks = JoinSet::new();
     let schema = link.bring_up(base.health.component("schema", SILENCE_MAX), base.stop.clone());
     if link.is_embedded() {
@@ -198,6 +206,8 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         });
     }
     base.start_tasks(&mut tasks, &config, http_listener, writer, &spooler);
+    let grpc_addr = grpc.address;
+    base.start_grpc(&mut tasks, &config, grpc, live);
     let mut sessions = JoinSet::new();
     let intake = Intake::new(intake::Parts {
         endpoint,
@@ -206,6 +216,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         positions: base.positions,
         spooler: spooler.clone(),
         engine: engine.clone(),
+        tap,
         rules: Arc::new(base.rules.clone()),
         losses: Arc::clone(&base.losses),
         metrics: base.metrics.intake,
@@ -220,6 +231,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     Ok(Running {
         intake_addr,
         http_addr,
+        grpc_addr,
         store_url,
         connection_file: store_link::connection_file(&state),
         rule_set,
@@ -236,6 +248,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         shared,
         engine,
         drain: base.drain,
+        streams: base.streams,
         stop: base.stop,
         ready,
         losses: base.losses,
@@ -289,6 +302,9 @@ impl Running {
         drop(self.engine);
         result = result.and(self.threads.join("spool", THREAD_TIME_MAX).await);
         result = result.and(self.threads.join("engine", THREAD_TIME_MAX).await);
+        // The sessions held the other end of its queue.
+        result = result.and(self.threads.join("live", THREAD_TIME_MAX).await);
+        self.streams.cancel();
         self.drain.cancel();
         if !*self.ready.borrow() {
             // There was no store all the time, so there is nothing to wait for.

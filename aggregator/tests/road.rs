@@ -4,6 +4,12 @@
 #[path = "road/findings.rs"]
 mod findings;
 #[cfg(test)]
+#[path = "road/grpc.rs"]
+mod grpc;
+#[cfg(test)]
+#[path = "road/grpc_python.rs"]
+mod grpc_python;
+#[cfg(test)]
 #[path = "road/recovering.rs"]
 mod recovering;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Failures of one process, call and errno are one key, whatever their paths and addresses: a program that searches
 //! a thousand paths must not cost a thousand records. Whether they were all alike is remembered, so that the path of
-//! one is never told of the others.
+//! one is never told of the others; and the last of them, because what a process missed last is often why it ends.
 //!
 //! There are two maps and one is active. To drain, the agent makes the other one active, waits until no program can
 //! still be running on the old one, and empties it at leisure: no count is lost between a read and a removal.
@@ -91,7 +91,7 @@ fn fold_in(
 ) -> Outcome {
     let now = task::now();
     if let Some(value) = folds.get_ptr_mut(key) {
-        if !is_due(value, now, detail) {
+        if !is_due(value, scratch, now, detail) {
             return Outcome::Folded;
         }
         // SAFETY: the scratch value is this processor's own; the map's value stays while programs run.
@@ -124,16 +124,17 @@ fn fold_in(
         (*scratch).pending = 0;
         (*scratch).detail = detail;
         (*scratch).mixed = 0;
+        (*scratch).writing = 0;
         (*scratch).emitted_at_nanos = now;
         (*scratch).last_at_nanos = now;
         match folds.insert(key, &*scratch, NOEXIST) {
             Ok(()) => {}
-            Err(error) if error == -EEXIST => return add(folds, key, now, detail),
+            Err(error) if error == -EEXIST => return add(folds, key, scratch, now, detail),
             Err(_) => count_map_full(stats),
         }
         match emit_copy((&raw const (*scratch).sample).cast(), size_of::<FailedSyscall>() as u64) {
             Outcome::Emitted => Outcome::Emitted,
-            _ => add(folds, key, now, detail),
+            _ => add(folds, key, scratch, now, detail),
         }
     }
 }
@@ -152,26 +153,49 @@ unsafe fn write_header(scratch: *mut FoldValue) {
 /// Counts a failure that no record carries yet.
 ///
 /// # Safety
-/// `value` is a live value of the map.
+/// `value` is a live value of the map, and the scratch value, which describes the failure, is this processor's own.
 #[inline(always)]
-unsafe fn count(value: *mut FoldValue, now: u64, detail: u64) {
-    // SAFETY: the caller vouches for the value; what changes in it is only touched atomically.
+unsafe fn count(value: *mut FoldValue, scratch: *mut FoldValue, now: u64, detail: u64) {
+    // SAFETY: the caller vouches for the values; what changes in the map's is only touched atomically.
     unsafe {
         (&raw mut (*value).last_at_nanos).write_volatile(now);
-        let mixed = &raw mut (*value).mixed;
-        if (*value).detail != detail && mixed.read_volatile() == 0 {
-            atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(mixed, 1);
+        if (&raw const (*value).detail).read_volatile() != detail {
+            let mixed = &raw mut (*value).mixed;
+            if mixed.read_volatile() == 0 {
+                atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(mixed, 1);
+            }
+            remember(value, scratch, detail);
         }
         add_atomically(&raw mut (*value).pending, 1);
     }
 }
 
+/// Keeps the failure as the key's last one, unless another processor is writing at this very moment: then that one's
+/// happened just as late. The map's value is read only when no program can be running on it.
+///
+/// # Safety
+/// As [`count`].
+#[inline(always)]
+unsafe fn remember(value: *mut FoldValue, scratch: *mut FoldValue, detail: u64) {
+    // SAFETY: the caller vouches for the values; whoever has set `writing` is alone with the sample.
+    unsafe {
+        let writing = &raw mut (*value).writing;
+        if !atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(writing, 0, 1).1 {
+            return;
+        }
+        write_header(scratch);
+        (*value).sample = (*scratch).sample;
+        (&raw mut (*value).detail).write_volatile(detail);
+        atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(writing, 0);
+    }
+}
+
 /// Counts a repeat and says whether this processor is the one to send the count now.
 #[inline(always)]
-fn is_due(value: *mut FoldValue, now: u64, detail: u64) -> bool {
+fn is_due(value: *mut FoldValue, scratch: *mut FoldValue, now: u64, detail: u64) -> bool {
     // SAFETY: the map's value stays while programs run; all its counters are only touched atomically.
     unsafe {
-        count(value, now, detail);
+        count(value, scratch, now, detail);
         let emitted_at = &raw mut (*value).emitted_at_nanos;
         let before = emitted_at.read_volatile();
         now.wrapping_sub(before) >= FOLD_INTERVAL_NANOS.load()
@@ -185,10 +209,16 @@ fn is_due(value: *mut FoldValue, now: u64, detail: u64) -> bool {
 
 /// Adds one to a key's count, for whoever sends it next.
 #[inline(always)]
-fn add(folds: &HashMap<FoldKey, FoldValue>, key: FoldKey, now: u64, detail: u64) -> Outcome {
+fn add(
+    folds: &HashMap<FoldKey, FoldValue>,
+    key: FoldKey,
+    scratch: *mut FoldValue,
+    now: u64,
+    detail: u64,
+) -> Outcome {
     let Some(value) = folds.get_ptr_mut(key) else { return Outcome::RingFull };
     // SAFETY: as in `is_due`.
-    unsafe { count(value, now, detail) };
+    unsafe { count(value, scratch, now, detail) };
     Outcome::Folded
 }
 

@@ -25,6 +25,8 @@ const GROUPS_MAX: usize = 8_192;
 const SINGLE_MAX: u32 = 256;
 /// Begins and ends of processes of one key that ship one by one within a window.
 const PROCESS_SINGLE_MAX: u32 = 128;
+/// Events that wait for the groups of their window; beyond, they ship before them.
+const BEHIND_MAX: usize = 4_096;
 
 /// What is folded by: a hash of everything that makes two events different things. 128 bits make a collision, which
 /// would add one event's count to another's, less likely than a memory error.
@@ -36,6 +38,8 @@ pub(crate) struct Fold {
     began_nanos: u64,
     groups: HashMap<Key, Event>,
     singles: HashMap<Key, u32>,
+    /// What ships when the window closes, behind its groups.
+    behind: Vec<Event>,
     ready: Vec<Event>,
     oldest_nanos: Option<u64>,
 }
@@ -92,15 +96,33 @@ impl Fold {
             return;
         }
         let key = key_of(&event);
-        if most > 0 {
-            let used = self.singles.entry(key).or_insert(0);
-            if *used < most {
-                *used += 1;
-                self.ship(event, tally);
-                return;
-            }
+        if self.takes_single(key, most) {
+            self.ship(event, tally);
+        } else {
+            self.merge(key, event, tally);
         }
-        self.merge(key, event, tally);
+    }
+
+    /// Whether one more event of this key ships by itself.
+    fn takes_single(&mut self, key: Key, most: u32) -> bool {
+        if most == 0 {
+            return false;
+        }
+        let used = self.singles.entry(key).or_insert(0);
+        let takes = *used < most;
+        *used += u32::from(takes);
+        takes
+    }
+
+    /// Takes an event in that must not be told before what folds in the present window.
+    pub(crate) fn push_behind(&mut self, event: Event, tally: &mut Tally) {
+        if self.behind.len() >= BEHIND_MAX {
+            self.push(event, tally);
+            return;
+        }
+        let time = event.time.0.saturating_add(event.duration_nanos);
+        self.oldest_nanos = Some(self.oldest_nanos.map_or(time, |oldest| oldest.min(time)));
+        self.behind.push(event);
     }
 
     fn merge(&mut self, key: Key, event: Event, tally: &mut Tally) {
@@ -110,6 +132,10 @@ impl Fold {
             group.count = group.count.saturating_add(event.count);
             group.records = group.records.saturating_add(event.records);
             group.duration_nanos = group.duration_nanos.saturating_add(event.duration_nanos);
+            if event.intent == intent::FILE_ACCESS_FAILED {
+                // What a process missed last is often why it ends: the last occurrence says when.
+                group.time = group.time.max(event.time);
+            }
             blur(group, &event);
         } else if self.groups.len() >= GROUPS_MAX {
             self.ship(event, tally);
@@ -135,9 +161,18 @@ impl Fold {
     /// Closes the window.
     pub(crate) fn close(&mut self, now_nanos: u64, tally: &mut Tally) {
         let is_over = self.is_due(now_nanos);
+        let mut last = Vec::new();
+        for event in std::mem::take(&mut self.behind) {
+            let key = key_of(&event);
+            match policy(&event) {
+                Policy::Up(most) if !self.takes_single(key, most) => self.merge(key, event, tally),
+                Policy::Fold => self.merge(key, event, tally),
+                Policy::Up(_) | Policy::Single => last.push(event),
+            }
+        }
         let mut groups: Vec<Event> = std::mem::take(&mut self.groups).into_values().collect();
         groups.sort_by_key(|event| event.time);
-        for event in groups {
+        for event in groups.into_iter().chain(last) {
             self.ship(event, tally);
         }
         self.oldest_nanos = None;
@@ -305,6 +340,36 @@ mod tests {
         let failed = folded.iter().find(|event| event.intent == intent::REQUEST_SERVED_ERROR).unwrap();
         assert_eq!((failed.count, failed.trace), (1_000 - 256, None));
         assert_eq!(fold.told_until(5_000), 5_000);
+    }
+
+    /// Scenario: an exit waits for its window; a file that is looked for twice, and another in between, come after it; a
+    /// storm of exits.
+    /// Guarantees: the window tells the files first, the one that was missed last by its last time; of exits no more
+    /// ship than may ship by themselves, the rest as one; nothing is told beyond the earliest of them.
+    #[test]
+    fn exits_come_behind_what_was_missed() {
+        let event = |time: u64, intent: &'static str, path: Option<&str>| Event {
+            process: Some(ProcessPart { pid: 1, path: path.map(Arc::from), ..ProcessPart::default() }),
+            ..Event::new(time, intent, EventKind::Process, "exit")
+        };
+        let (mut fold, mut tally) = (Fold::default(), Tally::default());
+        fold.push_behind(event(40, intent::PROCESS_FAILED, None), &mut tally);
+        for (time, path) in [(10, "/a"), (20, "/b"), (30, "/a")] {
+            fold.push(event(time, intent::FILE_ACCESS_FAILED, Some(path)), &mut tally);
+        }
+        assert_eq!((fold.ready().len(), fold.told_until(100)), (0, 10));
+        fold.close(WINDOW_NANOS, &mut tally);
+        let told: Vec<_> =
+            fold.ready().drain(..).map(|event| (event.intent, event.time.0, event.count)).collect();
+        let missed = intent::FILE_ACCESS_FAILED;
+        assert_eq!(told, [(missed, 20, 1), (missed, 30, 2), (intent::PROCESS_FAILED, 40, 1)]);
+        for time in 0..1_000 {
+            fold.push_behind(event(time, intent::PROCESS_FAILED, None), &mut tally);
+        }
+        fold.close(2 * WINDOW_NANOS, &mut tally);
+        let counts: Vec<_> = fold.ready().iter().map(|event| event.count).collect();
+        assert_eq!((counts.len(), counts[0]), (1 + PROCESS_SINGLE_MAX as usize, 1_000 - PROCESS_SINGLE_MAX));
+        assert_eq!(tally.total(), 4 + 1_000);
     }
 
     proptest! {

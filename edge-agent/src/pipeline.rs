@@ -3,6 +3,7 @@
 //! Owns all state that interprets records, on one thread, with time as an argument; everything that a record can
 //! become is decided here, and every record's fate is told to the [`Tally`]. Called by [`crate::capture`].
 
+mod exits;
 mod network;
 mod process;
 
@@ -14,6 +15,7 @@ use tapio_schemas::{
     ledger::{Fate, Stage},
 };
 
+use self::exits::{HELD_NANOS_MAX, HeldExits};
 use crate::{
     attribute::{Attribution, Change, Container, Host, Place, Processes},
     config::Scope,
@@ -54,6 +56,7 @@ pub(crate) struct Pipeline<H> {
     pub(crate) fold: Fold,
     pub(crate) tally: Tally,
     exchanges: Vec<Exchange>,
+    exits: HeldExits,
     kernel: HashMap<ProbeId, (ProbeStats, u64)>,
     /// When the kernel last found no room for a socket's owner.
     owners_full_nanos: Option<u64>,
@@ -77,6 +80,7 @@ impl<H: Host> Pipeline<H> {
             fold: Fold::default(),
             tally: Tally::default(),
             exchanges: Vec::new(),
+            exits: HeldExits::default(),
             kernel: HashMap::new(),
             owners_full_nanos: None,
             containers_changed: true,
@@ -125,6 +129,7 @@ impl<H: Host> Pipeline<H> {
                 // The kernel has counted it as folded: it stands for no record of the ring.
                 self.folded_failures(&record);
             }
+            Reading::Drained { began_nanos } => self.release_exits(began_nanos),
             Reading::Counters(counters) => self.count_kernel(&counters, now_nanos),
         }
         self.tell_containers(now_nanos, false);
@@ -134,6 +139,7 @@ impl<H: Host> Pipeline<H> {
     pub(crate) fn tick(&mut self, now_nanos: u64) {
         self.requests.tick(now_nanos, &mut self.exchanges);
         self.tell_exchanges(now_nanos);
+        self.release_exits(now_nanos.saturating_sub(HELD_NANOS_MAX));
         if now_nanos.saturating_sub(self.swept_nanos) >= SWEEP_NANOS {
             self.swept_nanos = now_nanos;
             self.attribution.expire(now_nanos);
@@ -147,7 +153,15 @@ impl<H: Host> Pipeline<H> {
     pub(crate) fn finish(&mut self, now_nanos: u64) {
         self.requests.finish(now_nanos, &mut self.exchanges);
         self.tell_exchanges(now_nanos);
+        self.release_exits(u64::MAX);
         self.count_requests();
+    }
+
+    /// Exits of before `until_nanos`: whatever their processes failed to do is told, or waits in the fold.
+    fn release_exits(&mut self, until_nanos: u64) {
+        for event in self.exits.release(until_nanos) {
+            self.fold.push_behind(event, &mut self.tally);
+        }
     }
 
     fn count_requests(&mut self) {
@@ -168,7 +182,8 @@ impl<H: Host> Pipeline<H> {
     /// The time up to which everything that happened was heard and is not held back.
     pub(crate) fn told_until(&self) -> u64 {
         let untold = self.requests.untold_since().unwrap_or(u64::MAX);
-        self.fold.told_until(self.heard_nanos.min(untold))
+        let held = self.exits.since().unwrap_or(u64::MAX);
+        self.fold.told_until(self.heard_nanos.min(untold).min(held))
     }
 
     /// An event of the agent's own.

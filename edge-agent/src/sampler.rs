@@ -47,6 +47,11 @@ pub(crate) enum Reading {
     Gone(Arc<Container>),
     /// Failed calls that no record carries.
     Folded(Box<FailedSyscall>),
+    /// Every failed call of before this moment that no record carries was handed over.
+    Drained {
+        /// Boot clock.
+        began_nanos: u64,
+    },
     /// The probes' counters since their load.
     Counters(Vec<ProbeCounters>),
 }
@@ -188,11 +193,14 @@ impl Sampler {
 
     fn drain(&mut self) {
         let mut folded = Vec::new();
-        if let Err(error) = self.probes.drain_folded(|record| folded.push(Box::new(*record))) {
-            tracing::debug!(%error, "folded failures could not be read");
-        }
+        let began_nanos = clock::boot_nanos();
+        let drained = self.probes.drain_folded(|record| folded.push(Box::new(*record)));
         for record in folded {
             self.tell(Reading::Folded(record));
+        }
+        match drained {
+            Ok(_) => self.tell(Reading::Drained { began_nanos }),
+            Err(error) => tracing::debug!(%error, "folded failures could not be read"),
         }
     }
 }

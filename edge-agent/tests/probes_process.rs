@@ -211,7 +211,8 @@ fn repeated_failures_are_folded_exactly() {
 }
 
 /// Scenario: a process fails 500 times on each of two paths, in turns.
-/// Guarantees: they are one key, exactly counted, and no record claims one path for several of them.
+/// Guarantees: they are one key, exactly counted, no record claims one path for several of them, and what was drained
+/// names the last.
 #[test]
 fn different_failures_are_not_told_as_one() {
     let Some((sent, drained)) = failures_of("open-two", libc::SYS_openat, libc::ENOTDIR) else { return };
@@ -219,6 +220,7 @@ fn different_failures_are_not_told_as_one() {
     let several: Vec<_> = sent.iter().filter(|failure| failure.count > 1).chain(&drained).collect();
     assert!(several.iter().map(|failure| failure.count).sum::<u64>() > 900);
     assert!(several.iter().all(|failure| failure.flags & FLAG_MIXED != 0));
+    assert!(drained.iter().all(|failure| failure.path() == b"/dev/null/other"));
 }
 
 /// Scenario: a process is refused a hundred times by one address.

@@ -195,6 +195,16 @@ impl ContainerCgroup {
         remove_container(&self.path)
     }
 
+    /// Removes the container's cgroup and leaves the pod's, as a kubelet does between two containers of a pod.
+    ///
+    /// # Errors
+    /// A process is still inside after a bounded wait.
+    pub fn remove_from_pod(mut self) -> anyhow::Result<()> {
+        self.removed = true;
+        remove_when_empty(&self.path)
+            .with_context(|| format!("cannot empty the pod's cgroup above {}", self.path.display()))
+    }
+
     fn write(&self, name: &str, value: &str) -> anyhow::Result<()> {
         let path = self.path.join(name);
         fs::write(&path, value).with_context(|| format!("cannot write {value} to {}", path.display()))

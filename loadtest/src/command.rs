@@ -38,8 +38,14 @@ enum Command {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum KindArgument {
+    /// A service leaks until the kernel kills it
     Leak,
+    /// The same, and nothing leaks
     Healthy,
+    /// A service is restarted, and its configuration file is gone
+    MissingConfig,
+    /// The same restart, and the file is in its place
+    Restart,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -50,7 +56,7 @@ enum RuntimeArgument {
 
 #[derive(Debug, Args)]
 struct DemoArguments {
-    /// A service leaks until the kernel kills it, or nothing is wrong
+    /// What happens to one of the services
     #[arg(value_enum, default_value = "leak")]
     scenario: KindArgument,
     /// Draw names, order, limits, timing and the culprit from this number [default: a new one, which is printed]
@@ -108,6 +114,8 @@ fn options(demo: DemoArguments) -> anyhow::Result<Options> {
     let kind = match demo.scenario {
         KindArgument::Leak => Kind::Leak,
         KindArgument::Healthy => Kind::Healthy,
+        KindArgument::MissingConfig => Kind::MissingConfig,
+        KindArgument::Restart => Kind::Restart,
     };
     let runtime = demo.runtime.map(|runtime| match runtime {
         RuntimeArgument::Threads => Runtime::Threads,

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::scenario::{Kind, Members, Truth};
+use crate::scenario::{Culprit, Kind, Members, Truth};
 
 /// What the system said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,10 +38,7 @@ pub struct Judgement {
 /// What the system ought to say.
 #[must_use]
 pub const fn expected(kind: Kind) -> Outcome {
-    match kind {
-        Kind::Leak => Outcome::Finding,
-        Kind::Healthy => Outcome::None,
-    }
+    if kind.is_twin() { Outcome::None } else { Outcome::Finding }
 }
 
 /// Whether a finding speaks of the run's own containers at all. A machine may run other things, of which the comparer
@@ -55,7 +52,7 @@ pub fn is_about(members: &Members, finding: &Value) -> bool {
 }
 
 /// Judges all findings that are about a run's `members`. Superseded ones are corrected errors and do not count; of the
-/// others, every single one must be right, and a leak needs at least one.
+/// others, every single one must be right, and a failure needs at least one.
 #[must_use]
 pub fn judge(truth: &Truth, members: &Members, findings: &[Value]) -> Judgement {
     let (own, others): (Vec<&Value>, Vec<&Value>) =
@@ -93,7 +90,7 @@ fn fault_of(truth: &Truth, finding: &Value) -> Option<String> {
         return Some(format!("nothing failed, and the system said: {}", text(finding, "/title")));
     };
     let cause = finding.pointer("/verdict/cause");
-    match cause.and_then(|cause| pod_of(finding, cause, &culprit.container_id, &culprit.pod_uid)) {
+    match cause.and_then(|cause| pod_of(finding, cause, culprit)) {
         Some(pod) if pod == culprit.pod_uid => {}
         Some(pod) => {
             return Some(format!("the cause is pod {}, the finding names pod {pod}", culprit.pod_uid));
@@ -107,30 +104,60 @@ fn fault_of(truth: &Truth, finding: &Value) -> Option<String> {
         supporting.iter().any(|line| text(line, "/role") == role && fits(line))
     };
     let shows = truth.symptom_container_id.as_deref().unwrap_or_default();
-    let is_killed = |line: &Value| line.pointer("/intents/oom-kill").is_some();
+    let is = |line: &Value, intent: &str| line.pointer(&format!("/intents/{intent}")).is_some();
     let is_shown = |line: &Value| text(line, "/subject/id") == shows;
-    let speaks_of_the_culprit =
-        |line: &Value| [text(line, "/subject/id"), text(line, "/peer/id")].contains(&&*culprit.container_id);
-    let checks = [
-        (has("fault", &is_killed), "the fault is an oom-kill, and the finding's chain has none"),
-        (
-            has("cause", &speaks_of_the_culprit),
-            "the culprit grew before, and the finding's chain has no growth",
-        ),
+    let speaks_of_the_culprit = |line: &Value| {
+        [text(line, "/subject/id"), text(line, "/peer/id")].iter().any(|id| is_of(culprit, id))
+    };
+    let is_about_the_culprit = |line: &Value, intent: &str| is(line, intent) && speaks_of_the_culprit(line);
+    let is_missed = |line: &Value| {
+        let path = text(line, "/attributes/kernel.path");
+        culprit.missing_file.as_deref().is_some_and(|file| path.ends_with(file))
+    };
+    let own = match truth.kind {
+        Kind::MissingConfig => [
+            (
+                has("fault", &|line| is_about_the_culprit(line, "process-failed")),
+                "the culprit exits with an error when it starts, and the finding's chain has no such exit",
+            ),
+            (
+                has("cause", &|line| is_about_the_culprit(line, "file-access-failed") && is_missed(line)),
+                "the culprit misses its configuration, and the finding's chain does not show that file",
+            ),
+        ],
+        Kind::Leak | Kind::Healthy | Kind::Restart => [
+            (
+                has("fault", &|line| is(line, "oom-kill")),
+                "the fault is an oom-kill, and the finding's chain has none",
+            ),
+            (
+                has("cause", &speaks_of_the_culprit),
+                "the culprit grew before, and the finding's chain has no growth",
+            ),
+        ],
+    };
+    let all = [
         (
             has("effect", &speaks_of_the_culprit),
             "calls to the culprit broke, and the finding's chain has none",
         ),
         (has("symptom", &is_shown), "the failure shows elsewhere than where the finding says"),
     ];
-    checks.iter().find(|(holds, _)| !holds).map(|(_, why)| (*why).to_owned())
+    own.iter().chain(&all).find(|(holds, _)| !holds).map(|(_, why)| (*why).to_owned())
+}
+
+/// Whether an id is the culprit's: its pod's, or that of one of its containers.
+fn is_of(culprit: &Culprit, id: &str) -> bool {
+    culprit.pod_uid == id || culprit.container_ids.contains(id)
 }
 
 /// The pod that an entity is or runs in, as the finding itself says.
-fn pod_of(finding: &Value, entity: &Value, container_id: &str, its_pod: &str) -> Option<String> {
+fn pod_of(finding: &Value, entity: &Value, culprit: &Culprit) -> Option<String> {
     match text(entity, "/kind") {
         "pod" => return Some(text(entity, "/id").to_owned()),
-        "container" if text(entity, "/id") == container_id => return Some(its_pod.to_owned()),
+        "container" if culprit.container_ids.contains(text(entity, "/id")) => {
+            return Some(culprit.pod_uid.clone());
+        }
         _ => {}
     }
     let names = finding.pointer("/names").and_then(Value::as_array)?;
@@ -219,6 +246,39 @@ mod tests {
         let mut other_fault = right();
         other_fault["verdict"]["evidence"][1]["intents"] = json!({"fatal-signal": 1});
         assert!(!judge(&truth, &members, &[other_fault]).right);
+    }
+
+    /// Scenario: a right finding of a missing configuration; the same with another file, with the pod's first container
+    /// in the place of a later one, with the chain of a leak, and as the finding of the healthy twin.
+    /// Guarantees: the file decides, whichever of the pod's containers is named; a finding of another failure is wrong.
+    #[test]
+    fn the_missing_file_must_be_named() {
+        let (fails, members) = truth(Kind::MissingConfig);
+        let culprit = fails.culprit.clone().unwrap();
+        let pod = json!({"kind": "pod", "id": culprit.pod_uid});
+        let mut finding = with_cause(pod.clone());
+        let lines = finding["verdict"]["evidence"].as_array_mut().unwrap();
+        lines[0]["intents"] = json!({"file-access-failed": 2});
+        lines[0]["subject"] = pod.clone();
+        lines[0]["attributes"] = json!({"kernel.path": format!("/run{}", culprit.missing_file.unwrap())});
+        lines[1]["intents"] = json!({"process-failed": 2});
+        lines[1]["subject"] = pod;
+        let shows = json!({"kind": "container", "id": fails.symptom_container_id.clone().unwrap()});
+        let last = culprit.container_ids.last().unwrap();
+        lines[2]["peer"] = json!({"kind": "container", "id": last});
+        lines[3]["subject"] = shows;
+        let judged = |finding: &Value| judge(&fails, &members, std::slice::from_ref(finding));
+        assert!(judged(&finding).right, "{}", judged(&finding).wrong_because);
+        let mut of_container = finding.clone();
+        of_container["verdict"]["cause"] = json!({"kind": "container", "id": last});
+        assert!(judged(&of_container).right);
+        let mut other_file = finding.clone();
+        other_file["verdict"]["evidence"][0]["attributes"]["kernel.path"] = json!("/etc/locale.alias");
+        assert!(judged(&other_file).wrong_because.contains("does not show that file"));
+        assert!(!judged(&right()).right);
+        let (twin, members) = truth(Kind::Restart);
+        assert!(!judge(&twin, &members, &[finding]).right);
+        assert!(judge(&twin, &members, &[]).right);
     }
 
     /// Scenario: beside a healthy run, something else on the machine fails and is found.

@@ -26,9 +26,9 @@ use crate::workload::{FirstFailure, Surroundings, Workload};
 
 /// The system must have found the cause this long after the first symptom.
 const FINDING_WAIT_MAX: Duration = Duration::from_secs(30);
-/// The first symptom must come this long after the drawn time of the kill: the load and the machine are not exact.
+/// The first symptom must come this long after the drawn time of the fault: the load and the machine are not exact.
 const SYMPTOM_WAIT_EXTRA: Duration = Duration::from_secs(45);
-/// A healthy run is watched this much longer than its twin would take to be killed.
+/// A healthy run is watched this much longer than its twin would take to fail; and this long after a restart of it.
 const HEALTHY_WAIT_EXTRA: Duration = Duration::from_secs(10);
 /// After a finding, how long its revisions are awaited: what callers saw goes on arriving.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -192,15 +192,16 @@ fn stage<S: System>(
     std::fs::create_dir_all(&workload_folder).context("cannot create the workload's folder")?;
     let surroundings =
         Surroundings { program: &programs.join("tapio-workload"), folder: &workload_folder, record };
-    let workload = Workload::start(scenario, surroundings)?;
+    let mut workload = Workload::start(scenario, surroundings)?;
     printer.started(scenario);
-    let ending = match watch(scenario, &workload, &mut system, interrupt, printer)? {
+    let running = Running { workload: &mut workload, surroundings, system: &mut system };
+    let ending = match watch(scenario, running, interrupt, printer)? {
         None => Ending::Interrupted,
         Some(answer) => {
             let report = conclude(scenario, &system, answer)?;
             printer.verdict(&report, &system);
             if options.keep {
-                keep(&mut system, interrupt, printer)?;
+                keep(&mut workload, surroundings, &mut system, interrupt, printer)?;
             }
             Ending::Judged(Box::new(report))
         }
@@ -223,22 +224,26 @@ struct Answer {
     found_at_unix_nanos: Option<u64>,
 }
 
+/// What is looked after while watching.
+struct Running<'a, S> {
+    workload: &'a mut Workload,
+    surroundings: Surroundings<'a>,
+    system: &'a mut S,
+}
+
 /// Waits for a finding, or for the time in which there must be none; `None` where the user stopped it.
 fn watch<S: System>(
     scenario: &Scenario,
-    workload: &Workload,
-    system: &mut S,
+    running: Running<'_, S>,
     interrupt: &Interrupt,
     printer: &Printer,
 ) -> anyhow::Result<Option<Answer>> {
+    let Running { workload, surroundings, system } = running;
     let start = Instant::now();
     let mut symptom: Option<FirstFailure> = None;
     let mut deadline = start
-        + scenario.kill_after()
-        + match scenario.kind {
-            Kind::Leak => SYMPTOM_WAIT_EXTRA,
-            Kind::Healthy => HEALTHY_WAIT_EXTRA,
-        };
+        + scenario.fault_after()
+        + if scenario.kind.is_twin() { HEALTHY_WAIT_EXTRA } else { SYMPTOM_WAIT_EXTRA };
     let members = scenario.members();
     let mut found_at_unix_nanos = None;
     let mut unanswered = 0;
@@ -247,11 +252,13 @@ fn watch<S: System>(
             return Ok(None);
         }
         system.check()?;
+        workload.supervise(surroundings)?;
         if symptom.is_none() {
             symptom = workload.first_failure();
             if let Some(failure) = &symptom {
                 printer.symptom(failure);
-                deadline = Instant::now() + FINDING_WAIT_MAX;
+                deadline = Instant::now()
+                    + if scenario.kind.is_twin() { HEALTHY_WAIT_EXTRA } else { FINDING_WAIT_MAX };
             }
         }
         let findings = match system.findings() {
@@ -297,10 +304,17 @@ fn conclude<S: System>(scenario: &Scenario, system: &S, answer: Answer) -> anyho
 }
 
 /// Leaves everything running until the user has seen enough.
-fn keep<S: System>(system: &mut S, interrupt: &Interrupt, printer: &Printer) -> anyhow::Result<()> {
+fn keep<S: System>(
+    workload: &mut Workload,
+    surroundings: Surroundings<'_>,
+    system: &mut S,
+    interrupt: &Interrupt,
+    printer: &Printer,
+) -> anyhow::Result<()> {
     printer.line("everything is left running; press Ctrl-C to stop it and clean up");
-    while !interrupt.wait(Duration::from_secs(1)) {
+    while !interrupt.wait(POLL) {
         system.check()?;
+        workload.supervise(surroundings)?;
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
-//! A drawn scenario: names, order, limits, timing, who leaks. Everything follows from the kind and the seed.
+//! A drawn scenario: names, order, limits, timing, who fails and how. Everything follows from the kind and the seed.
 //!
 //! Owns what the system may be told ([`Scenario::identity`]: names without edges) and what only the comparer may know
 //! ([`Scenario::truth`]). Starts nothing. Called by the demo and by tests, which hand it to [`crate::workload`].
 
 pub mod names;
+mod restart;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,19 +12,24 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::random::Draw;
+pub use restart::{Configuration, RestartPlan};
 
 const MIB: u64 = 1024 * 1024;
 /// What a service is charged before it leaks: its stacks, its heap and the binary's pages.
 const BASE_BYTES: u64 = 2 * MIB;
 
-/// Whether something goes wrong.
+/// What goes wrong, if anything does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// One service leaks until the kernel kills it.
     Leak,
-    /// The twin: the same draw, and nothing leaks.
+    /// The twin of [`Self::Leak`]: the same draw, and nothing leaks.
     Healthy,
+    /// One service is restarted, and its configuration file is gone.
+    MissingConfig,
+    /// The twin of [`Self::MissingConfig`]: the same draw and the same restart, and the file is in its place.
+    Restart,
 }
 
 impl Kind {
@@ -33,7 +39,15 @@ impl Kind {
         match self {
             Self::Leak => "leak",
             Self::Healthy => "healthy",
+            Self::MissingConfig => "missing-config",
+            Self::Restart => "restart",
         }
+    }
+
+    /// Whether nothing is wrong, so that the system must say nothing.
+    #[must_use]
+    pub const fn is_twin(self) -> bool {
+        matches!(self, Self::Healthy | Self::Restart)
     }
 }
 
@@ -61,7 +75,7 @@ impl Runtime {
 /// How long the scenario takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// As the demo shows it: the kill comes 8 to 20 s after the leak's start.
+    /// As the demo shows it: the kill comes 8 to 20 s after the leak's start, the restart 6 to 14 s after the load's.
     Demo,
     /// For tests of the workload itself: the same in 2 to 3 s.
     Test,
@@ -118,6 +132,10 @@ pub struct Scenario {
     pub runtime: Runtime,
     /// Who leaks, when and how fast, if anybody does: see [`Scenario::active_leak`].
     pub leak: LeakPlan,
+    /// Who is restarted, and when, if anybody is: see [`Scenario::active_restart`].
+    pub restart: RestartPlan,
+    /// What the services read when they start.
+    pub configuration: Configuration,
     /// Of the load.
     pub requests_per_second: u64,
     /// Of the drawn requests.
@@ -132,24 +150,28 @@ pub type Members = BTreeSet<String>;
 pub struct Truth {
     /// Whether something went wrong.
     pub kind: Kind,
-    /// Whose pod was killed; absent in a healthy run.
+    /// Whose pod failed; absent in a healthy run.
     pub culprit: Option<Culprit>,
     /// The container in which the failure shows to whoever uses the services: the first of the chain, or, where that
     /// one died, the sender of the load. Absent in a healthy run.
     pub symptom_container_id: Option<String>,
 }
 
-/// Who was killed.
+/// Who failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Culprit {
     /// Name of the service.
     pub service: String,
     /// UUID of the pod.
     pub pod_uid: String,
-    /// 64 hexadecimal digits.
+    /// 64 hexadecimal digits: its first container, the one that served.
     pub container_id: String,
+    /// That one, and those that came after it in the same pod.
+    pub container_ids: BTreeSet<String>,
     /// Its limit.
     pub memory_limit_bytes: u64,
+    /// The end of the path of the file that is gone, if one is.
+    pub missing_file: Option<String>,
 }
 
 /// What the system is told, in the shape that the Kubernetes watch will push: names, no edges.
@@ -171,7 +193,7 @@ struct IdentityPod {
 }
 
 impl Scenario {
-    /// Draws a scenario. A leak and its healthy twin of one seed differ in the leak alone.
+    /// Draws a scenario. A failure and its healthy twin of one seed differ in the failure alone.
     #[must_use]
     pub fn draw(kind: Kind, seed: u64, pace: Pace) -> Self {
         let mut draw = Draw::labelled(seed, "scenario");
@@ -196,6 +218,8 @@ impl Scenario {
             chain,
             runtime,
             leak,
+            restart: RestartPlan::draw(seed, pace),
+            configuration: Configuration::draw(seed),
             requests_per_second: draw.between(30, 80),
             load_seed: draw.next_u64(),
         }
@@ -207,10 +231,27 @@ impl Scenario {
         (self.kind == Kind::Leak).then_some(self.leak)
     }
 
-    /// From the start of the load to the kill, about. A healthy run is watched for as long as its twin.
+    /// The restart of this run, if it has one.
     #[must_use]
-    pub const fn kill_after(&self) -> Duration {
-        self.leak.after.saturating_add(self.leak.until_kill)
+    pub fn active_restart(&self) -> Option<&RestartPlan> {
+        matches!(self.kind, Kind::MissingConfig | Kind::Restart).then_some(&self.restart)
+    }
+
+    /// From the start of the load to the fault, about. A healthy run is watched for as long as its twin.
+    #[must_use]
+    pub const fn fault_after(&self) -> Duration {
+        match self.kind {
+            Kind::Leak | Kind::Healthy => self.leak.after.saturating_add(self.leak.until_kill),
+            Kind::MissingConfig | Kind::Restart => self.restart.after,
+        }
+    }
+
+    /// Where the fault is in the chain, or would be in a healthy run.
+    const fn position(&self) -> usize {
+        match self.kind {
+            Kind::Leak | Kind::Healthy => self.leak.position,
+            Kind::MissingConfig | Kind::Restart => self.restart.position,
+        }
     }
 
     /// The gateway and the chain.
@@ -240,12 +281,16 @@ impl Scenario {
     /// What really happens.
     #[must_use]
     pub fn truth(&self) -> Truth {
-        let position = self.active_leak().map(|leak| leak.position);
+        let position = (!self.kind.is_twin()).then(|| self.position());
+        let later = || self.active_restart().into_iter().flat_map(|restart| &restart.container_ids);
         let culprit = position.and_then(|position| self.chain.get(position)).map(|pod| Culprit {
             service: pod.service.clone(),
             pod_uid: pod.pod_uid.clone(),
             container_id: pod.container_id.clone(),
+            container_ids: std::iter::once(&pod.container_id).chain(later()).cloned().collect(),
             memory_limit_bytes: pod.memory_limit_bytes,
+            missing_file: (self.kind == Kind::MissingConfig)
+                .then(|| format!("/{}", self.configuration.inside(&pod.service).display())),
         });
         // The dead cannot show anything: `pods` has the gateway first.
         let shows = position.and_then(|position| self.pods().nth(usize::from(position > 0)));
@@ -256,7 +301,9 @@ impl Scenario {
     /// Whose findings are about this run. A machine may run other things, and other runs.
     #[must_use]
     pub fn members(&self) -> Members {
-        self.pods().flat_map(|pod| [pod.pod_uid.clone(), pod.container_id.clone()]).collect()
+        let first = self.pods().flat_map(|pod| [&pod.pod_uid, &pod.container_id]);
+        let later = self.active_restart().into_iter().flat_map(|restart| &restart.container_ids);
+        first.chain(later).cloned().collect()
     }
 }
 
@@ -307,16 +354,44 @@ mod tests {
 
     use super::{Kind, Pace, Scenario};
 
-    /// Scenario: one seed drawn as a leak and as its healthy twin.
-    /// Guarantees: the twins differ in the leak alone, so that a finding for one cannot come from anything else.
+    /// Scenario: one seed drawn as each failure and as its healthy twin.
+    /// Guarantees: twins differ in the failure alone, so that a finding for one cannot come from anything else.
     #[test]
-    fn twins_differ_in_the_leak_alone() {
-        let leak = Scenario::draw(Kind::Leak, 42, Pace::Demo);
-        let healthy = Scenario::draw(Kind::Healthy, 42, Pace::Demo);
-        assert!(leak.active_leak().is_some() && healthy.active_leak().is_none());
-        assert_eq!(Scenario { kind: Kind::Leak, ..healthy.clone() }, leak);
-        assert_eq!(leak.identity(), healthy.identity());
-        assert_eq!(healthy.truth().culprit, None);
+    fn twins_differ_in_the_failure_alone() {
+        for (failing, twin) in [(Kind::Leak, Kind::Healthy), (Kind::MissingConfig, Kind::Restart)] {
+            let fails = Scenario::draw(failing, 42, Pace::Demo);
+            let healthy = Scenario::draw(twin, 42, Pace::Demo);
+            assert!(fails.truth().culprit.is_some() && twin.is_twin() && !failing.is_twin());
+            assert_eq!(healthy.active_leak(), None);
+            assert_eq!(healthy.active_restart(), fails.active_restart());
+            assert_eq!(Scenario { kind: failing, ..healthy.clone() }, fails);
+            assert_eq!((fails.identity(), fails.members()), (healthy.identity(), healthy.members()));
+            assert_eq!(healthy.truth().culprit, None);
+        }
+    }
+
+    /// Scenario: 300 seeds of restarts without a configuration.
+    /// Guarantees: who, when, how fast and which file all vary, every value is in its range, every restart has a
+    /// container of its own, and the truth names the file.
+    #[test]
+    fn restarts_are_drawn_within_their_range() {
+        let (mut positions, mut files) = (BTreeSet::new(), BTreeSet::new());
+        for seed in 0..300 {
+            let scenario = Scenario::draw(Kind::MissingConfig, seed, Pace::Demo);
+            let restart = scenario.active_restart().unwrap();
+            positions.insert(restart.position);
+            assert!((6_000..=14_000).contains(&restart.after.as_millis()));
+            assert!((600..=1_500).contains(&restart.back_off(1).as_millis()));
+            assert_eq!(restart.back_off(3), restart.back_off(1) * 4);
+            let culprit = scenario.truth().culprit.unwrap();
+            assert_eq!(culprit.service, scenario.chain[restart.position].service);
+            assert_eq!(culprit.container_ids.len(), restart.container_ids.len() + 1);
+            let file = culprit.missing_file.unwrap();
+            assert!(file.starts_with(&format!("/{}/", culprit.service)), "{file}");
+            files.insert(file);
+        }
+        assert_eq!(positions.len(), 3);
+        assert!(files.len() > 150, "{} different files of 300", files.len());
     }
 
     /// Scenario: 300 seeds.

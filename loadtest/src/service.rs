@@ -4,6 +4,7 @@
 //! Knows nothing of Tapio: it speaks HTTP and writes its own truth log. Called by `tapio-workload serve`.
 //! [`threads`] runs it with one blocking thread per connection, [`tasks`] on an async runtime.
 
+pub mod configuration;
 pub mod leak;
 pub mod tasks;
 pub mod threads;

@@ -1,9 +1,11 @@
 //! The demo's workload as a whole: real processes in real cgroups, load on the first of them.
 //!
 //! Owns the processes and cgroups of one scenario from start to removal, also on failure and panic. Knows nothing of
-//! the tiers. Called by the demo and by tests. [`process`] is one of its processes.
+//! the tiers. Called by the demo and by tests. [`process`] is one of its processes, `restarts` says when a container is
+//! made anew.
 
 pub mod process;
+mod restarts;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -14,9 +16,11 @@ use anyhow::{Context, bail};
 use crate::cgroup::Hierarchy;
 use crate::drive::{Notice, Summary};
 use crate::run_record::RunRecord;
-use crate::scenario::{LeakPlan, Pod, Scenario};
+use crate::scenario::{Kind, LeakPlan, Pod, Scenario};
+use crate::service::configuration::Settings;
 use crate::truth_log::{self, Failure, TruthLine};
 use crate::workload::process::Process;
+use crate::workload::restarts::{Restarts, Step};
 
 /// How long one service may take to listen.
 const START_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -53,6 +57,11 @@ pub struct Workload {
     driver: Process,
     /// In call order.
     services: Vec<Process>,
+    /// Where they listen, in call order.
+    ports: Vec<u16>,
+    restarts: Option<Restarts>,
+    /// The truth logs of containers that others have replaced.
+    earlier_logs: Vec<PathBuf>,
 }
 
 /// What a stopped workload left behind: its own account.
@@ -76,11 +85,13 @@ impl Workload {
     pub fn start(scenario: &Scenario, surroundings: Surroundings<'_>) -> anyhow::Result<Self> {
         let hierarchy = Hierarchy::find()?;
         let mut services: Vec<Process> = Vec::new();
-        let mut upstream = None;
+        let mut ports: Vec<u16> = Vec::new();
         for (position, pod) in scenario.chain.iter().enumerate().rev() {
             let leak = scenario.active_leak().filter(|leak| leak.position == position);
-            let arguments = serve_arguments(pod, scenario, upstream, leak);
-            let service = Process::start(&hierarchy, pod, &arguments, surroundings)?;
+            let upstream = ports.last().map(|port| ([127, 0, 0, 1], *port).into());
+            Settings { upstream }.write(&settings_path(scenario, pod, surroundings))?;
+            let arguments = serve_arguments(pod, scenario, surroundings, 0, leak);
+            let service = Process::start(&hierarchy, pod, 0, &arguments, surroundings)?;
             let port = service
                 .wait_for(START_WAIT_MAX, |notice| match notice {
                     Notice::Listening { port } => Some(*port),
@@ -89,14 +100,65 @@ impl Workload {
                 .with_context(|| {
                     format!("{} did not listen in time: see {}", pod.service, surroundings.folder.display())
                 })?;
-            upstream = Some(port);
+            ports.push(port);
             services.push(service);
         }
         services.reverse();
-        let port = upstream.context("a scenario has services")?;
+        ports.reverse();
+        let port = ports.first().copied().context("a scenario has services")?;
         let driver =
-            Process::start(&hierarchy, &scenario.gateway, &drive_arguments(scenario, port), surroundings)?;
-        Ok(Self { scenario: scenario.clone(), driver, services })
+            Process::start(&hierarchy, &scenario.gateway, 0, &drive_arguments(scenario, port), surroundings)?;
+        let restarts = scenario.active_restart().map(|plan| Restarts::new(plan.clone(), Instant::now()));
+        let scenario = scenario.clone();
+        Ok(Self { scenario, driver, services, ports, restarts, earlier_logs: Vec::new() })
+    }
+
+    /// Does what a kubelet does when it is due. To be called often; a run without a restart needs nothing of it.
+    ///
+    /// # Errors
+    /// A process or its cgroup cannot be ended or started.
+    pub fn supervise(&mut self, surroundings: Surroundings<'_>) -> anyhow::Result<()> {
+        let Some(mut restarts) = self.restarts.take() else { return Ok(()) };
+        let done = self.restart(&mut restarts, surroundings);
+        self.restarts = Some(restarts);
+        done
+    }
+
+    fn restart(&mut self, restarts: &mut Restarts, surroundings: Surroundings<'_>) -> anyhow::Result<()> {
+        let position = restarts.plan.position;
+        let pod = self.scenario.chain.get(position).context("no such service")?;
+        let service = self.services.get_mut(position).context("no such service")?;
+        match restarts.due(Instant::now()) {
+            Step::Wait => {}
+            Step::End => {
+                if self.scenario.kind == Kind::MissingConfig {
+                    let path = settings_path(&self.scenario, pod, surroundings);
+                    std::fs::remove_file(&path)
+                        .with_context(|| format!("cannot remove {}", path.display()))?;
+                }
+                service.retire()?;
+                restarts.ended(Instant::now());
+            }
+            Step::Start(count) => {
+                let id = usize::try_from(count).ok().and_then(|at| restarts.plan.container_ids.get(at - 1));
+                // Nobody watches for so long that the drawn ids would not do.
+                let Some(id) = id else { return Ok(()) };
+                let port = self.ports.get(position).copied().context("no such service")?;
+                let arguments = serve_arguments(pod, &self.scenario, surroundings, port, None);
+                let pod = Pod { container_id: id.clone(), ..pod.clone() };
+                let next = Process::start(&Hierarchy::find()?, &pod, count, &arguments, surroundings)?;
+                let earlier = std::mem::replace(service, next);
+                self.earlier_logs.push(earlier.log().to_owned());
+                restarts.started();
+            }
+            Step::Look => {
+                if service.exit()?.is_some() {
+                    service.retire()?;
+                    restarts.ended(Instant::now());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The scenario that runs.
@@ -156,9 +218,11 @@ impl Workload {
     /// # Errors
     /// A process cannot be ended, a cgroup not removed, or a log not read.
     pub fn stop(self) -> anyhow::Result<Account> {
-        let Self { driver, services, .. } = self;
-        let mut logs: Vec<PathBuf> = vec![driver.log().to_owned()];
+        let Self { driver, services, earlier_logs: mut logs, .. } = self;
+        logs.push(driver.log().to_owned());
         logs.extend(services.iter().map(|service| service.log().to_owned()));
+        // Who ended before it could serve has none.
+        logs.retain(|log| log.exists());
         let (driver_exit, notices) = driver.stop()?;
         let summary = notices.into_iter().find_map(|notice| match notice {
             Notice::Summary(summary) => Some(summary),
@@ -182,16 +246,28 @@ impl Workload {
     }
 }
 
+/// The configuration that a service cannot do without.
+fn settings_path(scenario: &Scenario, pod: &Pod, surroundings: Surroundings<'_>) -> PathBuf {
+    surroundings.folder.join(scenario.configuration.inside(&pod.service))
+}
+
+/// `port` is 0 for one that is free.
 fn serve_arguments(
     pod: &Pod,
     scenario: &Scenario,
-    upstream: Option<u16>,
+    surroundings: Surroundings<'_>,
+    port: u16,
     leak: Option<LeakPlan>,
 ) -> Vec<String> {
     let mut arguments = vec!["serve".to_owned(), "--name".to_owned(), pod.service.clone()];
     arguments.extend(["--runtime".to_owned(), scenario.runtime.name().to_owned()]);
-    if let Some(port) = upstream {
-        arguments.extend(["--upstream".to_owned(), format!("127.0.0.1:{port}")]);
+    arguments.extend(["--listen".to_owned(), format!("127.0.0.1:{port}")]);
+    let mut file = |option: &str, path: PathBuf| {
+        arguments.extend([option.to_owned(), path.to_string_lossy().into_owned()]);
+    };
+    file("--config", settings_path(scenario, pod, surroundings));
+    for path in scenario.configuration.optional(&pod.service) {
+        file("--optional-config", surroundings.folder.join(path));
     }
     if let Some(leak) = leak {
         arguments.extend(["--leak-bytes-per-second".to_owned(), leak.bytes_per_second.to_string()]);

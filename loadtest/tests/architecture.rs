@@ -93,6 +93,8 @@ fn arrows_point_down() {
         ("tapio-daemon", vec![]),
         ("tapio-schemas", vec!["tapio-kernel-abi"]),
         ("tapio-wire", language.to_vec()),
+        ("tapio-proto", language.to_vec()),
+        ("tapio-generator", vec![]),
         ("tapio-protocols", language.to_vec()),
         ("tapio-identity", language.to_vec()),
         ("tapio-store", language.to_vec()),

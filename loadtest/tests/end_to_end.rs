@@ -97,14 +97,15 @@ fn run(kind: Kind, runtime: Runtime, label: &str) -> Run {
     let workload = Workload::start(&scenario, surroundings).unwrap();
     let findings = match kind {
         Kind::Leak => {
-            let wait_max = scenario.kill_after() + Duration::from_secs(45);
+            let wait_max = scenario.fault_after() + Duration::from_secs(45);
             assert!(workload.wait_for_first_failure(wait_max).is_some(), "the leak must make requests fail");
             await_finding(&tiers)
         }
         Kind::Healthy => {
-            std::thread::sleep(scenario.kill_after() + Duration::from_secs(4));
+            std::thread::sleep(scenario.fault_after() + Duration::from_secs(4));
             list_findings(&tiers)
         }
+        Kind::MissingConfig | Kind::Restart => panic!("nobody here restarts containers: the demo does"),
     };
     let account = workload.stop().unwrap();
     record.close().unwrap();

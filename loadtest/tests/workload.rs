@@ -220,6 +220,87 @@ fn a_healthy_chain_has_no_failures() {
     }
 }
 
+/// Runs a restart to its end: supervised until `is_over` of the attempts so far, at most for some seconds.
+fn restarted(
+    kind: Kind,
+    label: &str,
+    is_over: impl Fn(&[String], u32) -> bool,
+) -> (Scenario, Account, Vec<u32>) {
+    let scenario = Scenario::draw(kind, seed(label), Pace::Test);
+    let bench = Bench::new();
+    let record = bench.record.as_ref().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_tapio-workload"));
+    let surroundings = Surroundings { program, folder: bench.folder.path(), record };
+    let mut workload = Workload::start(&scenario, surroundings).unwrap();
+    let position = scenario.active_restart().unwrap().position;
+    let mut pids = Vec::new();
+    let mut groups: Vec<String> = Vec::new();
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        assert!(std::time::Instant::now() < end, "the restart must come to its end: {groups:?}");
+        workload.supervise(surroundings).unwrap();
+        let service = &workload.services()[position];
+        if let Some(group) = service.cgroup() {
+            let group = group.path().to_string_lossy().into_owned();
+            if !groups.contains(&group) {
+                groups.push(group);
+                pids.push(service.pid());
+            }
+        }
+        if is_over(&groups, service.pid()) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let account = workload.stop().unwrap();
+    assert_nothing_left(&scenario, &pids);
+    let pod = Path::new(&groups[0]).parent().unwrap();
+    for group in &groups {
+        assert_eq!(Path::new(group).parent().unwrap(), pod, "a restart is another container of the same pod");
+        assert!(!Path::new(group).exists());
+    }
+    (scenario, account, pids)
+}
+
+/// Scenario: a service is restarted and its configuration is gone.
+/// Guarantees: each restart is a process of its own in a container of its own, below the same pod; each ends with exit
+/// code 1; requests fail until the end; nothing is left.
+#[test]
+fn a_missing_configuration_ends_every_restart() {
+    if not_proven("a service without its configuration ends again and again") {
+        return;
+    }
+    let (scenario, account, pids) =
+        restarted(Kind::MissingConfig, "missing-config", |groups, _| groups.len() >= 4);
+    let position = scenario.active_restart().unwrap().position;
+    assert_eq!(account.exits[position].code(), Some(1));
+    assert_eq!(pids.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+    let summary = account.summary.unwrap();
+    println!("missing-config: {summary:?}");
+    assert!(summary.answered > 20 && summary.server_errors + summary.failed > 5, "{summary:?}");
+}
+
+/// Scenario: the twin: the same restart, and the configuration is in its place.
+/// Guarantees: the service comes back in a second container, at its old address, and requests are answered again.
+#[test]
+fn a_restart_comes_back() {
+    if not_proven("a restarted service comes back") {
+        return;
+    }
+    let back = std::cell::Cell::new(None);
+    let (scenario, account, pids) = restarted(Kind::Restart, "restart", |groups, _| {
+        if groups.len() == 2 && back.get().is_none() {
+            back.set(Some(std::time::Instant::now()));
+        }
+        back.get().is_some_and(|since| since.elapsed() > Duration::from_secs(2))
+    });
+    assert_eq!(pids.len(), 2);
+    assert!(account.exits.iter().all(|exit| exit.success()), "{:?}", account.exits);
+    let service = &scenario.chain[scenario.active_restart().unwrap().position].service;
+    let again: Vec<_> = account.lines.iter().filter(|line| line.pid == pids[1]).collect();
+    assert!(again.iter().filter(|line| &line.service == service && line.status == Some(200)).count() > 10);
+}
+
 /// Scenario: a workload is dropped while it runs, as on a panic.
 /// Guarantees: no process and no cgroup is left.
 #[test]

@@ -285,7 +285,7 @@ impl Engine {
         self.faults_skipped = 0;
         self.skipped_until = None;
         for (index, rule) in rules.rules().iter().enumerate() {
-            let mut groups = anchor::groups(&self.set, index, rule);
+            let mut groups = anchor::groups(&self.set, &self.topology, index, rule);
             groups.retain(|(_key, group)| group.last.latest >= oldest);
             let skipped = groups.len().saturating_sub(self.limits.faults_max);
             self.faults_skipped += skipped;

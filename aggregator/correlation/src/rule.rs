@@ -44,6 +44,17 @@ pub enum Presence {
     Contradicts,
 }
 
+/// Who a step's evidence is about: what it is grouped by and named after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum About {
+    /// The container, or what is known where there is none: the process, the node.
+    #[default]
+    Container,
+    /// The pod that the container runs in, or the container where no pod is known: one that is restarted is another
+    /// container of the same pod.
+    Pod,
+}
+
 /// On which side of the other step's evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Side {
@@ -69,9 +80,11 @@ pub struct TimeBound {
 pub enum LinkTo {
     /// About the same container (or the same entity, where none is known).
     SameContainer,
+    /// About a container of the same pod (or the same entity, where no pod is known).
+    SamePod,
     /// About the same process.
     SameProcess,
-    /// A call to an endpoint that the other's entity listened on at that time.
+    /// A call to an endpoint that the other's entity, or a container of that pod, listened on at that time.
     CallerOf,
     /// About an entity that calls the other's entity, directly or through others that are affected too.
     TransitivelyCalls,
@@ -106,8 +119,12 @@ pub struct Step {
     pub observe: Vec<String>,
     /// The word for each intent, in the order of `observe`; empty for one that is not told.
     pub words: Vec<String>,
+    /// Who its evidence is about.
+    pub about: About,
     /// What must hold of an observation.
     pub condition: Option<Condition>,
+    /// How often it must have happened to one entity; once where nothing is said.
+    pub at_least: u32,
     /// Whether it must be there.
     pub presence: Presence,
     /// When it must be, relative to other steps.
@@ -160,6 +177,11 @@ impl Step {
     #[must_use]
     pub fn is_dated_by_end(&self) -> bool {
         self.bounds.iter().any(|bound| bound.side == Side::After)
+    }
+
+    /// Whether it depends on which containers are of which pod.
+    pub(crate) fn looks_at_pods(&self) -> bool {
+        self.about == About::Pod || self.links.iter().any(|link| link.to == LinkTo::SamePod)
     }
 
     /// The length of its bounds on one side, the longest.

@@ -92,8 +92,9 @@ impl StoredUntil {
 }
 
 impl Announced {
-    /// Opens the spool and returns what was announced within the replay window, the oldest revision first.
-    pub(crate) fn open(state: &StateDirectory) -> Result<(Self, Vec<Finding>), SpoolError> {
+    /// Opens the spool and returns what was announced within the replay window, the oldest revision first, each with
+    /// its place.
+    pub(crate) fn open(state: &StateDirectory) -> Result<(Self, Vec<(u64, Finding)>), SpoolError> {
         let config = SpoolConfig {
             segment_bytes_max: SEGMENT_BYTES,
             quota_bytes: SPOOL_BYTES_MAX,
@@ -106,7 +107,7 @@ impl Announced {
         while let Some(item) = reader.next_item()? {
             if let Item::Record { ordinal, payload } = item {
                 match serde_json::from_slice(payload) {
-                    Ok(finding) => findings.push(finding),
+                    Ok(finding) => findings.push((ordinal.0, finding)),
                     Err(error) => tracing::error!(%ordinal, %error, "an announced finding cannot be read"),
                 }
             }
@@ -133,6 +134,11 @@ impl Announced {
             inserter.unpark();
         }
         Ok(appended.evicted.records)
+    }
+
+    /// The place of the oldest revision that is there.
+    pub(crate) fn first(&self) -> u64 {
+        self.spool.first().0
     }
 
     /// The place of the next revision.

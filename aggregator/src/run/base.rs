@@ -8,7 +8,7 @@ use std::{
 };
 
 use tapio_daemon::{Health, Registry, http};
-use tapio_identity::{Credentials, quic};
+use tapio_identity::{Credentials, https, quic};
 use tapio_schemas::ids::{ClusterId, TenantId};
 use tapio_spool::Spool;
 use tapio_store::client::BlockWriter;
@@ -25,12 +25,14 @@ use super::{
     threads::{self, Threads},
 };
 use crate::{
-    config::Config,
+    config::{Config, GrpcConfig},
     context::{Context, entities::Seen},
     engine::{
         self, EngineThread,
         outbox::{self, Announced, Outbox},
     },
+    grpc,
+    live::{Distributor, Live},
     losses::Losses,
     metrics::Metrics,
     pipeline::{positions::Positions, spooler::Command},
@@ -46,6 +48,14 @@ pub(super) struct Listening {
     pub(super) intake_addr: SocketAddr,
     pub(super) http_listener: TcpListener,
     pub(super) http_addr: SocketAddr,
+    pub(super) grpc: GrpcListening,
+}
+
+/// gRPC's socket and what is spoken on it.
+pub(super) struct GrpcListening {
+    listener: TcpListener,
+    pub(super) address: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
 }
 
 impl Listening {
@@ -65,7 +75,14 @@ impl Listening {
         let refused = refuse("telemetry.listen", address);
         let http_listener = TcpListener::bind(address).await.map_err(&refused)?;
         let http_addr = http_listener.local_addr().map_err(&refused)?;
-        Ok(Self { endpoint, intake_addr, http_listener, http_addr })
+        let GrpcConfig { listen, certificate, key, client_authority, .. } = &config.grpc;
+        let tls = https::grpc_server_config(certificate, key, client_authority.as_deref())
+            .map_err(RunError::GrpcTls)?;
+        let refused = refuse("grpc.listen", *listen);
+        let listener = TcpListener::bind(listen).await.map_err(&refused)?;
+        let address = listener.local_addr().map_err(&refused)?;
+        let grpc = GrpcListening { listener, address, tls };
+        Ok(Self { endpoint, intake_addr, http_listener, http_addr, grpc })
     }
 }
 
@@ -93,6 +110,8 @@ pub(super) struct Base {
     pub(super) accept: CancellationToken,
     pub(super) background: CancellationToken,
     pub(super) drain: CancellationToken,
+    /// Cancelled when the engine has ended: streams of findings and events end.
+    pub(super) streams: CancellationToken,
     pub(super) stop: CancellationToken,
 }
 
@@ -116,6 +135,7 @@ impl Base {
             accept: CancellationToken::new(),
             background: CancellationToken::new(),
             drain: CancellationToken::new(),
+            streams: CancellationToken::new(),
             stop: CancellationToken::new(),
         }
     }
@@ -170,6 +190,42 @@ impl Base {
         });
         threads.spawn("engine", move || thread.run().map_err(RunError::from))?;
         Ok(())
+    }
+
+    /// Starts the thread that brings events to subscribers.
+    pub(super) fn start_live(&self, threads: &mut Threads, distributor: Distributor) -> Result<(), RunError> {
+        let progress = self.health.component("live", SILENCE_MAX);
+        threads.spawn("live", move || {
+            distributor.run(progress);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Starts gRPC.
+    pub(super) fn start_grpc(
+        &self,
+        tasks: &mut JoinSet<Result<(), RunError>>,
+        config: &Config,
+        listening: GrpcListening,
+        live: Live,
+    ) {
+        let GrpcListening { listener, address, tls } = listening;
+        let parts = grpc::Parts {
+            listener,
+            address,
+            tls,
+            streams_max: config.grpc.streams_max,
+            cluster: self.cluster.clone(),
+            recent: self.recent.clone(),
+            live,
+            health: self.health.clone(),
+            progress: self.health.component("grpc", SILENCE_MAX),
+            metrics: self.metrics.grpc.clone(),
+            ending: self.accept.clone(),
+            stop: self.streams.clone(),
+        };
+        tasks.spawn(async move { Ok(grpc::serve(parts).await?) });
     }
 
     pub(super) fn start_tasks(

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 
 use tapio_daemon::{Failure, http};
-use tapio_identity::{CredentialsError, quic};
+use tapio_identity::{CredentialsError, https::HttpsError, quic};
 use tapio_spool::SpoolError;
+use tapio_wire::frame::FrameFault;
 use thiserror::Error;
 
 use crate::{
     engine::{EngineThreadError, outbox::OutboxError},
+    grpc::GrpcError,
     pipeline::{encode::EncoderError, store::FeedError},
     rules::RulesError,
     state::StateError,
@@ -54,6 +56,15 @@ pub enum RunError {
     /// Metrics and health cannot be served.
     #[error("metrics and health cannot be served")]
     Http(#[from] http::HttpError),
+    /// The certificate or key of gRPC cannot be used.
+    #[error("gRPC cannot be served")]
+    GrpcTls(#[source] HttpsError),
+    /// gRPC cannot be set up.
+    #[error("gRPC cannot be served")]
+    Grpc(#[from] GrpcError),
+    /// Events cannot be given to subscribers.
+    #[error("events cannot be given to subscribers")]
+    Live(#[source] FrameFault),
     /// The spool failed.
     #[error("the spool failed")]
     Spool(#[from] SpoolError),

@@ -104,7 +104,7 @@ fn served(at: UnixMicros, trace_id: TraceId) -> UnifiedEvent {
 }
 
 /// payment grows, is killed for memory, shop's calls break, shop answers 500.
-fn story(at: UnixMicros) -> Vec<UnifiedEvent> {
+pub(crate) fn story(at: UnixMicros) -> Vec<UnifiedEvent> {
     let limit_bytes = 64 << 20;
     let mut growth =
         event(at.minus(Micros::from_secs(5)), EventKind::Memory, intent::MEMORY_GROWTH, "memory", PAYMENT, 0);

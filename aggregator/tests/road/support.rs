@@ -11,7 +11,11 @@ use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use serde::Deserialize;
 use tapio_aggregator::{Config, Running};
-use tapio_identity::{Credentials, Expected, Name, NameKind, issuer::Authority, quic};
+use tapio_identity::{
+    Credentials, Expected, Name, NameKind,
+    issuer::{Authority, Host, IssuedFiles},
+    quic,
+};
 use tapio_schemas::{
     batch::{AlignedVec, BatchBuilder},
     event::UnifiedEvent,
@@ -68,15 +72,30 @@ impl World {
         )
     }
 
+    /// The certificate and the key of a peer.
+    pub(crate) fn credential_files(&self, name: &Name, stem: &str) -> (PathBuf, PathBuf) {
+        let (certificate, key, _authority) = self.files(name, stem, LIFE);
+        (certificate, key)
+    }
+
     pub(crate) fn credentials(&self, name: &Name, stem: &str, life: Duration) -> Credentials {
         let (certificate, key, authority) = self.files(name, stem, life);
         Credentials::load(&certificate, &key, &authority).unwrap()
+    }
+
+    /// The certificate of gRPC, and the authority that vouches for it.
+    pub(crate) fn grpc_files(&self) -> IssuedFiles {
+        let folder = self.path().join("certificates");
+        fs::create_dir_all(&folder).unwrap();
+        let hosts = [Host::Ip([127, 0, 0, 1].into()), Host::Dns("localhost".to_owned())];
+        self.authority.issue_https(&hosts, SystemTime::now(), LIFE).unwrap().write(&folder, "grpc").unwrap()
     }
 
     /// A configuration on free ports; `store` is the `[store]` table.
     pub(crate) fn config(&self, store: &str) -> Config {
         let name = Name::aggregator(DOMAIN, "default", "demo", "a1").unwrap();
         let (certificate, key, authority) = self.files(&name, "aggregator", LIFE);
+        let grpc = self.grpc_files();
         let text = format!(
             r#"
             [aggregator]
@@ -89,6 +108,10 @@ impl World {
             authority = {authority:?}
             [intake]
             listen = "127.0.0.1:0"
+            [grpc]
+            listen = "127.0.0.1:0"
+            certificate = {:?}
+            key = {:?}
             [state]
             directory = {:?}
             [store]
@@ -98,6 +121,8 @@ impl World {
             [telemetry]
             listen = "127.0.0.1:0"
             "#,
+            grpc.certificate,
+            grpc.key,
             self.path().join("state"),
             self.path().join("identities.json"),
         );

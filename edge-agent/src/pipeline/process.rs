@@ -108,7 +108,7 @@ impl<H: Host> Pipeline<H> {
             (SIGTERM | 1 | 2, _) => (intent::PROCESS_KILLED, Severity::Notice),
             _ => (intent::PROCESS_KILLED, Severity::Error),
         };
-        self.push(Event {
+        let event = Event {
             severity,
             container: place.container().cloned(),
             process: Some(ProcessPart {
@@ -118,7 +118,12 @@ impl<H: Host> Pipeline<H> {
                 ..ProcessPart::of_header(header)
             }),
             ..Event::new(header.time_nanos, intent, EventKind::Process, ProbeId::Exit.name())
-        });
+        };
+        if intent != intent::PROCESS_FAILED {
+            self.push(event);
+        } else if let Some(earliest) = self.exits.hold(event) {
+            self.push(earliest);
+        }
     }
 
     pub(super) fn out_of_memory(&mut self, victim: &OomVictim) {
@@ -212,14 +217,11 @@ impl<H: Host> Pipeline<H> {
             self.push(event);
             return;
         }
-        // They had several paths or addresses: that of the record is told of the one that sent it, if one did.
-        let sent = records.min(1);
-        if count > sent {
-            self.push(nameless(&event, count - sent));
+        // They had several paths or addresses: that of the record is told of the last of them.
+        if count > 1 {
+            self.push(nameless(&event, count - 1));
         }
-        if sent > 0 {
-            self.push(Event { count: sent, ..event });
-        }
+        self.push(Event { count: 1, ..event });
     }
 }
 

@@ -388,8 +388,8 @@ fn the_host_tells_what_containers_fail() {
 
 /// Scenario: a record of ten failures that were all alike; one of ten that were not; a drained count of such; an address
 /// that is in use, at this end and at the other.
-/// Guarantees: a path or address is told of those failures that had it and of no other; `address-in-use` is said of this
-/// end only; occurrences and records are kept.
+/// Guarantees: a path or address is told of those failures that had it and of no other: of several that differed, of the
+/// last; `address-in-use` is said of this end only; occurrences and records are kept.
 #[test]
 fn a_path_is_told_of_its_own_failures() {
     let told = |failed: &FailedSyscall, is_drained: bool| {
@@ -420,10 +420,17 @@ fn a_path_is_told_of_its_own_failures() {
         told(&open(10, FLAG_PATH | FLAG_MIXED), false),
         [(intent, 1, 1, path("/etc"), 1_100), (intent, 9, 0, path(""), 0)]
     );
-    assert_eq!(told(&open(10, FLAG_PATH | FLAG_MIXED), true), [(intent, 10, 0, path(""), 0)]);
-    // A path of this host or an address of another: not known.
+    assert_eq!(
+        told(&open(10, FLAG_PATH | FLAG_MIXED), true),
+        [(intent, 1, 0, path("/etc"), 0), (intent, 9, 0, path(""), 0)]
+    );
+    assert_eq!(told(&open(1, FLAG_PATH | FLAG_MIXED), true), [(intent, 1, 0, path("/etc"), 0)]);
+    // The others' may have been a path of this host or an address of another: not known.
     let connect = failed(SHOP, libc::SYS_connect, 2, 3, FLAG_PATH | FLAG_MIXED);
-    assert_eq!(told(&connect, true), [(intent::SYSCALL_FAILED, 3, 0, path(""), 0)]);
+    assert_eq!(
+        told(&connect, true),
+        [(intent, 1, 0, path("/etc"), 0), (intent::SYSCALL_FAILED, 2, 0, path(""), 0)]
+    );
 
     let mut pipeline = pipeline(Scope::Containers);
     for number in [libc::SYS_bind, libc::SYS_connect] {
@@ -437,6 +444,34 @@ fn a_path_is_told_of_its_own_failures() {
         assert_eq!((network.direction, network.protocol), (direction, ""));
         assert_eq!((network.tuple.local_port, network.tuple.remote_port), ports);
     }
+}
+
+/// Scenario: a process fails to open files and ends with an error; its exit is heard of before the kernel's counts are
+/// read, then no counts come at all.
+/// Guarantees: the exit is told behind the failures, nothing is told beyond it while it is held, and it is not held for
+/// ever.
+#[test]
+fn an_exit_is_told_behind_what_failed_before() {
+    let mut pipeline = pipeline(Scope::Containers);
+    let failing = |time_nanos| Exit { exit_code: 1, wait_status: 1 << 8, ..exit(time_nanos, SHOP, 0) };
+    pipeline.heard(1_000);
+    pipeline.record(&RecordRef::Exit(&failing(100)));
+    assert!(pipeline.fold.ready().iter().all(|event| event.intent != intent::PROCESS_FAILED));
+    assert_eq!(pipeline.told_until(), 100);
+    pipeline.reading(Reading::Drained { began_nanos: 90 }, 200);
+    let folded = failed(SHOP, libc::SYS_openat, 2, 3, FLAG_PATH | FLAG_MIXED);
+    pipeline.reading(Reading::Folded(Box::new(folded)), 200);
+    pipeline.reading(Reading::Drained { began_nanos: 150 }, 200);
+    pipeline.fold.close(1 << 60, &mut pipeline.tally);
+    let told: Vec<_> = pipeline.fold.ready().drain(..).map(|event| event.intent).collect();
+    let place = told.iter().position(|intent| *intent == intent::PROCESS_FAILED).unwrap();
+    assert_eq!(place, told.len() - 1);
+    assert_eq!(told.iter().filter(|intent| **intent == intent::FILE_ACCESS_FAILED).count(), 2);
+    assert_eq!(pipeline.told_until(), 1_000);
+    pipeline.record(&RecordRef::Exit(&failing(300)));
+    pipeline.tick(400 + HELD_NANOS_MAX);
+    pipeline.fold.close(1 << 60, &mut pipeline.tally);
+    assert_eq!(events(&mut pipeline, intent::PROCESS_FAILED).len(), 1);
 }
 
 /// Scenario: a connection of nobody's ends, before and after the kernel has had no room for an owner.

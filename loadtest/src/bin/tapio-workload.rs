@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapio_loadtest::drive::{Load, Notice, RATE_MAX, SECONDS_MAX, run, say};
+use tapio_loadtest::service::configuration::Settings;
 use tapio_loadtest::service::leak::Leak;
 use tapio_loadtest::service::{Service, tasks, threads};
 use tapio_loadtest::truth_log::TruthLog;
@@ -51,9 +52,12 @@ struct Serve {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// The service that it calls
+    /// The file that says whom it calls; without it the service ends
     #[arg(long)]
-    upstream: Option<SocketAddr>,
+    config: PathBuf,
+    /// A file that may override it and may be absent; may be repeated
+    #[arg(long)]
+    optional_config: Vec<PathBuf>,
     /// One blocking thread per connection, or an async runtime
     #[arg(long, value_enum, default_value = "threads")]
     runtime: Runtime,
@@ -120,6 +124,7 @@ fn main() -> ExitCode {
 }
 
 fn run_service(serve: Serve) -> anyhow::Result<()> {
+    let settings = Settings::read(&serve.config, &serve.optional_config)?;
     let listener =
         TcpListener::bind(serve.listen).with_context(|| format!("cannot listen on {}", serve.listen))?;
     let port = listener.local_addr().context("the listener has no address")?.port();
@@ -128,7 +133,7 @@ fn run_service(serve: Serve) -> anyhow::Result<()> {
     let leak = serve
         .leak_bytes_per_second
         .map(|rate| Leak::new(rate, Duration::from_millis(serve.leak_after_millis)));
-    let service = Service::new(serve.name, serve.upstream, log.clone(), leak);
+    let service = Service::new(serve.name, settings.upstream, log.clone(), leak);
     let server = std::thread::Builder::new().name("serve".to_owned()).spawn(move || match serve.runtime {
         Runtime::Threads => threads::serve(service, &listener),
         Runtime::Async => tasks::serve(service, listener),

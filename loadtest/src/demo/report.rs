@@ -16,7 +16,7 @@ use crate::workload::FirstFailure;
 /// The result of a run, in the shape of `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// `leak` or `healthy`.
+    /// `leak`, `healthy`, `missing-config` or `restart`.
     pub scenario: &'static str,
     /// What everything was drawn from.
     pub seed: u64,
@@ -85,7 +85,7 @@ impl Printer {
             chain.join(" → "),
             scenario.requests_per_second
         ));
-        let seconds = scenario.kill_after().as_secs();
+        let seconds = scenario.fault_after().as_secs();
         self.line(&match scenario.kind {
             Kind::Leak => {
                 format!("one of the services leaks memory; the kernel should kill it in about {seconds} s")
@@ -93,6 +93,12 @@ impl Printer {
             Kind::Healthy => {
                 format!("nothing is wrong; watching for {} s that Tapio says nothing", seconds + 10)
             }
+            Kind::MissingConfig => {
+                format!("one of the services is restarted in about {seconds} s, and its configuration file is gone")
+            }
+            Kind::Restart => format!(
+                "one of the services is restarted in about {seconds} s and comes back; watching that Tapio says nothing"
+            ),
         });
     }
 

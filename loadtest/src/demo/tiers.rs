@@ -38,6 +38,7 @@ pub struct Tiers {
     client: ApiClient,
     cluster: String,
     api: String,
+    grpc: String,
     authority: PathBuf,
     /// The `tapio` program.
     command: PathBuf,
@@ -81,7 +82,7 @@ impl Tiers {
         let seen =
             || health().is_ok_and(|answer| answer.sources.iter().any(|source| source.node == stage.node));
         wait(&mut agent, &mut [&mut aggregator, &mut central], stage.interrupt, ROAD_WAIT_MAX, seen)?;
-        let Settings { cluster, api, authority, .. } = settings;
+        let Settings { cluster, api, grpc, authority, .. } = settings;
         let is_store_embedded = server.is_none();
         let command = stage.programs.join("tapio");
         Ok(Self {
@@ -91,6 +92,7 @@ impl Tiers {
             client,
             cluster,
             api,
+            grpc,
             authority,
             command,
             store,
@@ -139,6 +141,7 @@ impl System for Tiers {
         [
             ("REST", format!("{}/api/v1  (certificate: {authority})", self.api)),
             ("command", command),
+            ("gRPC", format!("{}  (TLS, reflection, the same certificate)", self.grpc)),
             ("SQL", sql),
         ]
         .map(|(label, address)| (label.to_owned(), address))

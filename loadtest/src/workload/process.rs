@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::cgroup::{ContainerCgroup, Hierarchy};
+use crate::cgroup::{ContainerCgroup, Hierarchy, remove_container};
 use crate::drive::Notice;
 use crate::scenario::Pod;
 use crate::workload::Surroundings;
@@ -36,15 +36,19 @@ pub struct Process {
     output_ended: Receiver<()>,
     /// Removed after the child has ended: fields drop in order, and [`Drop`] ends the child first.
     cgroup: Option<ContainerCgroup>,
+    /// The cgroup that was removed when the process ended; its pod's may still be there.
+    retired: Option<PathBuf>,
     log: PathBuf,
 }
 
 impl Process {
     /// Creates the pod's cgroup and starts the program inside it, in a process group of its own, so that a Ctrl-C at
-    /// the terminal reaches only the program that will stop it in order.
+    /// the terminal reaches only the program that will stop it in order. `restart` counts the containers before it in
+    /// the same pod; each has logs of its own.
     pub(super) fn start(
         hierarchy: &Hierarchy,
         pod: &Pod,
+        restart: u32,
         arguments: &[String],
         surroundings: Surroundings<'_>,
     ) -> anyhow::Result<Self> {
@@ -52,8 +56,9 @@ impl Process {
         surroundings.record.note_cgroup(&path)?;
         let cgroup =
             ContainerCgroup::create(hierarchy, &pod.pod_uid, &pod.container_id, pod.memory_limit_bytes)?;
-        let log = surroundings.folder.join(format!("{}.truth.jsonl", pod.service));
-        let errors_path = surroundings.folder.join(format!("{}.stderr", pod.service));
+        let name = if restart == 0 { pod.service.clone() } else { format!("{}.{restart}", pod.service) };
+        let log = surroundings.folder.join(format!("{name}.truth.jsonl"));
+        let errors_path = surroundings.folder.join(format!("{name}.stderr"));
         let errors =
             File::create(&errors_path).with_context(|| format!("cannot create {}", errors_path.display()))?;
         let mut child = Command::new(surroundings.program)
@@ -82,6 +87,7 @@ impl Process {
             notices,
             output_ended,
             cgroup: Some(cgroup),
+            retired: None,
             log,
         };
         surroundings.record.note_process(process.child.id())?;
@@ -119,7 +125,7 @@ impl Process {
         &self.log
     }
 
-    /// The cgroup; gone only while the process is being stopped.
+    /// The cgroup; gone once the process was ended.
     #[must_use]
     pub const fn cgroup(&self) -> Option<&ContainerCgroup> {
         self.cgroup.as_ref()
@@ -146,6 +152,16 @@ impl Process {
         }
     }
 
+    /// Ends the process and removes its container's cgroup, but not its pod's; returns how it ended.
+    pub(super) fn retire(&mut self) -> anyhow::Result<ExitStatus> {
+        let exit = self.end()?;
+        if let Some(cgroup) = self.cgroup.take() {
+            self.retired = Some(cgroup.path().to_owned());
+            cgroup.remove_from_pod()?;
+        }
+        Ok(exit)
+    }
+
     /// Ends the process, removes its cgroup, and returns how it ended and what it said.
     pub(super) fn stop(mut self) -> anyhow::Result<(ExitStatus, Vec<Notice>)> {
         let exit = self.end()?;
@@ -153,6 +169,9 @@ impl Process {
         let _ = self.output_ended.recv_timeout(STOP_WAIT_MAX);
         if let Some(cgroup) = self.cgroup.take() {
             cgroup.remove()?;
+        }
+        if let Some(path) = self.retired.take() {
+            remove_container(&path)?;
         }
         let notices = self.notices.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok((exit, notices))
@@ -177,6 +196,9 @@ impl Drop for Process {
         if self.cgroup.is_some() {
             // The run record still names the process and the cgroup, for the next run's sweep.
             drop(self.end());
+        }
+        if let Some(path) = &self.retired {
+            drop(remove_container(path));
         }
     }
 }

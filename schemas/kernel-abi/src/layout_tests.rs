@@ -56,8 +56,8 @@ fn every_field_has_its_place() {
         map_full@48:8, reserved@56:8 });
     layout!(SyscallRule: 24 { errnos_low@0:8, errnos_high@8:8, shape@16:2, direction@18:1, form@19:1,
         reserved@20:4 });
-    layout!(FoldValue: 264 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, detail@24:8, mixed@32:8,
-        sample@40:224 });
+    layout!(FoldValue: 272 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, detail@24:8, mixed@32:8,
+        writing@40:8, sample@48:224 });
 }
 
 /// Scenario: the two structs that are not aligned to eight bytes.

@@ -192,11 +192,14 @@ pub struct FoldValue {
     pub emitted_at_nanos: u64,
     /// When the last failure happened, `CLOCK_BOOTTIME`.
     pub last_at_nanos: u64,
-    /// Hash of the first failure's path and address.
+    /// Hash of the path and address in `sample`.
     pub detail: u64,
-    /// 1 once a failure had another path or address than the first; it stays so while the key lives.
+    /// 1 once a failure had another path or address than the one before; it stays so while the key lives.
     pub mixed: u64,
-    /// The record of the key's first failure.
+    /// 1 while a processor writes `sample`.
+    pub writing: u64,
+    /// The record of the key's last failure, as far as path and address go: a failure that is like the one before is
+    /// not written again. Of several at the same moment it is one.
     pub sample: FailedSyscall,
 }
 

@@ -36,7 +36,7 @@ pub const FLAG_PATH_UNREADABLE: u16 = 2;
 pub const FLAG_ADDRESS: u16 = 4;
 /// The record carries a path.
 pub const FLAG_PATH: u16 = 8;
-/// The failures that the record stands for differ in path or address: what it carries is one of them.
+/// The failures that the record stands for differ in path or address: what it carries is that of the last of them.
 pub const FLAG_MIXED: u16 = 16;
 
 /// The victim was named by its `task_struct`: tgid, cgroup, start and comm are the victim's own.
@@ -273,13 +273,13 @@ pub struct TcpRetransmit {
 
 /// A system call failed, `count` times since the last record of the same process, call and errno.
 ///
-/// Path and address are those of all these failures, unless [`FLAG_MIXED`] says otherwise: then they are of the failure
-/// that sent the record, and in a drained record, which no failure has sent, of none of those that it counts.
+/// Path and address are those of all these failures, unless [`FLAG_MIXED`] says otherwise: then they are of the last of
+/// them, which is the one that sent the record, if one did. What a process missed last is often why it ends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailedSyscall {
     /// The caller; of several failures, the thread of one. In a drained record the time is that of the last failure and
-    /// the thread that of the first one.
+    /// the thread that of one with the same path and address.
     pub header: Header,
     /// How many failures this record stands for.
     pub count: u64,

@@ -29,6 +29,7 @@ pub const FILES_MAX: usize = 1_024;
 pub const BUILTIN: &[(&str, &str)] = &[
     ("container-oom.yaml", include_str!("../../rules/container-oom.yaml")),
     ("container-oom-node.yaml", include_str!("../../rules/container-oom-node.yaml")),
+    ("missing-file.yaml", include_str!("../../rules/missing-file.yaml")),
 ];
 
 /// Compiles the rules that Tapio comes with.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tapio_correlation::{
-    rule::{Announce, LinkTo, Presence, Rule, Scope, Side, Step, StepLink, TimeBound},
+    rule::{About, Announce, LinkTo, Presence, Rule, Scope, Side, Step, StepLink, TimeBound},
     template::Template,
 };
 use tapio_schemas::{
@@ -22,6 +22,9 @@ use crate::{
 /// The most steps that a rule may have.
 const STEPS_MAX: usize = 32;
 
+/// The most occurrences that a step may ask for.
+const AT_LEAST_MAX: u32 = 1_000;
+
 /// The longest time that a step may look away from another.
 const WITHIN_MICROS_MAX: u64 = 86_400_000_000;
 
@@ -33,11 +36,14 @@ const STEP_KEYS: &[&str] = &[
     "role",
     "observe",
     "words",
+    "about",
     "where",
+    "at-least",
     "presence",
     "before",
     "after",
     "same-container-as",
+    "same-pod-as",
     "same-process-as",
     "caller-of",
     "transitively-calls",
@@ -49,8 +55,9 @@ const STEP_KEYS: &[&str] = &[
     "told-with",
 ];
 
-const LINKS: [(&str, LinkTo); 5] = [
+const LINKS: [(&str, LinkTo); 6] = [
     ("same-container-as", LinkTo::SameContainer),
+    ("same-pod-as", LinkTo::SamePod),
     ("same-process-as", LinkTo::SameProcess),
     ("caller-of", LinkTo::CallerOf),
     ("transitively-calls", LinkTo::TransitivelyCalls),
@@ -126,6 +133,7 @@ fn read_rule(reader: &mut Reader<'_>, root: &Node) -> Option<Rule> {
     if steps.len() != step_nodes.len() || steps.is_empty() {
         return None;
     }
+    refuse_containers_of_pods(reader, &step_fields, &steps);
     let anchor = find_anchor(reader, root, &steps)?;
     let order = find_order(reader, root, &steps, anchor)?;
     Some(Rule {
@@ -184,7 +192,11 @@ fn read_step(
         .and_then(|node| reader.choice(node, "the presence", &presences));
     let observe = read_observe(reader, fields);
     let words = read_words(reader, fields, &observe);
+    let abouts = [("container", About::Container), ("pod", About::Pod)];
+    let about =
+        fields.get("about").map_or(Some(About::default()), |node| reader.choice(node, "`about`", &abouts));
     let condition = fields.get("where").and_then(|node| read_condition(reader, node));
+    let at_least = read_at_least(reader, fields);
     let mut bounds = Vec::new();
     for (key, side) in [("before", Side::Before), ("after", Side::After)] {
         for (node, text) in fields.get(key).map(|node| reader.texts(node, key)).unwrap_or_default() {
@@ -216,7 +228,9 @@ fn read_step(
         role_code: role?.code(),
         observe: observe.into_iter().map(str::to_owned).collect(),
         words,
+        about: about?,
         condition,
+        at_least: at_least?,
         presence: presence?,
         bounds,
         links,
@@ -267,6 +281,40 @@ fn read_condition(reader: &mut Reader<'_>, node: &Node) -> Option<tapio_correlat
                 reader.faults.push(place.saying(format!("`where`: {message}")));
             }
             None
+        }
+    }
+}
+
+fn read_at_least(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Option<u32> {
+    let Some(node) = fields.get("at-least") else { return Some(1) };
+    let count = match node.value {
+        Yaml::Integer(count) => u32::try_from(count).ok().filter(|count| (1..=AT_LEAST_MAX).contains(count)),
+        _ => None,
+    };
+    if count.is_none() {
+        reader.refuse(
+            node,
+            format!("`at-least` is how often it must have happened: a number from 1 to {AT_LEAST_MAX}"),
+        );
+    }
+    // What everything is held against is one fault however often it happens.
+    if count.is_some_and(|count| count > 1) && ["before", "after"].iter().all(|key| fields.get(key).is_none())
+    {
+        reader.refuse(node, "`at-least` belongs to a step that is `before` or `after` another");
+    }
+    count
+}
+
+/// A pod is no container: what is about one is in no container of the other's evidence.
+fn refuse_containers_of_pods(reader: &mut Reader<'_>, nodes: &[(&Node, Fields<'_>)], steps: &[Step]) {
+    for ((node, fields), step) in nodes.iter().zip(steps) {
+        for link in step.links.iter().filter(|link| link.to == LinkTo::SameContainer) {
+            let other = usize::try_from(link.step).ok().and_then(|at| steps.get(at));
+            if let Some(other) = other.filter(|other| other.about == About::Pod) {
+                let place = fields.get("same-container-as").unwrap_or(node);
+                let message = format!("the step `{}` is about a pod: write `same-pod-as`", other.id);
+                reader.refuse(place, message);
+            }
         }
     }
 }

@@ -11,7 +11,10 @@
 use std::collections::BTreeMap;
 
 use tapio_compiler::{compile_builtin, compile_builtin_and_dir, compile_dir, compile_texts};
-use tapio_correlation::{RuleSet, RuleSetError, rule::Scope};
+use tapio_correlation::{
+    RuleSet, RuleSetError,
+    rule::{About, LinkTo, Scope},
+};
 use tapio_schemas::{
     entity::{EntityKey, EntityKind},
     ids::{EventId, SourceId},
@@ -209,6 +212,44 @@ steps:
     }
 }
 
+/// Scenario: steps about pods, with a wrong word, a wrong number, a container of a pod, a count on the anchor.
+/// Guarantees: what fits compiles to what it says; each fault is told with its place and what to write.
+#[test]
+fn steps_about_pods_and_counts_are_read() {
+    let head = "version: 1\nid: small\ntitle: t\nseverity: error\nscope: node\nsteps:\n";
+    let rule = |kill: &str, crash: &str| {
+        let text = format!(
+            "{head}  - id: kill\n    role: fault\n    presence: required\n    observe: [oom-kill]\n{kill}\
+             \x20\x20- id: crash\n    role: fault\n    presence: expected\n    observe: [process-failed]\n\
+             \x20\x20\x20\x20after: kill within 1s\n{crash}"
+        );
+        compile_texts([("r.yaml", text.as_str())]).map_err(|faults| faults.to_string())
+    };
+    let rules = rule("    about: pod\n", "    about: pod\n    at-least: 3\n    same-pod-as: kill\n").unwrap();
+    let [kill, crash] = rules.rules()[0].steps.as_slice() else { panic!("two steps") };
+    assert_eq!((kill.about, kill.at_least), (About::Pod, 1));
+    assert_eq!((crash.about, crash.at_least, crash.links[0].to), (About::Pod, 3, LinkTo::SamePod));
+    assert_eq!(RuleSet::from_bytes(rules.as_bytes()).unwrap(), rules);
+    for (kill, crash, expected) in [
+        ("    about: node\n", "", "r.yaml:11:12: `about` `node` is none of: container, pod"),
+        (
+            "",
+            "    at-least: 0\n",
+            "r.yaml:16:15: `at-least` is how often it must have happened: a number from 1",
+        ),
+        ("", "    at-least: often\n", "r.yaml:16:15: `at-least` is how often"),
+        ("    at-least: 2\n", "", "r.yaml:11:15: `at-least` belongs to a step that is `before` or `after`"),
+        (
+            "    about: pod\n",
+            "    same-container-as: kill\n",
+            "r.yaml:17:24: the step `kill` is about a pod: write `same-pod-as`",
+        ),
+    ] {
+        let faults = rule(kill, crash).unwrap_err();
+        assert!(faults.contains(expected), "no {expected:?} in:\n{faults}");
+    }
+}
+
 /// Scenario: steps that refer to each other in a circle, no anchor, a step without a time, no YAML at all.
 /// Guarantees: each is refused with a sentence that says what to do.
 #[test]
@@ -238,7 +279,7 @@ fn a_folder_of_rules_is_compiled() {
     write("own.yaml", SMALL.replace("CONDITION", "count > 1"));
     write("README.md", "no rule".to_owned());
     assert_eq!(compile_dir(folder.path()).unwrap().rules().len(), 1);
-    assert_eq!(compile_builtin_and_dir(folder.path()).unwrap().rules().len(), 3);
+    assert_eq!(compile_builtin_and_dir(folder.path()).unwrap().rules().len(), 4);
     write("twice.yml", SMALL.replace("CONDITION", "count > 2").replace("id: small", "id: container-oom"));
     let faults = compile_builtin_and_dir(folder.path()).unwrap_err().to_string();
     assert!(faults.contains("rule container-oom exists already in container-oom.yaml"), "{faults}");

@@ -12,8 +12,8 @@ use tapio_schemas::{
     units::{Micros, TimeInterval, UnixMicros},
 };
 
-use super::set::ObservationSet;
-use crate::rule::{Rule, Side};
+use super::{set::ObservationSet, topology::Topology};
+use crate::rule::{About, Rule, Side};
 
 /// Which fault: the rule, its first occurrence's time and event, its entity.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,13 +41,22 @@ impl AnchorGroup {
 }
 
 /// The faults of one rule, in the order of time.
-pub(super) fn groups(set: &ObservationSet, index: usize, rule: &Rule) -> Vec<(GroupKey, AnchorGroup)> {
+pub(super) fn groups(
+    set: &ObservationSet,
+    topology: &Topology,
+    index: usize,
+    rule: &Rule,
+) -> Vec<(GroupKey, AnchorGroup)> {
     let Some(step) = rule.anchor_step() else { return Vec::new() };
     let mut by_entity: BTreeMap<&EntityKey, Vec<&Arc<Observation>>> = BTreeMap::new();
     for intent in &step.observe {
         for observation in set.range(intent, UnixMicros(0), UnixMicros(u64::MAX)) {
             if step.condition.as_ref().is_none_or(|condition| condition.holds(observation)) {
-                by_entity.entry(&observation.subject).or_default().push(observation);
+                let entity = match step.about {
+                    About::Container => &observation.subject,
+                    About::Pod => topology.home_of(&observation.subject, observation.time.latest),
+                };
+                by_entity.entry(entity).or_default().push(observation);
             }
         }
     }

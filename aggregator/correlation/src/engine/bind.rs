@@ -21,7 +21,7 @@ use super::{
     symptom::{self, Onset},
     topology::{Moves, OwnersMemo, Topology},
 };
-use crate::rule::{LinkTo, Rule, Side, Step, StepLink};
+use crate::rule::{About, LinkTo, Rule, Side, Step, StepLink};
 
 /// What binding reads.
 pub(super) struct View<'a> {
@@ -120,6 +120,9 @@ impl Draft {
     /// Whether a relation changed that binding looked at.
     pub(super) fn is_moved_by(&self, rule: &Rule, topology: &Topology, moves: &Moves) -> bool {
         let (from, until) = self.calls_within(rule);
+        if moves.concern_homes() && rule.steps.iter().any(Step::looks_at_pods) {
+            return true;
+        }
         topology.concerns(moves, &self.watched, from, until)
     }
 
@@ -162,7 +165,8 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup, change
         let Some(step) = rule.step(*at) else { continue };
         for link in step.links.iter().filter(|link| link.to.is_by_calls()) {
             let owners = bound_at(&draft, link.step).map(|other| other.groups.as_slice()).unwrap_or_default();
-            let owners: Vec<EntityKey> = owners.iter().map(|group| group.subject.clone()).collect();
+            let owners: Vec<EntityKey> =
+                owners.iter().flat_map(|group| view.topology.members_of(&group.subject)).collect();
             draft.watched.extend(owners);
         }
         let bound = bind_step(view, rule, *at, step, &mut draft);
@@ -191,7 +195,8 @@ fn bind_step(view: &View<'_>, rule: &Rule, at: u32, step: &Step, draft: &mut Dra
     let Some(window) = Window::of(step, draft) else { return Bound::default() };
     let by_call_chain = step.links.iter().any(|link| link.to == LinkTo::TransitivelyCalls);
     let by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
-    let groups = candidates(view, step, draft, &window);
+    let mut groups = candidates(view, step, draft, &window);
+    groups.retain(|group| symptom::total(&group.items) >= u64::from(step.at_least));
     let follows = matches!(step.role(), Role::Effect | Role::Symptom) && step.is_dated_by_end();
     if !follows || by_trace {
         return Bound { groups, ..Bound::default() };
@@ -292,13 +297,11 @@ pub(super) fn time_of(rule: &Rule, step: &Step, draft: &Draft) -> Option<(UnixMi
 /// The observations that satisfy a step within a window, grouped by entity, each in the order of time.
 fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> Vec<Group> {
     let (from, to) = window.search(view.set.reach());
-    let traces: Vec<Option<BTreeMap<TraceId, LinkKind>>> = step
-        .links
-        .iter()
-        .map(|link| {
-            (link.to == LinkTo::SameTrace).then(|| bound_at(draft, link.step).map(Bound::traces)).flatten()
-        })
-        .collect();
+    let links: Vec<Linked<'_>> =
+        step.links.iter().filter_map(|link| Linked::new(view, draft, link)).collect();
+    if links.len() < step.links.len() {
+        return Vec::new();
+    }
     let mut owners = OwnersMemo::new(view.topology);
     let mut groups: BTreeMap<&EntityKey, Group> = BTreeMap::new();
     for intent in &step.observe {
@@ -309,8 +312,8 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
                 continue;
             }
             let mut link = LinkKind::Observed;
-            let linked = step.links.iter().zip(&traces).all(|(to, traces)| {
-                let found = link_of(&mut owners, draft, to, traces.as_ref(), item);
+            let linked = links.iter().all(|to| {
+                let found = to.link_of(view.topology, &mut owners, item);
                 if found == Some(LinkKind::Inferred) {
                     link = LinkKind::Inferred;
                 }
@@ -319,8 +322,12 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
             if !linked {
                 continue;
             }
-            let new = || Group { subject: item.subject.clone(), items: Vec::new(), link };
-            let group = groups.entry(&item.subject).or_insert_with(new);
+            let subject = match step.about {
+                About::Container => &item.subject,
+                About::Pod => view.topology.home_of(&item.subject, item.time.latest),
+            };
+            let new = || Group { subject: subject.clone(), items: Vec::new(), link };
+            let group = groups.entry(subject).or_insert_with(new);
             // One link that was seen is enough to tie the entity to the chain.
             if link == LinkKind::Observed {
                 group.link = LinkKind::Observed;
@@ -335,39 +342,77 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
     groups
 }
 
-/// How an observation is linked to another step's evidence, if it is.
-fn link_of<'a>(
-    owners: &mut OwnersMemo<'a>,
-    draft: &Draft,
-    link: &StepLink,
-    traces: Option<&BTreeMap<TraceId, LinkKind>>,
-    item: &'a Observation,
-) -> Option<LinkKind> {
-    let other = bound_at(draft, link.step)?;
-    match link.to {
-        LinkTo::SameContainer => {
-            other.groups.iter().any(|group| group.subject == item.subject).then_some(LinkKind::Observed)
+/// A required relation to another step's evidence, prepared for asking of many observations.
+struct Linked<'a> {
+    to: LinkTo,
+    other: &'a Bound,
+    /// The containers of each of the other's entities.
+    members: Vec<BTreeSet<EntityKey>>,
+    /// The pods of the other's entities.
+    homes: BTreeSet<&'a EntityKey>,
+    traces: BTreeMap<TraceId, LinkKind>,
+}
+
+impl<'a> Linked<'a> {
+    fn new(view: &View<'a>, draft: &'a Draft, link: &StepLink) -> Option<Self> {
+        let other = bound_at(draft, link.step)?;
+        let groups = || other.groups.iter();
+        let (mut members, mut homes, mut traces) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+        match link.to {
+            LinkTo::CallerOf | LinkTo::TransitivelyCalls => {
+                members = groups().map(|group| view.topology.members_of(&group.subject)).collect();
+            }
+            LinkTo::SamePod => {
+                homes =
+                    groups().map(|group| view.topology.home_of(&group.subject, draft.last.latest)).collect();
+            }
+            LinkTo::SameTrace => traces = other.traces(),
+            LinkTo::SameContainer | LinkTo::SameProcess => {}
         }
-        LinkTo::SameProcess => {
-            let process = item.process.as_ref()?;
-            let same =
-                |one: &Arc<Observation>| one.process.as_ref().is_some_and(|its| same_process(its, process));
-            other.items().any(same).then_some(LinkKind::Observed)
-        }
-        LinkTo::CallerOf => {
-            let peer = item.peer.as_ref()?;
-            let end = end_of(item);
-            let ours = |group: &&Group| group.subject != item.subject;
-            other.groups.iter().filter(ours).find_map(|group| owners.link_to(&group.subject, peer, &end))
-        }
-        // Who calls whom is decided over all of the step's entities at once, in `symptom::bind`.
-        LinkTo::TransitivelyCalls => {
-            other.groups.iter().all(|group| group.subject != item.subject).then_some(LinkKind::Observed)
-        }
-        LinkTo::SameTrace => {
-            let found = traces?.get(&item.trace?)?;
-            let observed = *found == LinkKind::Observed && item.trace_link == LinkKind::Observed;
-            Some(if observed { LinkKind::Observed } else { LinkKind::Inferred })
+        Some(Self { to: link.to, other, members, homes, traces })
+    }
+
+    /// How an observation is linked to the other step's evidence, if it is.
+    fn link_of(
+        &self,
+        topology: &'a Topology,
+        owners: &mut OwnersMemo<'a>,
+        item: &'a Observation,
+    ) -> Option<LinkKind> {
+        match self.to {
+            LinkTo::SameContainer => {
+                let mut groups = self.other.groups.iter();
+                groups.any(|group| group.subject == item.subject).then_some(LinkKind::Observed)
+            }
+            LinkTo::SamePod => {
+                let home = topology.home_of(&item.subject, item.time.latest);
+                self.homes.contains(home).then_some(LinkKind::Observed)
+            }
+            LinkTo::SameProcess => {
+                let process = item.process.as_ref()?;
+                let same = |one: &Arc<Observation>| {
+                    one.process.as_ref().is_some_and(|its| same_process(its, process))
+                };
+                self.other.items().any(same).then_some(LinkKind::Observed)
+            }
+            LinkTo::CallerOf => {
+                let peer = item.peer.as_ref()?;
+                let end = end_of(item);
+                let mut others =
+                    self.members.iter().filter(|members| !members.contains(&item.subject)).flatten();
+                others.find_map(|member| owners.link_to(member, peer, &end))
+            }
+            // Who calls whom is decided over all of the step's entities at once, in `symptom::bind`.
+            LinkTo::TransitivelyCalls => self
+                .members
+                .iter()
+                .all(|members| !members.contains(&item.subject))
+                .then_some(LinkKind::Observed),
+            LinkTo::SameTrace => {
+                let found = self.traces.get(&item.trace?)?;
+                let observed = *found == LinkKind::Observed && item.trace_link == LinkKind::Observed;
+                Some(if observed { LinkKind::Observed } else { LinkKind::Inferred })
+            }
         }
     }
 }

@@ -160,7 +160,9 @@ fn symptom_seen_until(context: &Context<'_>, rule: &Rule, draft: &Draft, shown: 
 /// The sources that saw the evidence, or told of who calls the fault's entity.
 fn implicated(context: &Context<'_>, draft: &Draft) -> BTreeSet<SourceId> {
     let mut sources = draft.seen_by.clone();
-    sources.extend(context.topology.told_by(&draft.cause));
+    for member in context.topology.members_of(&draft.cause) {
+        sources.extend(context.topology.told_by(&member));
+    }
     sources
 }
 

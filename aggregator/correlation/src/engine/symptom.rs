@@ -71,7 +71,7 @@ impl Onset {
     }
 }
 
-fn total<'a>(items: impl IntoIterator<Item = &'a Arc<Observation>>) -> u64 {
+pub(super) fn total<'a>(items: impl IntoIterator<Item = &'a Arc<Observation>>) -> u64 {
     items.into_iter().fold(0, |sum, item| sum.saturating_add(item.count))
 }
 
@@ -125,23 +125,24 @@ fn effect_traces(rule: &Rule, draft: &Draft) -> BTreeMap<TraceId, LinkKind> {
 
 /// Who calls the fault's entity, through entities that are affected themselves.
 struct Upstream<'a> {
-    victim: &'a EntityKey,
+    /// The fault's entity; of a pod its containers.
+    victims: &'a BTreeSet<EntityKey>,
     /// Those through whom the search goes on.
     affected: &'a BTreeSet<EntityKey>,
-    /// The callers of the victim and of the affected that the search comes to.
+    /// The callers of the victims and of the affected that the search comes to.
     callers: BTreeMap<EntityKey, BTreeMap<EntityKey, LinkKind>>,
 }
 
 impl<'a> Upstream<'a> {
     fn new(
         topology: &Topology,
-        victim: &'a EntityKey,
+        victims: &'a BTreeSet<EntityKey>,
         affected: &'a BTreeSet<EntityKey>,
         at: &TimeInterval,
         (from, until): (UnixMicros, UnixMicros),
     ) -> Self {
-        let mut upstream = Self { victim, affected, callers: BTreeMap::new() };
-        let mut next = vec![victim.clone()];
+        let mut upstream = Self { victims, affected, callers: BTreeMap::new() };
+        let mut next: Vec<EntityKey> = victims.iter().cloned().collect();
         while let Some(entity) = next.pop() {
             let its = topology.callers_of(&entity, at, from, until);
             next.extend(its.keys().filter(|caller| affected.contains(caller)).cloned());
@@ -155,7 +156,7 @@ impl<'a> Upstream<'a> {
     /// these of the direct callers.
     fn levels(&self, link: LinkKind, nearest: Option<&BTreeSet<EntityKey>>) -> BTreeMap<EntityKey, u32> {
         let mut levels: BTreeMap<EntityKey, u32> = BTreeMap::new();
-        let mut queue = VecDeque::from([(self.victim, 0)]);
+        let mut queue: VecDeque<(&EntityKey, u32)> = self.victims.iter().map(|victim| (victim, 0)).collect();
         while let Some((entity, depth)) = queue.pop_front() {
             if depth >= HOPS_MAX {
                 continue;
@@ -163,7 +164,7 @@ impl<'a> Upstream<'a> {
             for (caller, its) in self.callers.get(entity).into_iter().flatten() {
                 let is_passable = depth > 0 || nearest.is_none_or(|nearest| nearest.contains(caller));
                 let is_known = link != LinkKind::Observed || *its == LinkKind::Observed;
-                if caller == self.victim || levels.contains_key(caller) || !is_passable || !is_known {
+                if self.victims.contains(caller) || levels.contains_key(caller) || !is_passable || !is_known {
                     continue;
                 }
                 levels.insert(caller.clone(), depth + 1);
@@ -227,14 +228,14 @@ pub(super) fn bind(
         return bound;
     };
     let victim = bound_at(draft, link.step).and_then(|bound| bound.groups.first());
-    let Some(victim) = victim.map(|group| group.subject.clone()) else { return bound };
+    let Some(victims) = victim.map(|group| view.topology.members_of(&group.subject)) else { return bound };
     let traces = effect_traces(rule, draft);
     let effects = rule.steps.iter().zip(&draft.bound).filter(|(step, _bound)| step.role() == Role::Effect);
     let mut affected: BTreeSet<EntityKey> =
         effects.flat_map(|(_step, bound)| bound.groups.iter().map(|group| group.subject.clone())).collect();
     affected.extend(groups.iter().map(|group| group.subject.clone()));
     let within = draft.calls_within(rule);
-    let upstream = Upstream::new(view.topology, &victim, &affected, &draft.last, within);
+    let upstream = Upstream::new(view.topology, &victims, &affected, &draft.last, within);
     let chains = Chains::of(&upstream, broken_callers(rule, draft, link.step).as_ref());
     let mut onsets: Vec<(u32, Onset)> = Vec::new();
     for group in groups {

@@ -48,6 +48,8 @@ pub(super) struct Topology {
     called: BTreeMap<Place, BTreeSet<EntityKey>>,
     /// Entity to where it runs.
     homes: Edges,
+    /// Where something runs, to what was seen there.
+    tenants: BTreeMap<EntityKey, BTreeSet<EntityKey>>,
     edges: usize,
     evicted: u64,
     /// The latest confirmation of a relation that was evicted over budget.
@@ -115,7 +117,7 @@ impl Topology {
         let new = match kind {
             RelationKind::Listens => self.listens(from, to, span),
             RelationKind::Calls => self.calls(from, to, span),
-            RelationKind::RunsIn => join(&mut self.homes, from, to, span).0.is_none(),
+            RelationKind::RunsIn => self.runs(from, to, span),
             RelationKind::Owns | RelationKind::Unknown => false,
         };
         self.edges += usize::from(new);
@@ -168,6 +170,18 @@ impl Topology {
             self.moves.call_ends(port, before.until, now.until);
         }
         false
+    }
+
+    fn runs(&mut self, from: &EntityKey, to: &EntityKey, span: Span) -> bool {
+        let (before, now) = join(&mut self.homes, from, to, span);
+        // Between several homes their beginnings decide.
+        if before.is_none_or(|before| before.since != now.since) {
+            self.moves.homes();
+        }
+        if before.is_none() {
+            self.tenants.entry(to.clone()).or_default().insert(from.clone());
+        }
+        before.is_none()
     }
 
     /// What changed since this was last asked.
@@ -282,6 +296,19 @@ impl Topology {
         earlier.or_else(|| line.iter().min_by_key(|(_home, span)| span.since)).map(|(home, _span)| home)
     }
 
+    /// The pod that `entity` ran in at `at`; itself, where none is known.
+    pub(super) fn home_of<'a>(&'a self, entity: &'a EntityKey, at: UnixMicros) -> &'a EntityKey {
+        self.runs_in(entity, at).filter(|home| home.kind == EntityKind::Pod).unwrap_or(entity)
+    }
+
+    /// Those who listen and call for `entity`: of a pod the containers that were seen in it, else itself.
+    pub(super) fn members_of(&self, entity: &EntityKey) -> BTreeSet<EntityKey> {
+        if entity.kind == EntityKind::Pod {
+            return self.tenants.get(entity).cloned().unwrap_or_default();
+        }
+        BTreeSet::from([entity.clone()])
+    }
+
     /// All relations, ordered.
     pub(super) fn relations(&self) -> Vec<Relation> {
         let relation = |kind, from: &EntityKey, to: &EntityKey, span: &Span| Relation {
@@ -349,6 +376,8 @@ impl Topology {
             }
             RelationKind::RunsIn => {
                 drop_edge(&mut self.homes, from, to);
+                drop_member(&mut self.tenants, to, from);
+                self.moves.homes();
             }
             RelationKind::Owns | RelationKind::Unknown => return,
         }

@@ -77,7 +77,7 @@ fn ended(mut story: Story, flaws: Flaws) -> Story {
 
 /// One thing that happens: what, to whom, when, how often.
 fn happening() -> impl Strategy<Value = (u8, usize, i64, u64, u8)> {
-    (0_u8..9, 0..NAMES.len(), -30_000_i64..8_000, 1_u64..40, 0_u8..4)
+    (0_u8..13, 0..NAMES.len(), -30_000_i64..8_000, 1_u64..40, 0_u8..4)
 }
 
 fn told(happenings: &[(u8, usize, i64, u64, u8)], flaws: Flaws) -> Story {
@@ -95,6 +95,16 @@ fn told(happenings: &[(u8, usize, i64, u64, u8)], flaws: Flaws) -> Story {
             5 => story.unanswered(*millis, name, port, trace(*of), LinkKind::Observed),
             6 => story.fails(*millis, name, *count, Some(trace(*of))),
             7 => story.fails(*millis, name, *count, None),
+            // A pod's later containers have names of their own; its processes have few pids, so that some meet.
+            9 => story.stops_listening(*millis / 10, name),
+            10 | 11 => {
+                let later = format!("{name}{}", of % 2);
+                let (pid, path) = (u64::from(*of % 3), ["", "/conf", "/optional"][usize::from(*of) % 3]);
+                let story = story.runs_in(*millis / 10, &later, name);
+                let story = story.misses(*millis / 10, &later, pid, path);
+                if *what == 10 { story.exits_failing(*millis / 10 + 1, &later, pid) } else { story }
+            }
+            12 => story.exits_failing(*millis / 10, &format!("{name}1"), u64::from(*of % 3)),
             _ => story.executes(*millis, name, "sh"),
         };
     }
@@ -200,7 +210,7 @@ proptest! {
         let before = engine_of(&story.inputs).verdicts();
         for verdict in before.iter().filter(|verdict| verdict.outcome != Outcome::Hypothesis) {
             let support: Vec<_> = verdict.evidence.iter()
-                .filter(|line| line.stance == Stance::Supporting && line.step != "kill")
+                .filter(|line| line.stance == Stance::Supporting && !["kill", "down"].contains(&line.step.as_str()))
                 .flat_map(|line| line.events.iter().copied())
                 .filter(|event| supported_by(&before, *event).all(|other| is_same_fault(other, verdict)))
                 .collect();

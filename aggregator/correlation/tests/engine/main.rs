@@ -12,6 +12,7 @@ mod announcing;
 mod counter_examples;
 mod laws;
 mod limits;
+mod missing_file;
 mod observing;
 mod oom;
 mod speed;

@@ -124,6 +124,43 @@ impl Story {
         self
     }
 
+    /// A container, known by its first event, runs in a pod.
+    pub(crate) fn runs_in(mut self, millis: i64, who: &str, pod: &str) -> Self {
+        let pod = EntityKey::new(EntityKind::Pod, format!("pod-{pod}"));
+        self.relate(RelationKind::RunsIn, container(who), pod, millis);
+        self
+    }
+
+    pub(crate) fn stops_listening(mut self, millis: i64, who: &str) -> Self {
+        self.observe("listening-ended", "tcp_state", millis, who, |_| {});
+        self
+    }
+
+    /// A process of this pid ends with exit code 1.
+    pub(crate) fn exits_failing(mut self, millis: i64, who: &str, pid: u64) -> Self {
+        let process = observe::process(self.node, pid, 9);
+        self.observe("process-failed", "exit", millis, who, |it| {
+            it.process = Some(process);
+            it.attributes.insert("kernel.exit_code".into(), Value::Integer(1));
+        });
+        self
+    }
+
+    /// A process of this pid does not find a file; no path where it is not known.
+    pub(crate) fn misses(mut self, millis: i64, who: &str, pid: u64, path: &str) -> Self {
+        let process = observe::process(self.node, pid, 9);
+        self.observe("file-access-failed", "syscall_failure", millis, who, |it| {
+            it.process = Some(process);
+            it.attributes.insert("kernel.errno".into(), Value::Integer(2));
+            it.attributes.insert("kernel.syscall".into(), Value::Text("openat".to_owned()));
+            it.attributes.insert("kernel.command".into(), Value::Text("server".to_owned()));
+            if !path.is_empty() {
+                it.attributes.insert("kernel.path".into(), Value::Text(path.to_owned()));
+            }
+        });
+        self
+    }
+
     pub(crate) fn calls(mut self, millis: i64, who: &str, port: u16) -> Self {
         self.relate(RelationKind::Calls, container(who), Self::endpoint(port), millis);
         self
@@ -262,10 +299,14 @@ impl Story {
         Self::engine_of(self.inputs.clone(), now)
     }
 
-    /// The verdicts of the cluster's rule.
+    /// The verdicts of the cluster's rule about memory.
     pub(crate) fn verdicts(&self, now: i64) -> Vec<Verdict> {
+        self.verdicts_of("container-oom", now)
+    }
+
+    pub(crate) fn verdicts_of(&self, rule: &str, now: i64) -> Vec<Verdict> {
         let mut verdicts = self.engine(now).verdicts();
-        verdicts.retain(|verdict| verdict.rule == "container-oom");
+        verdicts.retain(|verdict| verdict.rule == rule);
         verdicts
     }
 

@@ -75,6 +75,8 @@ impl Session {
         let ToSpool { place, room } = to_spool;
         let Outgoing { head, body, content } = outgoing;
         let size = body.len() as u64;
+        let tap = &self.shared.tap;
+        let live = (matches!(content, Content::Frame { .. }) && tap.is_wanted()).then(|| body.clone());
         let append = |receipt| drop(place.send(Command::Append(Append { head, body, receipt, room })));
         let receipt = |position| Some(Receipt { source: Arc::clone(&self.position), position });
         let (outcome, gap, events) = match content {
@@ -91,6 +93,9 @@ impl Session {
             Content::Frame { position, gap, inputs, events } => {
                 if self.position.accept(position, || append(receipt(position))) {
                     self.handover.think(inputs);
+                    if let Some(bytes) = live {
+                        tap.offer(position.of_source(self.source), &self.node, bytes, events);
+                    }
                     ("accepted", gap, events)
                 } else {
                     ("duplicate", 0, 0)

@@ -54,7 +54,9 @@ pub(crate) struct Settings {
     pub(crate) store_account: PathBuf,
     /// The API's address.
     pub(crate) api: String,
-    /// The certificate that the API's certificate is signed by.
+    /// The aggregator's gRPC address.
+    pub(crate) grpc: String,
+    /// The certificate that the certificates of the API and of gRPC are signed by.
     pub(crate) authority: PathBuf,
 }
 
@@ -66,9 +68,9 @@ impl Settings {
         identities: &Path,
         server: Option<&ClickHouseServer>,
     ) -> anyhow::Result<Self> {
-        let ports = free_ports(2)?;
-        let [intake, api] = ports.as_slice() else {
-            anyhow::bail!("two ports were asked for");
+        let ports = free_ports(3)?;
+        let [intake, api, grpc] = ports.as_slice() else {
+            anyhow::bail!("three ports were asked for");
         };
         // A server of the user's may hold other runs, also running ones.
         let cluster = folder.file_name().context("a run has a folder")?.to_string_lossy().into_owned();
@@ -82,6 +84,7 @@ impl Settings {
             central: folder.join("central.toml"),
             store_account: folder.join("aggregator").join("connection.toml"),
             api: format!("https://127.0.0.1:{api}"),
+            grpc: format!("127.0.0.1:{grpc}"),
             authority: keys.api.authority.clone(),
         };
         let agent = table([
@@ -111,6 +114,14 @@ impl Settings {
             ),
             ("identity", keys.aggregator.table()),
             ("intake", table([("listen", loopback(*intake))])),
+            (
+                "grpc",
+                table([
+                    ("listen", loopback(*grpc)),
+                    ("certificate", text(&keys.grpc.certificate)),
+                    ("key", text(&keys.grpc.key)),
+                ]),
+            ),
             ("state", table([("directory", state("aggregator"))])),
             ("store", store),
             ("context", table([("identities", text(identities))])),
@@ -136,6 +147,7 @@ impl Settings {
 struct Keys {
     agent: IssuedFiles,
     aggregator: IssuedFiles,
+    grpc: IssuedFiles,
     api: IssuedFiles,
 }
 
@@ -151,6 +163,7 @@ impl Keys {
         Ok(Self {
             agent: issue(Name::node(TRUST_DOMAIN, TENANT, cluster, node)?, "edge-agent")?,
             aggregator: issue(Name::aggregator(TRUST_DOMAIN, TENANT, cluster, NAME)?, "aggregator")?,
+            grpc: authority.issue_https(&hosts, now, LIFETIME)?.write(folder, "grpc")?,
             api: authority.issue_https(&hosts, now, LIFETIME)?.write(folder, "central")?,
         })
     }

@@ -26,6 +26,8 @@ struct Move {
 #[derive(Clone, Debug, Default)]
 pub(in crate::engine) struct Moves {
     ports: BTreeMap<u16, Move>,
+    /// Which containers are of which pod.
+    homes: bool,
     all: bool,
 }
 
@@ -37,6 +39,10 @@ impl Moves {
     /// Any answer may have changed.
     pub(super) const fn everything(&mut self) {
         self.all = true;
+    }
+
+    pub(super) const fn homes(&mut self) {
+        self.homes = true;
     }
 
     pub(super) fn owners(&mut self, port: u16) {
@@ -53,6 +59,11 @@ impl Moves {
 
     pub(super) fn call_ends(&mut self, port: u16, before: UnixMicros, now: UnixMicros) {
         widen(&mut self.ports.entry(port).or_default().ends, before, now);
+    }
+
+    /// Whether a container may have come to a pod, or gone from one.
+    pub(in crate::engine) const fn concern_homes(&self) -> bool {
+        self.homes
     }
 
     pub(in crate::engine) fn is_empty(&self) -> bool {

@@ -1,0 +1,194 @@
+//! `EventService`: events as they arrive.
+
+use futures_util::stream;
+use tapio_proto::v1::{
+    self, StreamEventsRequest, StreamEventsResponse, event_service_server::EventService, missed::Reason,
+};
+use tapio_schemas::{
+    ids::{ClusterId, NodeId, TraceId},
+    intent::{EventKind, Severity},
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    refusal::Refusals,
+    stream::{Answers, Place, Streams, ended},
+};
+use crate::live::{Delivery, EventFilter, Live, Missed, Subscription};
+
+/// Characters of a pod's uid: a UUID has 36, a static pod's is a hash.
+const POD_UID_CHARS_MAX: usize = 63;
+/// Digits of a container's id.
+const CONTAINER_ID_DIGITS: usize = 64;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Events {
+    live: Live,
+    cluster: ClusterId,
+    streams: Streams,
+}
+
+impl Events {
+    pub(super) const fn new(live: Live, cluster: ClusterId, streams: Streams) -> Self {
+        Self { live, cluster, streams }
+    }
+
+    fn stream(&self, request: StreamEventsRequest) -> Result<EventStream, Status> {
+        let filter = filter(request, &self.cluster)?;
+        let place = self.streams.enter()?;
+        Ok(EventStream { place, subscription: self.live.subscribe(filter), is_over: false })
+    }
+}
+
+/// The filter of a request to an aggregator that serves `own`.
+fn filter(request: StreamEventsRequest, own: &ClusterId) -> Result<EventFilter, Status> {
+    let StreamEventsRequest { cluster, node, kinds, severity_min, container_id, pod_uid, trace_id } = request;
+    let mut refusals = Refusals::default();
+    if !cluster.is_empty()
+        && let Some(cluster) = refusals.check("cluster", cluster.parse::<ClusterId>())
+        && cluster != *own
+    {
+        refusals
+            .add("cluster", format_args!("this aggregator serves {own}; leave it empty, or ask {cluster}'s"));
+    }
+    let node = present(node).and_then(|node| refusals.check("node", node.parse::<NodeId>()));
+    let name = v1::EventKind::as_str_name;
+    let kinds = kinds.into_iter();
+    let kinds = kinds
+        .filter_map(|number| {
+            refusals.enumerated::<v1::EventKind, _>("kinds", number, name, EventKind::from_code)
+        })
+        .collect();
+    let name = v1::Severity::as_str_name;
+    let severity_min =
+        refusals.enumerated::<v1::Severity, _>("severity_min", severity_min, name, Severity::from_code);
+    let container_id = present(container_id);
+    if let Some(id) = &container_id {
+        let is_whole = id.len() == CONTAINER_ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_whole {
+            refusals.add("container_id", "it is the runtime's whole id, 64 hexadecimal digits");
+        }
+    }
+    let pod_uid = present(pod_uid);
+    if let Some(uid) = &pod_uid {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        if uid.len() > POD_UID_CHARS_MAX || !uid.bytes().all(is_plain) {
+            refusals.add("pod_uid", "it is the uid of a pod as Kubernetes gives it, not its name");
+        }
+    }
+    let trace_id = present(trace_id).and_then(|trace| refusals.check("trace_id", trace.parse::<TraceId>()));
+    if trace_id.is_some_and(|trace| trace.is_none()) {
+        refusals.add("trace_id", "all zeros stand for no trace");
+    }
+    refusals.finish()?;
+    let severity_min = severity_min.unwrap_or_default();
+    Ok(EventFilter { node, kinds, severity_min, container_id, pod_uid, trace_id })
+}
+
+/// A text that is not empty.
+fn present(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+#[tonic::async_trait]
+impl EventService for Events {
+    type StreamEventsStream = Answers<StreamEventsResponse>;
+
+    async fn stream_events(
+        &self,
+        request: Request<StreamEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let stream = self.streams.counted("StreamEvents", self.stream(request.into_inner()))?;
+        let answers: Self::StreamEventsStream = Box::pin(stream::unfold(stream, EventStream::step));
+        Ok(Response::new(answers))
+    }
+}
+
+/// An open stream.
+struct EventStream {
+    place: Place,
+    subscription: Subscription,
+    is_over: bool,
+}
+
+impl EventStream {
+    /// The next message and what is left; nothing where the stream is over.
+    async fn step(mut self) -> Option<(Result<StreamEventsResponse, Status>, Self)> {
+        if self.is_over {
+            return None;
+        }
+        // Both branches are cancel-safe. What is there already is told before the end.
+        let delivery = tokio::select! {
+            biased;
+            delivery = self.subscription.next() => delivery,
+            () = self.place.stopped() => {
+                self.is_over = true;
+                return Some((Err(ended()), self));
+            }
+        };
+        Some((Ok(message(delivery)), self))
+    }
+}
+
+fn message(delivery: Delivery) -> StreamEventsResponse {
+    let Delivery { missed, events, .. } = delivery;
+    let Missed { slow_subscriber, server_busy } = missed;
+    let by_reason: Vec<_> = [(Reason::SlowSubscriber, slow_subscriber), (Reason::ServerBusy, server_busy)]
+        .into_iter()
+        .filter(|(_reason, count)| *count > 0)
+        .map(|(reason, count)| v1::missed::Count { reason: reason.into(), count })
+        .collect();
+    let missed = (!by_reason.is_empty()).then_some(v1::Missed { by_reason });
+    StreamEventsResponse { missed, events }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    /// Scenario: a request in which every field is wrong, and one in which all are right.
+    /// Guarantees: every field is named once with what is allowed, in words and as details; the other is taken.
+    #[test]
+    fn wrong_filters_are_named_all_at_once() {
+        let own: ClusterId = "demo".parse().unwrap();
+        let wrong = StreamEventsRequest {
+            cluster: "other".to_owned(),
+            node: "Node 1".to_owned(),
+            kinds: vec![1, 77],
+            severity_min: -1,
+            container_id: "abc".to_owned(),
+            pod_uid: "shop/payment".to_owned(),
+            trace_id: "0".repeat(32),
+        };
+        let status = filter(wrong, &own).unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        let fields: Vec<_> = violations.iter().map(|violation| violation.field.as_str()).collect();
+        let all = ["cluster", "node", "kinds", "severity_min", "container_id", "pod_uid", "trace_id"];
+        assert_eq!(fields, all);
+        for (field, says) in
+            [("kinds", "EVENT_KIND_PROCESS"), ("severity_min", "SEVERITY_ERROR"), ("cluster", "demo")]
+        {
+            let violation = violations.iter().find(|violation| violation.field == field).unwrap();
+            assert!(violation.description.contains(says), "{violation:?}");
+            assert!(status.message().contains(&violation.description));
+        }
+
+        let right = StreamEventsRequest {
+            cluster: "demo".to_owned(),
+            node: "n1".to_owned(),
+            kinds: vec![4],
+            severity_min: 3,
+            container_id: "a".repeat(64),
+            pod_uid: "1f7c3b0e-9f0b-4a51-8a58-3f1c2d9f0e11".to_owned(),
+            trace_id: "7".repeat(32),
+        };
+        let taken = filter(right, &own).unwrap();
+        assert_eq!((taken.kinds, taken.severity_min), (vec![EventKind::Network], Severity::Error));
+        assert_eq!(filter(StreamEventsRequest::default(), &own).unwrap(), EventFilter::default());
+    }
+}

@@ -1,0 +1,51 @@
+//! Requests that cannot be answered: each field at fault, with what is allowed, all at once.
+
+use std::fmt::Display;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+/// What is wrong with a request.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(Vec<(&'static str, String)>);
+
+impl Refusals {
+    /// Notes that `field` is wrong.
+    pub(super) fn add(&mut self, field: &'static str, reason: impl Display) {
+        self.0.push((field, reason.to_string()));
+    }
+
+    /// Takes a value out of its result, or notes why there is none.
+    pub(super) fn check<T, E: Display>(&mut self, field: &'static str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.add(field, error)).ok()
+    }
+
+    /// The language's value of an enumeration's number `M`; numbers without a name are refused with all names.
+    pub(super) fn enumerated<M: TryFrom<i32>, T>(
+        &mut self,
+        field: &'static str,
+        number: i32,
+        name: fn(&M) -> &'static str,
+        value: fn(u8) -> T,
+    ) -> Option<T> {
+        if M::try_from(number).is_ok() {
+            return u8::try_from(number).ok().map(value);
+        }
+        // The numbers of our enumerations have no gaps.
+        let names: Vec<_> =
+            (0..).map_while(|number| M::try_from(number).ok()).map(|one| name(&one)).collect();
+        self.add(field, format_args!("{number} has no meaning; it is one of {}", names.join(", ")));
+        None
+    }
+
+    /// Nothing, or the refusal: in words, and as `google.rpc.BadRequest`.
+    pub(super) fn finish(self) -> Result<(), Status> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let words: Vec<_> = self.0.iter().map(|(field, reason)| format!("{field}: {reason}")).collect();
+        let violations = self.0.into_iter().map(|(field, reason)| FieldViolation::new(field, reason));
+        let details = ErrorDetails::with_bad_request(violations.collect::<Vec<_>>());
+        Err(Status::with_error_details(Code::InvalidArgument, words.join("; "), details))
+    }
+}

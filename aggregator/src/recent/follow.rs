@@ -1,0 +1,151 @@
+//! Following the revisions of findings: each in turn, from now or from a place that was told before.
+//!
+//! Nobody is waited for: who follows too slowly is told how many revisions it missed.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use tapio_schemas::{
+    finding::{Finding, FindingState},
+    units::UnixMicros,
+};
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::Recent;
+
+/// A place among the revisions: everything before it has been told. Its text form is for those who come back.
+///
+/// Places go on over restarts, as the spool of findings keeps them. When the revision before it was made is told along,
+/// so that a place of another state directory is not taken for one of this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    pub(super) next: u64,
+    /// Zero where there is none, or it is not known any more.
+    pub(super) revised_at: UnixMicros,
+}
+
+/// A cursor that this aggregator has not given out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Error)]
+#[error(
+    "it is no cursor of this aggregator's findings; use the last one of an earlier stream, unchanged, or none"
+)]
+pub struct UnknownCursor;
+
+/// The form of a cursor's text, so that a later one can be told apart.
+const FORM: &str = "r1";
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{FORM}.{:x}.{:x}", self.next, self.revised_at.0)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = UnknownCursor;
+
+    fn from_str(text: &str) -> Result<Self, UnknownCursor> {
+        let mut parts = text.split('.');
+        let form = parts.next();
+        let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+        match (form, number(), number(), parts.next()) {
+            (Some(FORM), Some(next), Some(revised_at), None) => {
+                Ok(Self { next, revised_at: UnixMicros(revised_at) })
+            }
+            _ => Err(UnknownCursor),
+        }
+    }
+}
+
+/// What following begins with.
+#[derive(Debug)]
+pub struct Following {
+    /// The findings that are open now, the first announced first.
+    pub open: Vec<Arc<Finding>>,
+    /// Revisions behind the cursor that are not kept any more: at most so many.
+    pub missed: u64,
+    /// What comes.
+    pub follower: Follower,
+}
+
+/// Takes the revisions in turn.
+#[derive(Debug)]
+pub struct Follower {
+    recent: Recent,
+    at: Cursor,
+    changed: watch::Receiver<u64>,
+}
+
+/// What a follower meets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Followed {
+    /// A revision.
+    Revision(Arc<Finding>),
+    /// So many revisions were let go before the follower came to them.
+    Missed(u64),
+}
+
+impl Recent {
+    /// Follows the revisions behind `cursor`, or from now on.
+    ///
+    /// # Errors
+    /// When the cursor is not of these revisions.
+    pub fn follow(&self, cursor: Option<Cursor>) -> Result<Following, UnknownCursor> {
+        let inner = self.lock();
+        let place_of = |next: u64| {
+            let before = next.checked_sub(1).and_then(|place| inner.revision_from(place));
+            let exact = before.filter(|(place, _finding)| place + 1 == next);
+            Cursor { next, revised_at: exact.map(|(_place, finding)| finding.revised_at).unwrap_or_default() }
+        };
+        let (at, missed) = match cursor {
+            None => (place_of(inner.next), 0),
+            Some(cursor) => {
+                let known = place_of(cursor.next);
+                let both = [known.revised_at, cursor.revised_at];
+                if cursor.next > inner.next || (known != cursor && !both.contains(&UnixMicros(0))) {
+                    return Err(UnknownCursor);
+                }
+                let missed = inner.kept_from.saturating_sub(cursor.next);
+                (if missed > 0 { place_of(inner.kept_from) } else { cursor }, missed)
+            }
+        };
+        let mut open = inner.findings();
+        open.retain(|finding| finding.state == FindingState::Open);
+        let follower = Follower { recent: self.clone(), at, changed: self.changed.subscribe() };
+        Ok(Following { open, missed, follower })
+    }
+}
+
+impl Follower {
+    /// The place up to which everything was told.
+    #[must_use]
+    pub const fn cursor(&self) -> Cursor {
+        self.at
+    }
+
+    /// What comes next. Cancel-safe.
+    pub async fn next(&mut self) -> Followed {
+        loop {
+            // Seen before it is looked at, so that what comes in between wakes.
+            self.changed.mark_unchanged();
+            if let Some(followed) = self.look() {
+                return followed;
+            }
+            if self.changed.changed().await.is_err() {
+                // The sender is held by `recent`, which we hold.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn look(&mut self) -> Option<Followed> {
+        let inner = self.recent.lock();
+        let missed = inner.kept_from.saturating_sub(self.at.next);
+        if missed > 0 {
+            self.at = Cursor { next: inner.kept_from, revised_at: UnixMicros(0) };
+            return Some(Followed::Missed(missed));
+        }
+        let (place, finding) = inner.revision_from(self.at.next)?;
+        self.at = Cursor { next: place + 1, revised_at: finding.revised_at };
+        Some(Followed::Revision(Arc::clone(finding)))
+    }
+}

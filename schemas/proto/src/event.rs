@@ -1,0 +1,199 @@
+//! An owned event as a message.
+
+use std::fmt::Display;
+
+use tapio_schemas::{
+    event::{
+        Application, Core, Correlation, Entity, Impact, Kernel, Kubernetes, Metric, Network, Raw, Trace,
+        UnifiedEvent,
+    },
+    field::FieldValue,
+};
+
+use crate::v1;
+
+/// An event that a node of a cluster shipped, as a message.
+#[must_use]
+pub fn event(event: UnifiedEvent, cluster: &str, node: &str) -> v1::Event {
+    let UnifiedEvent {
+        id,
+        core,
+        trace,
+        entity,
+        kernel,
+        network,
+        application,
+        kubernetes,
+        metric,
+        impact,
+        correlation,
+        raw,
+    } = event;
+    let Core { time_micros, time_error_micros, kind, probe, severity, count, duration_micros, intent } = core;
+    v1::Event {
+        id: id.to_string(),
+        cluster: cluster.to_owned(),
+        node: node.to_owned(),
+        time_micros,
+        time_error_micros,
+        kind: i32::from(kind.code()),
+        probe,
+        severity: i32::from(severity.code()),
+        count,
+        duration_micros,
+        intent,
+        trace: trace.map(Into::into),
+        entity: entity.map(Into::into),
+        kernel: kernel.map(Into::into),
+        network: network.map(Into::into),
+        application: application.map(Into::into),
+        kubernetes: kubernetes.map(Into::into),
+        metric: metric.map(Into::into),
+        impact: impact.map(Into::into),
+        correlation: correlation.map(Into::into),
+        raw: raw.map(Into::into),
+    }
+}
+
+/// A field's text; an absent one has none.
+fn text<T: FieldValue + Display>(value: &T) -> String {
+    if *value == T::default() { String::new() } else { value.to_string() }
+}
+
+impl From<Trace> for v1::event::Trace {
+    fn from(layer: Trace) -> Self {
+        let Trace { trace_id, span_id, parent_span_id, flags, link } = layer;
+        Self {
+            trace_id: text(&trace_id),
+            span_id: text(&span_id),
+            parent_span_id: text(&parent_span_id),
+            flags: flags.into(),
+            link: link.code().into(),
+        }
+    }
+}
+
+impl From<Entity> for v1::event::Entity {
+    fn from(layer: Entity) -> Self {
+        let Entity { container_id, pod_uid, peer_container_id, peer_pod_uid, attributes } = layer;
+        Self { container_id, pod_uid, peer_container_id, peer_pod_uid, attributes }
+    }
+}
+
+impl From<Kernel> for v1::event::Kernel {
+    fn from(layer: Kernel) -> Self {
+        let Kernel {
+            pid,
+            tid,
+            parent_pid,
+            start_boot_nanos,
+            cgroup_id,
+            command,
+            syscall,
+            errno,
+            signal,
+            exit_code,
+            sender_pid,
+            path,
+            size_bytes,
+            limit_bytes,
+            uid,
+        } = layer;
+        Self {
+            pid,
+            tid,
+            parent_pid,
+            start_boot_nanos,
+            cgroup_id,
+            command,
+            syscall,
+            errno: errno.into(),
+            signal: signal.into(),
+            exit_code: exit_code.into(),
+            sender_pid,
+            path,
+            size_bytes,
+            limit_bytes,
+            uid,
+        }
+    }
+}
+
+impl From<Network> for v1::event::Network {
+    fn from(layer: Network) -> Self {
+        let Network {
+            local_address,
+            remote_address,
+            local_port,
+            remote_port,
+            protocol,
+            direction,
+            method,
+            route,
+            status,
+            received_bytes,
+            sent_bytes,
+            target,
+            old_state,
+            new_state,
+        } = layer;
+        Self {
+            local_address: text(&local_address),
+            remote_address: text(&remote_address),
+            local_port: local_port.into(),
+            remote_port: remote_port.into(),
+            protocol,
+            direction,
+            method,
+            route,
+            status: status.into(),
+            received_bytes,
+            sent_bytes,
+            target,
+            old_state,
+            new_state,
+        }
+    }
+}
+
+impl From<Application> for v1::event::Application {
+    fn from(layer: Application) -> Self {
+        let Application { logger, message_template, parameters, error_type, stack_trace } = layer;
+        Self { logger, message_template, parameters, error_type, stack_trace }
+    }
+}
+
+impl From<Kubernetes> for v1::event::Kubernetes {
+    fn from(layer: Kubernetes) -> Self {
+        let Kubernetes { object_kind, namespace, name, uid, reason, message, restarts } = layer;
+        Self { object_kind, namespace, name, uid, reason, message, restarts }
+    }
+}
+
+impl From<Metric> for v1::event::Metric {
+    fn from(layer: Metric) -> Self {
+        let Metric { name, unit, value } = layer;
+        Self { name, unit, value }
+    }
+}
+
+impl From<Impact> for v1::event::Impact {
+    fn from(layer: Impact) -> Self {
+        let Impact { business, customer_facing, revenue_impacting, slo_impacting, predicted_outcome } = layer;
+        Self { business, customer_facing, revenue_impacting, slo_impacting, predicted_outcome }
+    }
+}
+
+impl From<Correlation> for v1::event::Correlation {
+    fn from(layer: Correlation) -> Self {
+        let Correlation { incident_id, pattern, root_cause, recommended_action } = layer;
+        Self { incident_id, pattern, root_cause, recommended_action }
+    }
+}
+
+impl From<Raw> for v1::event::Raw {
+    fn from(layer: Raw) -> Self {
+        let Raw { format, body } = layer;
+        Self { format, body }
+    }
+}
