@@ -27,7 +27,7 @@ use tapio_store::client::{Credentials as Account, Endpoint, ReadLimits, Reader};
 use tapio_wire::{
     Position,
     frame::{FrameEncoder, FrameLimits, FrameMeta},
-    message::Host,
+    message::Host as NodeHost,
     session::{EdgeConfig, EdgeEvent, EdgeSession, Now},
 };
 
@@ -215,7 +215,7 @@ impl Node {
         let mut session = EdgeSession::new(EdgeConfig {
             capabilities: vec!["oom_victim=working".to_owned(), "payload=failed: refused".to_owned()],
             agent_version: "9.8.7".to_owned(),
-            host: Some(Host {
+            host: Some(NodeHost {
                 kernel_release: "6.1.0-44".to_owned(),
                 architecture: "x86_64".to_owned(),
                 limits: vec![("spool_bytes".to_owned(), 1 << 28)],
