@@ -1,5 +1,11 @@
 //! What every request goes through: request ids, entity tags, the page to try the API.
 
+use std::{
+    io::{self, Write},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
 use tapio_central::api::rest::page::List;
 use tapio_schemas::{finding::Finding, units::Micros};
 
@@ -28,6 +34,65 @@ fn requests_are_named() {
     }
     let refused = world.ask("POST", "/api/v1/findings");
     assert_eq!((refused.status, refused.request_id.len(), refused.allow.as_str()), (405, 16, "GET,HEAD"));
+}
+
+/// What central logs in this process.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// The first line that says `what` of request `id`; it is written once the answer is on its way.
+    fn line(&self, id: &str, what: &str) -> String {
+        let (of, deadline) = (format!("request{{id=\"{id}\"}}"), Instant::now() + Duration::from_secs(30));
+        loop {
+            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+            if let Some(line) = text.lines().find(|line| line.contains(&of) && line.contains(what)) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < deadline, "no line of {of} says {what:?}: {text}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Scenario: requests that are answered, refused, and that fail because the store is gone, each with an id.
+/// Guarantees: the log has each under its id with method, route and status, and the store's fault under the id of the
+/// request that met it.
+#[test]
+fn the_log_names_requests() {
+    let log = Log::default();
+    let lines = log.clone();
+    tracing_subscriber::fmt().with_ansi(false).with_writer(move || lines.clone()).init();
+    let Some(mut world) = World::start() else { return };
+    let ask =
+        |world: &World, path: &str, id: &str| world.ask_with("GET", path, &[("x-request-id", id)]).status;
+
+    assert_eq!(ask(&world, "/api/v1/findings", "answered-1"), 200);
+    assert_eq!(ask(&world, "/api/v1/findings?limit=0", "refused-2"), 400);
+    world.stop_engine();
+    assert_eq!(ask(&world, "/api/v1/findings", "failed-3"), 503);
+
+    for (id, what, status) in [
+        ("answered-1", "a request was answered", 200),
+        ("refused-2", "a request was answered", 400),
+        ("failed-3", "a request failed", 503),
+    ] {
+        let line = log.line(id, what);
+        for part in ["method=GET", "route=\"/api/v1/findings\"", &format!("status={status}")] {
+            assert!(line.contains(part), "no {part}: {line}");
+        }
+    }
+    assert!(log.line("failed-3", "a query failed").contains("error="));
 }
 
 /// Scenario: single resources and lists are asked for twice, the second time with the tag of the first; then a finding
