@@ -10,7 +10,10 @@ mod distribute;
 mod filter;
 mod subscription;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -40,6 +43,8 @@ struct Arrived {
     node: String,
     bytes: Bytes,
     events: u32,
+    /// Events of frames before it that were not offered.
+    left_out_before: u64,
     _room: OwnedSemaphorePermit,
 }
 
@@ -58,6 +63,7 @@ pub(crate) struct Tap {
     live: Live,
     queue: mpsc::Sender<Arrived>,
     room: Arc<Semaphore>,
+    left_out: Arc<AtomicU64>,
 }
 
 /// The list of subscribers, the intake's end, and the thread in between.
@@ -68,8 +74,9 @@ pub(crate) fn live(cluster: &str, metrics: LiveMetrics) -> Result<(Live, Tap, Di
     let live = Live { subscribers: Arc::default(), change: Arc::default(), metrics };
     let (sender, queue) = mpsc::channel(FRAMES_WAITING_MAX);
     let room = Arc::new(Semaphore::new(BYTES_WAITING_MAX / ROOM_UNIT_BYTES));
-    let tap = Tap { live: live.clone(), queue: sender, room };
-    let distributor = Distributor::new(live.clone(), queue, cluster.to_owned())?;
+    let left_out = Arc::default();
+    let tap = Tap { live: live.clone(), queue: sender, room, left_out: Arc::clone(&left_out) };
+    let distributor = Distributor::new(live.clone(), queue, left_out, cluster.to_owned())?;
     Ok((live, tap, distributor))
 }
 
@@ -94,6 +101,9 @@ impl Live {
 
     /// Counts `events` for every subscriber that could not be offered them.
     fn missed_by_all(&self, reason: MissedReason, events: u64) {
+        if events == 0 {
+            return;
+        }
         for subscriber in self.subscribers.load().iter() {
             subscriber.miss(reason, events);
         }
@@ -113,13 +123,14 @@ impl Tap {
         }
         let units = units(bytes.len(), BYTES_WAITING_MAX);
         let room = Arc::clone(&self.room).try_acquire_many_owned(units);
-        let offered = room.is_ok_and(|room| {
-            let node = node.to_owned();
-            self.queue.try_send(Arrived { frame, node, bytes, events, _room: room }).is_ok()
-        });
-        if !offered {
-            self.live.missed_by_all(MissedReason::ServerBusy, events.into());
-        }
+        // Told in its place: in front of the next frame that is offered, or when the distributor has caught up.
+        let place = room.ok().zip(self.queue.try_reserve().ok());
+        let Some((room, place)) = place else {
+            self.left_out.fetch_add(events.into(), Ordering::Relaxed);
+            return;
+        };
+        let left_out_before = self.left_out.swap(0, Ordering::Relaxed);
+        place.send(Arrived { frame, node: node.to_owned(), bytes, events, left_out_before, _room: room });
     }
 }
 

@@ -1,5 +1,5 @@
 //! The findings that live questions are answered from: the latest revision of each, and the latest revisions of all in
-//! the order in which they were announced. Both are bounded, the oldest dropped first.
+//! the order in which they were announced. Both are bounded: the oldest goes first, of findings those that are over.
 //!
 //! Must never be asked for history; that is the store's. Written by the engine's thread, read by [`crate::grpc`] and by
 //! whoever embeds the aggregator.
@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tapio_schemas::finding::Finding;
+use tapio_schemas::finding::{Finding, FindingState};
 use tokio::sync::watch;
 
 pub use self::follow::{Cursor, Followed, Follower, Following, UnknownCursor};
@@ -31,7 +31,7 @@ pub struct Recent {
 struct Inner {
     findings_max: usize,
     by_id: HashMap<String, Arc<Finding>>,
-    /// Ids in the order of their first announcement.
+    /// Ids in the order in which they came to be known.
     order: VecDeque<String>,
     /// The latest revisions with their places, ascending.
     revisions: VecDeque<(u64, Arc<Finding>)>,
@@ -105,8 +105,13 @@ impl Inner {
         }
         self.by_id.insert(finding.id.clone(), finding);
         while self.order.len() > self.findings_max {
-            if let Some(oldest) = self.order.pop_front() {
-                self.by_id.remove(&oldest);
+            let over = self
+                .order
+                .iter()
+                .position(|id| self.by_id.get(id).is_none_or(|finding| finding.state != FindingState::Open));
+            // What is still open goes only where there is nothing else.
+            if let Some(forgotten) = self.order.remove(over.unwrap_or(0)) {
+                self.by_id.remove(&forgotten);
             }
         }
     }

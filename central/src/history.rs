@@ -12,7 +12,10 @@ pub mod ledger;
 pub mod nodes;
 pub mod sources;
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
+use tokio::{sync::Semaphore, time::timeout};
 
 use tapio_store::{
     client::{ClientError, Parameter},
@@ -39,6 +42,14 @@ pub enum HistoryError {
         /// Why it cannot be read.
         reason: String,
     },
+    /// Other queries hold all places.
+    #[error("{places} queries are under way already, and none ended within {} s; ask again later", waited.as_secs())]
+    Busy {
+        /// How many may be under way.
+        places: usize,
+        /// How long this one waited.
+        waited: Duration,
+    },
     /// The account file cannot be used.
     #[error("the store's connection file {path} (store.connection) cannot be used: {reason}")]
     Connection {
@@ -59,6 +70,11 @@ impl From<MigrationError> for HistoryError {
     }
 }
 
+/// Queries under way at once. The embedded engine's account may run 16; the rest is left to people with SQL.
+const QUERIES_MAX: usize = 12;
+/// A query that finds no place waits this long for one.
+const PLACE_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// One row, as the store gives it.
 pub(crate) type Row = Map<String, Value>;
 
@@ -66,13 +82,14 @@ pub(crate) type Row = Map<String, Value>;
 pub struct History {
     connection: Connection,
     tenant: String,
+    places: Semaphore,
 }
 
 impl History {
     /// Read access to what `tenant` has in the store that `access` names. The store need not answer yet.
     #[must_use]
     pub fn new(access: &StoreAccess, tenant: String) -> Self {
-        Self { connection: Connection::new(access), tenant }
+        Self { connection: Connection::new(access), tenant, places: Semaphore::new(QUERIES_MAX) }
     }
 
     /// Whether the store answers, with a schema that this version reads.
@@ -95,6 +112,9 @@ impl History {
 
     /// The rows of a query that [`Select::build`] gave.
     async fn rows(&self, (sql, values): (String, Vec<(String, String)>)) -> Result<Vec<Row>, HistoryError> {
+        let place = timeout(PLACE_WAIT_MAX, self.places.acquire()).await;
+        let busy = HistoryError::Busy { places: QUERIES_MAX, waited: PLACE_WAIT_MAX };
+        let Ok(Ok(_place)) = place else { return Err(busy) };
         let reader = self.connection.reader()?;
         if self.connection.is_schema_due() {
             migrations::check(&reader).await?;

@@ -26,6 +26,10 @@ const CONNECTIONS_MAX: usize = 1_024;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// A client that has not sent a request's head by then is dropped.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection is asked to end after this time, so that a client that reads nothing holds no place for ever.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(120);
+/// From then on, an answer under way may take this long.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 /// Open requests may finish for this long after the end was asked for.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// How often the store is asked whether it answers, and after how long without an answer that is a fault: a question
@@ -91,20 +95,22 @@ async fn serve_connection(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
     let connection = builder.serve_connection(io, TowerToHyperService::new(router));
     tokio::pin!(connection);
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended badly");
-                }
-                return;
-            }
-            () = shutdown.cancelled(), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = shutdown.cancelled() => None,
+        () = tokio::time::sleep(CONNECTION_TIME_MAX) => None,
+    };
+    let ended = match ended {
+        Some(ended) => Ok(ended),
+        None => {
+            connection.as_mut().graceful_shutdown();
+            timeout(ANSWER_TIME_MAX, connection).await
         }
+    };
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection ended badly"),
+        Err(_elapsed) => tracing::debug!("a client did not read its answer in time"),
     }
 }
 

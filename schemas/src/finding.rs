@@ -93,6 +93,11 @@ pub struct NamedEntity {
     pub pod: Option<PodIdentity>,
 }
 
+impl Finding {
+    /// The length of every finding's id.
+    pub const ID_CHARS: usize = "f-".len() + 16;
+}
+
 /// The id of a finding: a hash of what makes it this one, so that every replica mints the same.
 #[must_use]
 pub fn mint_id(

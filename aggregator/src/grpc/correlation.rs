@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 
 use self::page::Page;
 use super::{
-    refusal::Refusals,
+    refusal::{Refusals, distinct},
     stream::{Answers, Place, Streams, ended},
 };
 use crate::recent::{Cursor, Followed, Follower, Following, Recent};
@@ -49,7 +49,7 @@ impl Wanted {
             let name = v1::FindingState::as_str_name;
             refusals.enumerated::<v1::FindingState, _>("filter.states", number, name, FindingState::from_code)
         };
-        let states = states.into_iter().filter_map(&mut state).collect();
+        let states = distinct(states.into_iter().filter_map(&mut state));
         let name = v1::Severity::as_str_name;
         let field = "filter.severity_min";
         let severity_min =

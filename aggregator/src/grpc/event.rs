@@ -11,7 +11,7 @@ use tapio_schemas::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    refusal::Refusals,
+    refusal::{Refusals, distinct},
     stream::{Answers, Place, Streams, ended},
 };
 use crate::live::{Delivery, EventFilter, Live, Missed, Subscription};
@@ -54,12 +54,9 @@ fn filter(request: StreamEventsRequest, own: &ClusterId) -> Result<EventFilter, 
     }
     let node = present(node).and_then(|node| refusals.check("node", node.parse::<NodeId>()));
     let name = v1::EventKind::as_str_name;
-    let kinds = kinds.into_iter();
-    let kinds = kinds
-        .filter_map(|number| {
-            refusals.enumerated::<v1::EventKind, _>("kinds", number, name, EventKind::from_code)
-        })
-        .collect();
+    let kinds = distinct(kinds.into_iter().filter_map(|number| {
+        refusals.enumerated::<v1::EventKind, _>("kinds", number, name, EventKind::from_code)
+    }));
     let name = v1::Severity::as_str_name;
     let severity_min =
         refusals.enumerated::<v1::Severity, _>("severity_min", severity_min, name, Severity::from_code);
@@ -158,7 +155,7 @@ mod tests {
         let wrong = StreamEventsRequest {
             cluster: "other".to_owned(),
             node: "Node 1".to_owned(),
-            kinds: vec![1, 77],
+            kinds: vec![1, 77, 78],
             severity_min: -1,
             container_id: "abc".to_owned(),
             pod_uid: "shop/payment".to_owned(),
@@ -181,7 +178,7 @@ mod tests {
         let right = StreamEventsRequest {
             cluster: "demo".to_owned(),
             node: "n1".to_owned(),
-            kinds: vec![4],
+            kinds: vec![4, 4],
             severity_min: 3,
             container_id: "a".repeat(64),
             pod_uid: "1f7c3b0e-9f0b-4a51-8a58-3f1c2d9f0e11".to_owned(),

@@ -28,6 +28,7 @@ const SERVICES: [(&str, &[&str]); 3] = [
 pub(super) async fn report(reporter: HealthReporter, health: Health, ending: CancellationToken) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = [None; SERVICES.len()];
     loop {
         // Cancel-safe: a tick that is dropped comes again.
         let is_ending = tokio::select! {
@@ -35,10 +36,14 @@ pub(super) async fn report(reporter: HealthReporter, health: Health, ending: Can
             _ = ticks.tick() => false,
         };
         let status = health.status();
-        for (service, parts) in SERVICES {
+        for ((service, parts), told) in SERVICES.into_iter().zip(&mut told) {
             let serves = !is_ending && parts.iter().all(|part| moves(&status, part));
             let serving = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
-            reporter.set_service_status(service, serving).await;
+            // Who watches is told of changes alone.
+            if *told != Some(serves) {
+                *told = Some(serves);
+                reporter.set_service_status(service, serving).await;
+            }
         }
         if is_ending {
             return;

@@ -5,14 +5,27 @@ use std::fmt::Display;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
+/// Each of `values` once, however often a request repeats it.
+pub(super) fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut kept = Vec::new();
+    for value in values {
+        if !kept.contains(&value) {
+            kept.push(value);
+        }
+    }
+    kept
+}
+
 /// What is wrong with a request.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Vec<(&'static str, String)>);
 
 impl Refusals {
-    /// Notes that `field` is wrong.
+    /// Notes that `field` is wrong. Of a field that holds many wrong values the first is told.
     pub(super) fn add(&mut self, field: &'static str, reason: impl Display) {
-        self.0.push((field, reason.to_string()));
+        if self.0.iter().all(|(known, _)| *known != field) {
+            self.0.push((field, reason.to_string()));
+        }
     }
 
     /// Takes a value out of its result, or notes why there is none.

@@ -1,5 +1,10 @@
 //! The thread between the intake and the subscribers: opens frames again, selects, makes messages.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use tapio_daemon::Progress;
 use tapio_wire::frame::{FrameDecoder, FrameFault, FrameLimits};
 use tokio::sync::mpsc;
@@ -10,6 +15,8 @@ use super::{Arrived, Live, MissedReason, filter::Scratch};
 pub(crate) struct Distributor {
     live: Live,
     queue: mpsc::Receiver<Arrived>,
+    /// Events that the intake could not offer, and has not told of.
+    left_out: Arc<AtomicU64>,
     cluster: String,
     decoder: FrameDecoder,
     scratch: Scratch,
@@ -20,10 +27,11 @@ impl Distributor {
     pub(super) fn new(
         live: Live,
         queue: mpsc::Receiver<Arrived>,
+        left_out: Arc<AtomicU64>,
         cluster: String,
     ) -> Result<Self, FrameFault> {
         let decoder = FrameDecoder::new(FrameLimits::default())?;
-        Ok(Self { live, queue, cluster, decoder, scratch: Scratch::default(), rows: Vec::new() })
+        Ok(Self { live, queue, left_out, cluster, decoder, scratch: Scratch::default(), rows: Vec::new() })
     }
 
     /// Works until the intake has ended.
@@ -34,6 +42,7 @@ impl Distributor {
             self.distribute(&arrived);
             progress.tick();
             if self.queue.is_empty() {
+                self.tell_left_out();
                 progress.idle();
             }
         }
@@ -46,6 +55,11 @@ impl Distributor {
         while let Ok(arrived) = self.queue.try_recv() {
             self.distribute(&arrived);
         }
+        self.tell_left_out();
+    }
+
+    fn tell_left_out(&self) {
+        self.live.missed_by_all(MissedReason::ServerBusy, self.left_out.swap(0, Ordering::Relaxed));
     }
 
     fn distribute(&mut self, arrived: &Arrived) {
@@ -53,6 +67,7 @@ impl Distributor {
         if subscribers.is_empty() {
             return;
         }
+        self.live.missed_by_all(MissedReason::ServerBusy, arrived.left_out_before);
         let Ok((_header, view)) = self.decoder.decode(&arrived.bytes, None) else {
             // The intake opened it, so it can only be memory that is short.
             self.live.missed_by_all(MissedReason::ServerBusy, arrived.events.into());

@@ -22,13 +22,16 @@ use super::{EventFilter, Live, units};
 
 /// Messages that may wait for a subscriber.
 const MESSAGES_WAITING_MAX: usize = 1_024;
-/// Bytes of messages that may wait for a subscriber, as they are on the wire.
-pub(super) const BYTES_WAITING_MAX: usize = 4 << 20;
+/// Bytes of messages that may wait for a subscriber, as they are in memory.
+pub(super) const BYTES_WAITING_MAX: usize = 8 << 20;
 /// Events of one message.
 pub(super) const MESSAGE_EVENTS_MAX: usize = 256;
 /// A message that has so many bytes takes no further event. With the largest event it is below the 4 MiB that clients
 /// accept where they are not told otherwise.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// A message is begun where there is room for one of small events.
+const ROOM_BEGIN: usize = MESSAGE_EVENTS_MAX * size_of::<v1::Event>() / super::ROOM_UNIT_BYTES;
 
 /// Why events were not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,10 +119,12 @@ pub(super) fn subscription(live: Live, filter: EventFilter) -> (Arc<Subscriber>,
 impl Subscriber {
     /// Puts the events of `rows` into the queue as far as there is room, and counts the others.
     pub(super) fn deliver(&self, rows: &[u32], event: impl Fn(u32) -> v1::Event) {
+        // A message's limit is of the wire, the queue's is of memory.
         let (mut events, mut bytes) = (Vec::new(), 0);
         for (taken, row) in (1_usize..).zip(rows) {
             // Only this thread takes room, so that what there is when a message is begun is there when it is sent.
-            if events.is_empty() && (self.room.available_permits() == 0 || self.queue.capacity() == 0) {
+            if events.is_empty() && (self.room.available_permits() < ROOM_BEGIN || self.queue.capacity() == 0)
+            {
                 // Not even made: a subscriber that does not keep up costs no more than the count.
                 let left = rows.len() - taken + 1;
                 return self.miss(MissedReason::SlowSubscriber, left as u64);
@@ -138,7 +143,8 @@ impl Subscriber {
 
     fn send(&self, events: Vec<v1::Event>, bytes: usize) {
         let count = events.len() as u64;
-        let room = Arc::clone(&self.room).try_acquire_many_owned(units(bytes, BYTES_WAITING_MAX));
+        let held = bytes + events.capacity() * size_of::<v1::Event>();
+        let room = Arc::clone(&self.room).try_acquire_many_owned(units(held, BYTES_WAITING_MAX));
         let mut missed = self.missed();
         let fits = room.is_ok_and(|room| {
             let delivery = Delivery { missed: *missed, events, _room: Some(room) };

@@ -18,6 +18,8 @@ pub struct ClusterFilter {
     /// With this name.
     pub cluster: Option<String>,
     /// A node of it was last heard not before.
+    pub heard_since: UnixMicros,
+    /// Nodes are counted, and the newest event is looked for, that were heard not before.
     pub since: UnixMicros,
     /// The time at which it is told which nodes are silent.
     pub now: UnixMicros,
@@ -66,13 +68,15 @@ impl History {
         let mut nodes =
             self.select("cluster, node, toUnixTimestamp64Micro(max(last_seen)) AS seen", "tapio.sources");
         nodes
-            .and("last_seen >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
+            .and("last_seen >= fromUnixTimestamp64Micro(?)", "Int64", filter.heard_since.0)
             .and_some("cluster = ?", "String", filter.cluster.as_ref())
             .and_some("cluster > ?", "String", page.cursor.as_ref().map(|cursor| &cursor.id));
         let live = nodes.bind("Int64", filter.now.minus(SILENT_AFTER).0);
+        let since = nodes.bind("Int64", filter.since.0);
         let (nodes, values) = nodes.build("GROUP BY cluster, node");
         let sql = format!(
-            "SELECT cluster, countIf(seen >= {live}) AS live_nodes, countIf(seen < {live}) AS silent_nodes, \
+            "SELECT cluster, countIf(seen >= {live}) AS live_nodes, \
+             countIf(seen < {live} AND seen >= {since}) AS silent_nodes, \
              max(seen) AS newest FROM ({nodes}) GROUP BY cluster ORDER BY cluster LIMIT {}",
             u64::from(page.limit) + 1
         );

@@ -3,13 +3,13 @@
 //! An embedded engine may come back on another port; its aggregator then writes the file anew.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read as _},
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
-use serde::Deserialize;
 use tapio_store::client::{Credentials, Endpoint, ReadLimits, Reader};
 
 use super::HistoryError;
@@ -21,12 +21,31 @@ const SCHEMA_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// The file as an aggregator or a person writes it.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, PartialEq, Eq)]
 struct ConnectionFile {
     url: String,
-    reader_user: String,
-    reader_password: String,
+    credentials: Credentials,
+}
+
+impl ConnectionFile {
+    /// Reads `text`. What is wrong is told by line and key alone, never with what stands there: it may be a password,
+    /// and the reason is shown to whoever asks for central's health.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            format!("line {line} is not TOML; each value stands in quotes, such as reader_user = \"...\"")
+        })?;
+        let mut take = |key: &str| match table.remove(key) {
+            Some(toml::Value::String(value)) => Ok(value),
+            Some(_) => Err(format!("{key} is no text; put its value in quotes")),
+            None => Err(format!("{key} is missing")),
+        };
+        let (url, user, password) = (take("url")?, take("reader_user")?, take("reader_password")?);
+        match table.keys().next() {
+            Some(key) => Err(format!("{key:?} is not known; there are url, reader_user and reader_password")),
+            None => Ok(Self { url, credentials: Credentials { user, password } }),
+        }
+    }
 }
 
 /// The connection in use, and the state of the file that it was read from.
@@ -62,14 +81,9 @@ impl Connection {
         {
             return Ok(current.reader.clone());
         }
-        if stamp.length > FILE_BYTES_MAX {
-            return Err(self.fault(&format!("it is larger than {FILE_BYTES_MAX} bytes")));
-        }
-        let text = fs::read_to_string(&self.path).map_err(|error| self.fault(&error))?;
-        let file: ConnectionFile =
-            toml::from_str(&text).map_err(|error| self.fault(&error.to_string().trim_end()))?;
-        let credentials = Credentials { user: file.reader_user, password: file.reader_password };
-        let endpoint = Endpoint::new(&file.url, credentials).map_err(|error| self.fault(&error))?;
+        let text = self.read().map_err(|error| self.fault(&error))?;
+        let file = ConnectionFile::parse(&text).map_err(|reason| self.fault(&reason))?;
+        let endpoint = Endpoint::new(&file.url, file.credentials).map_err(|error| self.fault(&error))?;
         let reader = Reader::new(&endpoint, ReadLimits::default());
         *current = Some(Current { stamp, reader: reader.clone(), schema_checked: None });
         Ok(reader)
@@ -90,12 +104,50 @@ impl Connection {
         }
     }
 
+    fn read(&self) -> io::Result<String> {
+        let mut text = String::new();
+        let length = File::open(&self.path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+        if length as u64 > FILE_BYTES_MAX {
+            return Err(io::Error::other(format!("it is larger than {FILE_BYTES_MAX} bytes")));
+        }
+        Ok(text)
+    }
+
     fn stamp(&self) -> io::Result<FileStamp> {
         let metadata = fs::metadata(&self.path)?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
         Ok(FileStamp { modified: metadata.modified()?, length: metadata.len() })
     }
 
     fn fault(&self, reason: &dyn std::fmt::Display) -> HistoryError {
         HistoryError::Connection { path: self.path.display().to_string(), reason: reason.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: files as people mistype them, the password among what is wrong.
+    /// Guarantees: line or key is told, and nothing that stands in the file.
+    #[test]
+    fn faults_show_no_password() {
+        let right = "url = \"http://127.0.0.1:1\"\nreader_user = \"r\"\nreader_password = \"sesame\"\n";
+        assert_eq!(ConnectionFile::parse(right).unwrap().credentials.password, "sesame");
+        for (from, to, told) in [
+            ("\"sesame\"", "sesame", "line 3 is not TOML"),
+            ("\"sesame\"", "\"sesame", "line 3 is not TOML"),
+            ("\"sesame\"", "123456", "reader_password is no text"),
+            ("reader_password", "reader_pasword", "reader_password is missing"),
+            ("url", "port = 1\nurl", "\"port\" is not known"),
+        ] {
+            let fault = ConnectionFile::parse(&right.replace(from, to)).unwrap_err();
+            assert!(
+                fault.contains(told) && !fault.contains("sesame") && !fault.contains("123456"),
+                "{fault}"
+            );
+        }
     }
 }

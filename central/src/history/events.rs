@@ -10,7 +10,7 @@ use tapio_schemas::{
     event::UnifiedEvent,
     field::{Cell, CellType, FIELDS, FieldSpec, FieldValue},
     ids::{EventId, FrameId, Incarnation, Sequence, SourceId, TraceId},
-    units::UnixMicros,
+    units::{Micros, UnixMicros},
 };
 
 use super::{History, HistoryError, Row, number, text};
@@ -83,6 +83,25 @@ impl History {
     /// # Errors
     /// When the store does not answer or holds a row that cannot be read.
     pub async fn events(&self, filter: &EventFilter, page: &Page) -> Result<Vec<StoredEvent>, HistoryError> {
+        let newest = page.cursor.as_ref().map(|cursor| cursor.at).or(filter.until).unwrap_or(page.asked_at);
+        let wanted = page.limit as usize + 1;
+        let mut found = Vec::new();
+        for (since, until) in windows(filter.since, newest, filter.until) {
+            let window = EventFilter { since, until, ..filter.clone() };
+            found.extend(self.events_between(&window, page, wanted - found.len()).await?);
+            if found.len() >= wanted {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn events_between(
+        &self,
+        filter: &EventFilter,
+        page: &Page,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, HistoryError> {
         let mut select = self.select(&COLUMNS, "tapio.events");
         select
             .and("time_micros >= fromUnixTimestamp64Micro(?)", "Int64", filter.since.0)
@@ -112,25 +131,86 @@ impl History {
             ));
         }
         let rest = format!(
-            "ORDER BY time_micros DESC, source_id DESC, incarnation DESC, sequence DESC, row DESC LIMIT {}",
-            u64::from(page.limit) + 1
+            "ORDER BY time_micros DESC, source_id DESC, incarnation DESC, sequence DESC, row DESC LIMIT {limit}"
         );
         self.rows(select.build(&rest)).await?.iter().map(read).collect()
     }
 
-    /// The event with this id, if it is stored.
+    /// The event with this id, if it is stored by `now`.
     ///
     /// # Errors
     /// As [`History::events`].
-    pub async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, HistoryError> {
+    pub async fn event(&self, id: EventId, now: UnixMicros) -> Result<Option<StoredEvent>, HistoryError> {
+        // No key of the events holds their ids. The frame's row says in which cluster and around when to look; what has
+        // none is under way, and so recent.
+        let mut frame =
+            self.select("cluster, toUnixTimestamp64Micro(max(received_at)) AS received", "tapio.frames");
+        frame
+            .and("source_id = toFixedString(unhex(?), 16)", "String", id.frame.source)
+            .and("incarnation = ?", "UInt64", id.frame.incarnation.0)
+            .and("sequence = ?", "UInt64", id.frame.sequence.0);
+        let rows = self.rows(frame.build("GROUP BY cluster LIMIT 1")).await?;
+        let frame = rows.first().map(|row| (text(row, "cluster"), UnixMicros(number(row, "received"))));
+        let (newest, oldest) = match frame {
+            Some((_, received)) => (received, UnixMicros(0)),
+            None => (now, now.minus(UNDER_WAY_MAX)),
+        };
+        for (since, until) in windows(oldest, newest, None) {
+            let found = self.event_between(id, frame.map(|(cluster, _)| cluster), since, until).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    async fn event_between(
+        &self,
+        id: EventId,
+        cluster: Option<&str>,
+        since: UnixMicros,
+        until: Option<UnixMicros>,
+    ) -> Result<Option<StoredEvent>, HistoryError> {
         let mut select = self.select(&COLUMNS, "tapio.events");
         select
+            .and_some("cluster = ?", "String", cluster)
+            .and("time_micros >= fromUnixTimestamp64Micro(?)", "Int64", since.0)
+            .and_some("time_micros < fromUnixTimestamp64Micro(?)", "Int64", until.map(|until| until.0))
             .and("source_id = toFixedString(unhex(?), 16)", "String", id.frame.source)
             .and("incarnation = ?", "UInt64", id.frame.incarnation.0)
             .and("sequence = ?", "UInt64", id.frame.sequence.0)
             .and("row = ?", "UInt32", id.row);
         self.rows(select.build("LIMIT 1")).await?.first().map(read).transpose()
     }
+}
+
+/// The first window in which events are looked for, and how much longer each is than the one before: whoever asks for
+/// a page of the last month mostly finds it in the last minute.
+const WINDOW_FIRST: Micros = Micros::from_secs(60);
+const WINDOW_GROWTH: u64 = 16;
+/// A frame is complete within this time of its first event's storing, or the aggregator is not at work.
+const UNDER_WAY_MAX: Micros = Micros::from_secs(3_600);
+
+/// Splits the time from `since` to `until` into windows, the newest first: its end is open if `until` is none, because
+/// a node's clock may be ahead, and the second begins before `newest`. None overlaps another.
+fn windows(
+    since: UnixMicros,
+    newest: UnixMicros,
+    until: Option<UnixMicros>,
+) -> impl Iterator<Item = (UnixMicros, Option<UnixMicros>)> {
+    let (mut length, mut end, mut open) = (WINDOW_FIRST, until, true);
+    let mut from = newest;
+    std::iter::from_fn(move || {
+        if !open {
+            return None;
+        }
+        from = from.minus(length).max(since);
+        length = Micros(length.0.saturating_mul(WINDOW_GROWTH));
+        open = from > since;
+        let window = (from, end);
+        end = Some(from);
+        Some(window)
+    })
 }
 
 /// What orders events.
@@ -195,6 +275,26 @@ const _: () = assert!(matches!(<Address as FieldValue>::CELL, CellType::Sixteen)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Scenario: an hour, a month with and without an end, and nothing.
+    /// Guarantees: the windows cover all of it once, the newest first, and are few.
+    #[test]
+    fn windows_cover_the_time_once() {
+        let now = UnixMicros(1_700_000_000_000_000);
+        for (since, until) in [
+            (now.minus(Micros::from_secs(3_600)), None),
+            (now.minus(Micros::from_secs(30 * 86_400)), Some(now)),
+            (UnixMicros(0), None),
+            (now, Some(now)),
+            (UnixMicros(now.0 + 5), Some(now)),
+        ] {
+            let found: Vec<_> = windows(since, until.unwrap_or(now), until).collect();
+            assert_eq!(found.first().unwrap().1, until);
+            assert_eq!(found.last().unwrap().0, since);
+            assert!(found.windows(2).all(|pair| pair[1].1 == Some(pair[0].0)), "{found:?}");
+            assert!(found.len() <= 8, "{found:?}");
+        }
+    }
 
     /// Scenario: a row as the store gives it, most columns at their defaults.
     /// Guarantees: filled columns become fields, default ones leave their layer absent, a damaged one is an error.

@@ -2,7 +2,7 @@
 
 use tapio_schemas::{finding::Finding, units::UnixMicros};
 
-use super::{History, HistoryError, Row, text};
+use super::{History, HistoryError, Row, Select, text};
 use crate::api::rest::page::Page;
 
 /// Which findings.
@@ -33,8 +33,9 @@ impl History {
     /// # Errors
     /// When the store does not answer or holds a document that cannot be read.
     pub async fn findings(&self, filter: &FindingFilter, page: &Page) -> Result<Vec<Finding>, HistoryError> {
+        // Documents are large: which ones are wanted is told without them.
         let mut newest = self.select(
-            "id, min(announced_at) AS announced, argMax(document, revision) AS newest, \
+            "id, max(revision) AS last_revision, any(announced_at) AS announced, \
              argMax(state, revision) AS newest_state, argMax(severity, revision) AS newest_severity, \
              argMax(incident_id, revision) AS newest_incident",
             "tapio.findings",
@@ -62,15 +63,41 @@ impl History {
         if let Some(cursor) = &page.cursor {
             let at = newest.bind("Int64", cursor.at.0);
             let id = newest.bind("String", &cursor.id);
-            having.push(format!("(announced, id) < (fromUnixTimestamp64Micro({at}), {id})"));
+            // A finding is announced once, so that all its revisions are on one side.
+            newest.and_plain(format!(
+                "announced_at <= fromUnixTimestamp64Micro({at}) AND \
+                 (announced_at, id) < (fromUnixTimestamp64Micro({at}), {id})"
+            ));
         }
         let having =
             if having.is_empty() { String::new() } else { format!("HAVING {}", having.join(" AND ")) };
-        let rest = format!(
-            "GROUP BY id {having} ORDER BY announced DESC, id DESC LIMIT {}",
-            u64::from(page.limit) + 1
-        );
-        self.rows(newest.build(&rest)).await?.iter().map(read).collect()
+        let limit = u64::from(page.limit) + 1;
+        let (newest, values) =
+            newest.build(&format!("GROUP BY id {having} ORDER BY announced DESC, id DESC LIMIT {limit}"));
+        self.documents(&newest, values, filter.since).await
+    }
+
+    /// The documents of what `newest` selects as `id` and `last_revision`, announced not before `since`: the last
+    /// announced first.
+    async fn documents(
+        &self,
+        newest: &str,
+        values: Vec<(String, String)>,
+        since: UnixMicros,
+    ) -> Result<Vec<Finding>, HistoryError> {
+        let mut select = Select {
+            values,
+            ..Select::new(
+                "id, document",
+                &format!(
+                    "tapio.findings PREWHERE (id, revision) IN (SELECT id, last_revision FROM ({newest}))"
+                ),
+            )
+        };
+        select.and("tenant = ?", "String", &self.tenant);
+        select.and("announced_at >= fromUnixTimestamp64Micro(?)", "Int64", since.0);
+        let rows = self.rows(select.build("ORDER BY announced_at DESC, id DESC LIMIT 1 BY id")).await?;
+        rows.iter().map(read).collect()
     }
 
     /// The newest revisions of the findings whose id begins with `prefix`: several if it is ambiguous.
@@ -78,10 +105,12 @@ impl History {
     /// # Errors
     /// As [`History::findings`].
     pub async fn findings_by_prefix(&self, prefix: &str) -> Result<Vec<Finding>, HistoryError> {
-        let mut select = self.select("id, argMax(document, revision) AS newest", "tapio.findings");
-        select.and("startsWith(id, ?)", "String", prefix);
-        let rest = format!("GROUP BY id ORDER BY id LIMIT {CANDIDATES_MAX}");
-        self.rows(select.build(&rest)).await?.iter().map(read).collect()
+        let mut newest = self.select("id, max(revision) AS last_revision", "tapio.findings");
+        // Only a whole id has an index.
+        let condition = if prefix.len() < Finding::ID_CHARS { "startsWith(id, ?)" } else { "id = ?" };
+        newest.and(condition, "String", prefix);
+        let (newest, values) = newest.build(&format!("GROUP BY id ORDER BY id LIMIT {CANDIDATES_MAX}"));
+        self.documents(&newest, values, UnixMicros(0)).await
     }
 }
 
@@ -92,7 +121,7 @@ pub fn key(finding: &Finding) -> (UnixMicros, String) {
 }
 
 fn read(row: &Row) -> Result<Finding, HistoryError> {
-    serde_json::from_str(text(row, "newest")).map_err(|error| HistoryError::Row {
+    serde_json::from_str(text(row, "document")).map_err(|error| HistoryError::Row {
         what: "finding",
         reason: format!("{}: {error}", text(row, "id")),
     })

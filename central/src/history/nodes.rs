@@ -125,8 +125,8 @@ const COLUMNS: &str = "cluster, node, toUnixTimestamp64Micro(max(last_seen)) AS 
 /// What orders nodes, in SQL; [`key`] says the same of a [`StoredNode`].
 const PATH: &str = "concat(cluster, '/', node)";
 
-/// A page's nodes have so many different losses at most; what is beyond is left out, the smallest first.
-const LOSSES_MAX: u32 = 100_000;
+/// A node shows so many different losses at most; what is beyond is left out, the smallest first.
+const LOSSES_MAX: u32 = 32;
 
 impl History {
     /// The page of nodes that `filter` wants, by cluster and name, and one more if another page follows.
@@ -185,35 +185,51 @@ impl History {
 
     /// Adds to each of `nodes` what was lost of it since `since`, the most first.
     async fn add_losses(&self, nodes: &mut [StoredNode], since: UnixMicros) -> Result<(), HistoryError> {
-        let (Some(first), Some(last)) = (nodes.first().map(key), nodes.last().map(key)) else {
-            return Ok(());
-        };
+        let (Some(first), Some(last)) = (nodes.first(), nodes.last()) else { return Ok(()) };
         let mut select =
             self.select("cluster, node, stage, subject, reason, sum(count) AS total", "tapio.ledger");
+        // The clusters are in the table's key; the paths choose among their nodes.
         select
             .and("until >= fromUnixTimestamp64Micro(?)", "Int64", since.0)
             .and_plain("fate = 'lost'".to_owned())
-            .and(&format!("{PATH} >= ?"), "String", first.1)
-            .and(&format!("{PATH} <= ?"), "String", last.1);
-        let rest = format!(
+            .and("cluster >= ?", "String", &first.cluster)
+            .and("cluster <= ?", "String", &last.cluster)
+            .and(&format!("{PATH} >= ?"), "String", key(first).1)
+            .and(&format!("{PATH} <= ?"), "String", key(last).1);
+        let (most, values) = select.build(&format!(
             "GROUP BY cluster, node, stage, subject, reason \
-             ORDER BY total DESC, stage, subject, reason LIMIT {LOSSES_MAX}"
+             ORDER BY total DESC, stage, subject, reason LIMIT {LOSSES_MAX} BY cluster, node"
+        ));
+        // One row for a node, however many losses: an answer of more rows than a read may have is refused.
+        let sql = format!(
+            "SELECT cluster, node, groupArray((stage, subject, reason, total)) AS losses FROM ({most}) \
+             GROUP BY cluster, node"
         );
         let mut losses: HashMap<String, Vec<Loss>> = HashMap::new();
-        for row in self.rows(select.build(&rest)).await? {
-            let loss = Loss {
-                stage: text(&row, "stage").to_owned(),
-                subject: text(&row, "subject").to_owned(),
-                reason: text(&row, "reason").to_owned(),
-                count: number(&row, "total"),
-            };
-            losses.entry(path(text(&row, "cluster"), text(&row, "node"))).or_default().push(loss);
+        for mut row in self.rows((sql, values)).await? {
+            let path = path(text(&row, "cluster"), text(&row, "node"));
+            losses.insert(path, read_losses(row.remove("losses").unwrap_or_default())?);
         }
         for node in nodes {
             node.losses = losses.remove(&key(node).1).unwrap_or_default();
         }
         Ok(())
     }
+}
+
+/// The losses of one node, the most first.
+fn read_losses(document: serde_json::Value) -> Result<Vec<Loss>, HistoryError> {
+    let losses: Vec<(String, String, String, u64)> = serde_json::from_value(document)
+        .map_err(|error| HistoryError::Row { what: "loss", reason: error.to_string() })?;
+    let mut losses: Vec<_> = losses
+        .into_iter()
+        .map(|(stage, subject, reason, count)| Loss { stage, subject, reason, count })
+        .collect();
+    losses.sort_by(|a, b| {
+        let text = |loss: &Loss| (loss.stage.clone(), loss.subject.clone(), loss.reason.clone());
+        b.count.cmp(&a.count).then_with(|| text(a).cmp(&text(b)))
+    });
+    Ok(losses)
 }
 
 /// What orders nodes: their names alone, which never change.

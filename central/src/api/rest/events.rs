@@ -53,11 +53,12 @@ pub(crate) async fn one(
     id: Result<Path<String>, PathRejection>,
     params: Params,
 ) -> Result<Answer, Problem> {
+    let now = params.now();
     params.finish()?;
     let Path(id) = id?;
     let parsed: EventId = id.parse().map_err(|error: tapio_schemas::ids::ParseIdError| {
         Problem::parameters(vec![ParameterError::new("id", error.to_string())])
     })?;
-    let event = state.history.event(parsed).await?.ok_or_else(|| Problem::not_found("event", &id))?;
+    let event = state.history.event(parsed, now).await?.ok_or_else(|| Problem::not_found("event", &id))?;
     Answer::whole(&event)
 }

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State, rejection::PathRejection};
-use tapio_schemas::{finding::FindingState, intent::Severity, units::Micros};
+use tapio_schemas::{
+    finding::{Finding, FindingState},
+    intent::Severity,
+    units::Micros,
+};
 
 use super::{
     answer::Answer,
@@ -50,7 +54,7 @@ pub(crate) async fn one(
     params.finish()?;
     let Path(id) = id?;
     let plain = id.starts_with("f-") && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if !plain || !(PREFIX_CHARS_MIN..=18).contains(&id.len()) {
+    if !plain || !(PREFIX_CHARS_MIN..=Finding::ID_CHARS).contains(&id.len()) {
         let reason = format!(
             "{:?} is no finding's id: write f- and up to 16 digits, at least two",
             id.chars().take(64).collect::<String>()

@@ -44,11 +44,19 @@ pub(crate) async fn health(State(state): State<Arc<ApiState>>, params: Params) -
     for source in &sources {
         let silent = now.since(source.last_seen);
         if silent.0 > SILENT_AFTER_MICROS {
-            reasons.push(format!("{} was last heard {} s ago", source.node, silent.0 / 1_000_000));
+            reasons.push(format!(
+                "{}/{} was last heard {} s ago",
+                source.cluster,
+                source.node,
+                silent.0 / 1_000_000
+            ));
         }
         for probe in &source.capability {
             if let tapio_schemas::capability::ProbeState::Failed { reason } = &probe.state {
-                reasons.push(format!("{}: probe {} does not work: {reason}", source.node, probe.probe));
+                reasons.push(format!(
+                    "{}/{}: probe {} does not work: {reason}",
+                    source.cluster, source.node, probe.probe
+                ));
             }
         }
     }

@@ -28,12 +28,18 @@ pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params)
     let page = params.page(LIST);
     let (cluster, node) = (params.text("cluster"), None);
     let state_wanted = params.one_of("state", NodeState::ALL, NodeState::as_str);
-    let since = params.time("since").unwrap_or_else(|| now.minus(SINCE_DEFAULT));
+    let since = params.time("since").unwrap_or_else(|| losses_since(params.now()));
     let filter =
         NodeFilter { cluster, node, state: state_wanted, heard_since: since, losses_since: since, now };
     params.finish()?;
     let nodes = state.history.nodes(&filter, &page).await?;
     Answer::page(&List::of(LIST, nodes, &page, key))
+}
+
+/// A day before the minute of `now`, so that what did not change has the same tag for a minute.
+fn losses_since(now: UnixMicros) -> UnixMicros {
+    const MINUTE: u64 = 60_000_000;
+    UnixMicros(now.0 / MINUTE * MINUTE).minus(SINCE_DEFAULT)
 }
 
 /// One node, whenever it was last heard; `since` says from when its losses are counted.
@@ -43,7 +49,7 @@ pub(crate) async fn one(
     mut params: Params,
 ) -> Result<Answer, Problem> {
     let now = params.now();
-    let since = params.time("since").unwrap_or_else(|| now.minus(SINCE_DEFAULT));
+    let since = params.time("since").unwrap_or_else(|| losses_since(now));
     let Path((cluster, node)) = path?;
     if let Err(error) = cluster.parse::<ClusterId>() {
         params.refuse("cluster", error);

@@ -209,7 +209,7 @@ fn operation(resource: &Resource, generator: &mut SchemaGenerator) -> Value {
         }),
     );
     responses.insert("304".to_owned(), json!({ "$ref": "#/components/responses/NotModified" }));
-    for status in [400, 500, 503].iter().chain(resource.problems) {
+    for status in [400, 422, 500, 503].iter().chain(resource.problems) {
         responses.insert(status.to_string(), json!({ "$ref": "#/components/responses/Problem" }));
     }
     json!({

@@ -133,7 +133,7 @@ fn unescape(text: &str) -> Option<String> {
 pub struct List<T> {
     /// The rows, in the list's order.
     pub items: Vec<T>,
-    /// What to pass as `cursor` for the next page; absent at the end.
+    /// What to pass as `cursor` for the next page; null at the end.
     pub next_cursor: Option<String>,
 }
 

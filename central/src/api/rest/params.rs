@@ -16,6 +16,8 @@ use super::{
 
 /// No value is longer: nothing that is stored has a longer name, and a query must fit the store's URL.
 pub(crate) const VALUE_CHARS_MAX: usize = 1_024;
+/// A request with more parameters is refused whole: each unknown one would be told of.
+const PARAMETERS_MAX: usize = 32;
 /// Of a value that is refused, at most this much is repeated.
 const REPEATED_CHARS_MAX: usize = 64;
 
@@ -37,6 +39,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
         let Query(given) = Query::<Vec<(String, String)>>::from_request_parts(parts, state)
             .await
             .map_err(|error| Problem::parameters(vec![ParameterError::new("query", error.body_text())]))?;
+        if given.len() > PARAMETERS_MAX {
+            let reason =
+                format!("it has {} parameters; no resource takes more than {PARAMETERS_MAX}", given.len());
+            return Err(Problem::parameters(vec![ParameterError::new("query", reason)]));
+        }
         let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000;
         Ok(Self::new(given, UnixMicros(u64::try_from(now).unwrap_or_default())))
     }

@@ -96,7 +96,8 @@ impl Problem {
     /// An abbreviated id fits several things.
     #[must_use]
     pub fn ambiguous(what: &str, id: &str, candidates: &[String]) -> Self {
-        let detail = format!("{id:?} fits several {what}s: {}; give more of the id", candidates.join(", "));
+        let detail =
+            format!("{id:?} fits several {what}s, among them {}; give more of the id", candidates.join(", "));
         Self::new(StatusCode::CONFLICT, "ambiguous-id", "the abbreviated id is ambiguous", detail)
     }
 }
@@ -120,6 +121,23 @@ impl From<HistoryError> for Problem {
                 "the store's schema is not this version's",
                 error.to_string(),
             ),
+            HistoryError::Busy { .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too-many-queries",
+                "too many queries at once",
+                error.to_string(),
+            ),
+            HistoryError::Store(refused) if refused.is_too_costly() => {
+                let detail = format!(
+                    "{refused}; ask for less: a later since, an earlier until, a cluster, or a lower limit"
+                );
+                Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "query-too-costly",
+                    "the question costs more than one query may",
+                    detail,
+                )
+            }
             HistoryError::Store(_) | HistoryError::Schema(_) | HistoryError::Connection { .. } => {
                 let detail = format!("{error}; check the aggregator's health and try again");
                 Self::new(

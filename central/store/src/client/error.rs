@@ -130,6 +130,16 @@ const PASSING: &[u32] = &[
     999, // KEEPER_EXCEPTION
 ];
 
+/// Codes with which a read ends that asked for more than its limits allow.
+const COSTLY: &[u32] = &[
+    158, // TOO_MANY_ROWS
+    159, // TIMEOUT_EXCEEDED
+    160, // TOO_SLOW
+    241, // MEMORY_LIMIT_EXCEEDED
+    307, // TOO_MANY_BYTES
+    396, // TOO_MANY_ROWS_OR_BYTES
+];
+
 impl ClientError {
     /// What to do about it.
     #[must_use]
@@ -148,6 +158,18 @@ impl ClientError {
             | Self::AnswerTooLarge { .. }
             | Self::Shape { .. }
             | Self::Request(_) => Advice::Stop,
+        }
+    }
+}
+
+impl ClientError {
+    /// Whether a read asked for more than one may cost: less of it would be answered.
+    #[must_use]
+    pub fn is_too_costly(&self) -> bool {
+        match self {
+            Self::AnswerTooLarge { .. } => true,
+            Self::Server { code, .. } => COSTLY.contains(code),
+            _ => false,
         }
     }
 }
