@@ -20,6 +20,7 @@ use tapio_wire::{
 };
 
 use crate::{
+    clock::now,
     context::Context,
     intake::check::Checker,
     live::{self, EventFilter},
@@ -28,7 +29,6 @@ use crate::{
         encode::{Encoder, Own},
         record::{self, Kind, Record},
     },
-    run::now,
 };
 
 /// Counts what each thread asks for, and leaves the rest to the system's allocator.

@@ -42,6 +42,7 @@ use self::{
     queue::Batch,
 };
 use crate::{
+    clock::now,
     context::{Context, Pods, entities::Seen},
     losses::Losses,
     metrics::EngineMetrics,
@@ -50,7 +51,6 @@ use crate::{
         store::lost_records,
     },
     recent::Recent,
-    run::now,
     source::Announcement,
 };
 
@@ -63,6 +63,8 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 const REPLAY_TICK_RECORDS: u64 = 1_000;
 /// Marks of when findings were announced, for letting them go.
 const KEPT_MAX: usize = 65_536;
+/// Findings that wait for room on the disk; beyond, the oldest go, counted.
+const UNWRITTEN_MAX: usize = 4_096;
 
 /// Why the engine's thread cannot go on.
 #[derive(Debug, Error)]
@@ -107,6 +109,8 @@ pub(crate) struct EngineThread {
     announcer: Announcer,
     parts: Parts,
     told: EngineStats,
+    /// Announced, but not on the disk, because that is full.
+    unwritten: VecDeque<Finding>,
     /// Findings that the announcer had forgotten when it was asked last.
     told_forgotten: u64,
 }
@@ -136,7 +140,14 @@ impl EngineThread {
         }
         announcer.adopt(latest.into_values());
         parts.announced.wake(parts.outbox.clone());
-        Self { engine, announcer, parts, told: EngineStats::default(), told_forgotten: 0 }
+        Self {
+            engine,
+            announcer,
+            parts,
+            told: EngineStats::default(),
+            unwritten: VecDeque::new(),
+            told_forgotten: 0,
+        }
     }
 
     /// Works until nobody can hand anything over any more.
@@ -222,7 +233,7 @@ impl EngineThread {
         let owner = Owner { tenant: &self.parts.tenant, cluster: &self.parts.cluster };
         self.announcer.follow(&self.engine);
         let findings = self.announcer.fold(&verdicts, &names, now, owner, &self.parts.rules);
-        for finding in &findings {
+        for finding in findings {
             tracing::info!(
                 id = finding.id,
                 revision = finding.revision,
@@ -230,19 +241,55 @@ impl EngineThread {
                 title = finding.title,
                 "a finding"
             );
+            self.parts.metrics.findings.inc();
+            self.unwritten.push_back(finding);
+        }
+        let is_any_written = self.write_findings()?;
+        self.count_losses();
+        let waiting = self.parts.announced.next().saturating_sub(self.parts.findings_stored.get());
+        self.parts.metrics.findings_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        Ok(is_any_written)
+    }
+
+    /// Puts what was announced on the disk, and shows it to others; what a full disk does not take waits for the next
+    /// tick. Returns whether anything was written.
+    fn write_findings(&mut self) -> Result<bool, EngineThreadError> {
+        let mut is_any_written = false;
+        while let Some(finding) = self.unwritten.front() {
             let place = self.parts.announced.next();
-            let evicted = self.parts.announced.append(finding)?;
+            let evicted = match self.parts.announced.append(finding) {
+                Ok(evicted) => evicted,
+                Err(error @ SpoolError::DiskFull { .. }) => {
+                    self.wait_for_room(&error);
+                    return Ok(is_any_written);
+                }
+                Err(error) => return Err(error.into()),
+            };
             if evicted > 0 {
                 // Whether those were stored is not known here; the outbox counts those that were not.
                 tracing::warn!(evicted, "findings were let go before the replay window was over");
             }
-            self.parts.metrics.findings.inc();
-            self.parts.recent.put(place, Arc::new(finding.clone()));
+            is_any_written = true;
+            if let Some(finding) = self.unwritten.pop_front() {
+                self.parts.recent.put(place, Arc::new(finding));
+            }
         }
-        self.count_losses();
-        let waiting = self.parts.announced.next().saturating_sub(self.parts.findings_stored.get());
-        self.parts.metrics.findings_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-        Ok(!findings.is_empty())
+        if is_any_written {
+            self.parts.progress.clear();
+        }
+        Ok(is_any_written)
+    }
+
+    fn wait_for_room(&mut self, error: &SpoolError) {
+        let beyond = self.unwritten.len().saturating_sub(UNWRITTEN_MAX);
+        if beyond > 0 {
+            self.unwritten.drain(..beyond);
+            let lost = beyond as u64;
+            self.parts.metrics.drops.add("findings-disk-full", lost);
+            self.parts.losses.lost(Stage::Engine, "findings", "findings-disk-full", lost);
+        }
+        let waiting = self.unwritten.len();
+        self.parts.progress.fault(format!("{waiting} findings cannot be announced: {error}"));
     }
 
     /// Counts what the engine gave up since the last time.
@@ -337,7 +384,8 @@ impl EngineThread {
             }
             if records.is_multiple_of(REPLAY_TICK_RECORDS) {
                 // What is old is let go as it was then; nothing is announced before all is seen again.
-                self.engine.tick(arrival);
+                // A machine whose clock was set back since then must not put the engine's ahead of it.
+                self.engine.tick(arrival.min(now()));
                 self.count_losses();
             }
             self.parts.progress.tick();

@@ -10,6 +10,7 @@ mod registry;
 mod session;
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -18,6 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use quinn::{Connection, Endpoint, Incoming, VarInt};
 use tapio_daemon::{Health, Progress};
 use tapio_identity::{Expected, Name, NameKind, peer};
+use tapio_schemas::ids::Incarnation;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinError, JoinSet},
@@ -30,7 +32,7 @@ use crate::{
     engine,
     live::Tap,
     losses::Losses,
-    metrics::IntakeMetrics,
+    metrics::{IntakeMetrics, Waiting},
     pipeline::{positions::Positions, spooler::Command},
     rules::Rules,
 };
@@ -45,6 +47,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 const HANDSHAKES_MAX: usize = 128;
 /// How long a handshake may take.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How often it is looked for nodes whose identity two agents use, and at what waits.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Of how many such nodes the health tells.
+const CONTESTED_TOLD_MAX: usize = 3;
 
 /// The connection is closed in order: the session said why.
 const CLOSE_ENDED: VarInt = VarInt::from_u32(0);
@@ -76,6 +83,8 @@ pub(crate) struct Parts {
 pub(crate) struct Intake {
     endpoint: Endpoint,
     handshakes: Arc<Semaphore>,
+    /// Says when two agents use one identity.
+    identities: Progress,
     shared: Arc<Shared>,
 }
 
@@ -116,6 +125,8 @@ impl Intake {
         let Parts { endpoint, own, connections_max, positions, spooler, engine, tap, .. } = parts;
         let progress = parts.health.component("intake", SILENCE_MAX);
         progress.idle();
+        let identities = parts.health.component("identities", SILENCE_MAX);
+        identities.idle();
         let shared = Shared {
             expected: Expected::beside(&own, &[NameKind::Node]),
             registry: Arc::new(Registry::default()),
@@ -132,19 +143,27 @@ impl Intake {
             room: Arc::new(Semaphore::new(BYTES_UNDER_WAY_MAX / ROOM_UNIT_BYTES)),
             connections: Arc::new(Semaphore::new(connections_max)),
         };
-        Self { endpoint, handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)), shared: Arc::new(shared) }
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        Self { endpoint, handshakes, identities, shared: Arc::new(shared) }
     }
 
     /// Serves until told to end, and until every session has ended.
     pub(crate) async fn serve(self) {
         let mut sessions = JoinSet::new();
         let accept = self.shared.accept.clone();
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             // Every branch is cancel-safe: a connection that is not accepted now is accepted at the next turn.
             let incoming = tokio::select! {
                 () = accept.cancelled() => break,
                 Some(ended) = sessions.join_next(), if !sessions.is_empty() => {
                     self.note_end(ended);
+                    continue;
+                }
+                _ = looks.tick() => {
+                    self.tell_contested();
+                    self.measure_queues();
                     continue;
                 }
                 incoming = self.endpoint.accept() => incoming,
@@ -168,10 +187,48 @@ impl Intake {
         }
         self.endpoint.close(CLOSE_ENDED, b"the aggregator ends");
         self.endpoint.wait_idle().await;
+        self.identities.finish();
         // Sessions hold it too, and all have ended.
         if let Some(shared) = Arc::into_inner(self.shared) {
             shared.progress.finish();
         }
+    }
+
+    fn measure_queues(&self) {
+        let Shared { spooler, engine, room, metrics, .. } = &*self.shared;
+        let bytes = BYTES_UNDER_WAY_MAX / ROOM_UNIT_BYTES;
+        let bytes_used = bytes.saturating_sub(room.available_permits()).saturating_mul(ROOM_UNIT_BYTES);
+        let records = spooler.max_capacity();
+        for (queue, depth, limit) in [
+            ("spool-records", records.saturating_sub(spooler.capacity()), records),
+            ("spool-bytes", bytes_used, BYTES_UNDER_WAY_MAX),
+            ("engine-inputs", engine.depth(), engine::queue::INPUTS_MAX),
+        ] {
+            let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+            let queue = Waiting { queue };
+            metrics.queue_depth.get_or_create(&queue).set(gauge(depth));
+            metrics.queue_limit.get_or_create(&queue).set(gauge(limit));
+        }
+    }
+
+    /// Says in health and metrics which nodes' identities are used by two agents.
+    fn tell_contested(&self) {
+        let contested = self.shared.registry.contested(std::time::Instant::now());
+        self.shared.metrics.contested.set(i64::try_from(contested.len()).unwrap_or(i64::MAX));
+        if contested.is_empty() {
+            self.identities.clear();
+            return;
+        }
+        let one = |(node, refused, from): &(String, Incarnation, SocketAddr)| {
+            format!("{node} (the one at {from}, incarnation {}, is refused)", refused.0)
+        };
+        let nodes: Vec<String> = contested.iter().take(CONTESTED_TOLD_MAX).map(one).collect();
+        let more = contested.len().saturating_sub(nodes.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        self.identities.fault(format!(
+            "two agents use the identity of one node: {}{more}; stop one of the two, or give it a certificate of its own",
+            nodes.join(", ")
+        ));
     }
 
     /// Says and counts that a session ended by a fault of ours. Its peer connects again.

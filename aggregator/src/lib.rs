@@ -10,6 +10,7 @@ pub mod run;
 
 #[cfg(test)]
 mod allocations;
+mod clock;
 mod context;
 mod engine;
 mod grpc;
@@ -17,6 +18,7 @@ mod intake;
 mod live;
 mod losses;
 mod metrics;
+mod patience;
 mod pipeline;
 mod rules;
 mod source;

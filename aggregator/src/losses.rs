@@ -5,36 +5,68 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+};
+use tapio_daemon::Registry;
 use tapio_schemas::{
     ledger::{Fate, Ledger, Stage},
     units::UnixMicros,
 };
 
-/// What was counted since the last [`Losses::take`].
+/// What was counted since the last [`Losses::take`], and in all for the metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
     ledger: Mutex<Ledger>,
+    items: Family<Line, Counter>,
+}
+
+/// A line of the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Line {
+    stage: &'static str,
+    fate: &'static str,
+    subject: &'static str,
+    reason: &'static str,
 }
 
 impl Losses {
     /// Counts from `now` on.
     pub(crate) fn new(now: UnixMicros) -> Self {
-        Self { ledger: Mutex::new(Ledger { since: now, until: now, entries: Vec::new() }) }
+        let ledger = Mutex::new(Ledger { since: now, until: now, entries: Vec::new() });
+        Self { ledger, items: Family::default() }
+    }
+
+    /// The same, and what is counted is a metric too.
+    pub(crate) fn metered(mut self, registry: &Registry) -> Self {
+        self.items = registry.subsystem("ledger").register(
+            "items",
+            "What each stage carried on, folded, filtered and lost, as the ledger tells it",
+            self.items,
+        );
+        self
     }
 
     /// Counts what was handed on.
     pub(crate) fn carried(&self, stage: Stage, subject: &'static str, count: u64) {
-        self.lock().add(stage, Fate::Carried, subject, "", count);
+        self.count(stage, Fate::Carried, subject, "", count);
     }
 
     /// Counts what was lost, and why.
     pub(crate) fn lost(&self, stage: Stage, subject: &'static str, reason: &'static str, count: u64) {
-        self.lock().add(stage, Fate::Lost, subject, reason, count);
+        self.count(stage, Fate::Lost, subject, reason, count);
     }
 
     /// Counts what came twice and was handed on once.
     pub(crate) fn folded(&self, stage: Stage, subject: &'static str, reason: &'static str, count: u64) {
-        self.lock().add(stage, Fate::Folded, subject, reason, count);
+        self.count(stage, Fate::Folded, subject, reason, count);
+    }
+
+    fn count(&self, stage: Stage, fate: Fate, subject: &'static str, reason: &'static str, count: u64) {
+        self.lock().add(stage, fate, subject, reason, count);
+        let line = Line { stage: stage.as_str(), fate: fate.as_str(), subject, reason };
+        self.items.get_or_create(&line).inc_by(count);
     }
 
     /// The ledger up to `now`, if it has any line; counting goes on with an empty one.

@@ -15,6 +15,13 @@ pub(crate) struct Outcome {
     pub(crate) outcome: &'static str,
 }
 
+/// Which queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Waiting {
+    /// Its name, which says what is counted.
+    pub(crate) queue: &'static str,
+}
+
 /// Which table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Table {
@@ -45,6 +52,9 @@ pub(crate) struct IntakeMetrics {
     pub(crate) events: Counter,
     pub(crate) bytes: Counter,
     pub(crate) sequences_skipped: Counter,
+    pub(crate) contested: Gauge,
+    pub(crate) queue_depth: Family<Waiting, Gauge>,
+    pub(crate) queue_limit: Family<Waiting, Gauge>,
 }
 
 /// Of the spool.
@@ -102,6 +112,8 @@ pub(crate) struct Metrics {
     pub(crate) engine: EngineMetrics,
     pub(crate) live: LiveMetrics,
     pub(crate) grpc: GrpcMetrics,
+    /// By how many seconds the machine's clock stands behind.
+    pub(crate) clock_behind: Gauge,
 }
 
 /// Upper bounds of durations, seconds: from a quick sync to a struggling disk.
@@ -138,6 +150,18 @@ impl Metrics {
                 bytes: intake.counter("bytes", "Bytes of accepted frames, as they arrived"),
                 sequences_skipped: intake
                     .counter("sequences_skipped", "Frames that their sources gave up before sending"),
+                contested: intake
+                    .gauge("contested_identities", "Nodes whose identity two agents use at once"),
+                queue_depth: intake.register(
+                    "queue_depth",
+                    "What waits in the queues behind the intake, by queue",
+                    Family::default(),
+                ),
+                queue_limit: intake.register(
+                    "queue_limit",
+                    "What may wait in the queues behind the intake before sessions wait, by queue",
+                    Family::default(),
+                ),
             },
             spool: SpoolMetrics {
                 records: spool.counter("records", "Records that were written and synced"),
@@ -178,6 +202,10 @@ impl Metrics {
                     Family::default(),
                 ),
             },
+            clock_behind: registry.subsystem("clock").gauge(
+                "behind_seconds",
+                "By how much the machine's clock was set back behind the time that is told",
+            ),
         }
     }
 }

@@ -12,11 +12,11 @@ mod threads;
 use std::{
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tapio_daemon::{Health, Registry, shutdown};
-use tapio_schemas::{ids::RuleSetVersion, units::UnixMicros};
+use tapio_schemas::ids::RuleSetVersion;
 use tapio_spool::{Ordinal, QuotaPolicy, Spool, SpoolConfig, SyncPolicy};
 use tapio_store::client::BlockWriter;
 use tokio::{
@@ -33,6 +33,7 @@ use self::{
     threads::Threads,
 };
 use crate::{
+    clock::now,
     config::Config,
     engine,
     intake::{self, Intake},
@@ -56,6 +57,8 @@ use crate::{
 
 /// A segment of the spool; what is trimmed goes by segments.
 const SEGMENT_BYTES: u64 = 16 << 20;
+/// What the spool of frames leaves free on its disk, for the store to go on with what waits.
+const DISK_RESERVE_BYTES: u64 = 64 << 20;
 /// How long an insert may take before it counts as failed.
 const INSERT_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long sessions may take to end.
@@ -162,6 +165,9 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         announcements.into_iter().map(|(node, announcement)| (node, announcement.missing_probes())).collect();
     let fed = Fed { missing, queue: engine_queue };
     base.start_engine(&mut threads, &state, &spool, fed, &writer, ready.clone())?;
+    // Until the schema is up neither has anything to do.
+    let storing = base.health.component("store", SILENCE_MAX);
+    storing.idle();
     let feeder = Feeder {
         reader: spool.read_from(Ordinal(stored.until)),
         shared: Arc::clone(&shared),
@@ -176,7 +182,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         positions: Arc::clone(&base.positions),
         losses: Arc::clone(&base.losses),
         metrics: base.metrics.store.clone(),
-        progress: base.health.component("store", SILENCE_MAX),
+        progress: storing,
         drain: base.drain.clone(),
         stop: base.stop.clone(),
         replay_window: base.replay_window,
@@ -335,6 +341,7 @@ fn spool_config(config: &Config) -> SpoolConfig {
         segment_bytes_max: SEGMENT_BYTES,
         quota_bytes: config.state.spool_bytes_max,
         quota_policy: QuotaPolicy::Refuse,
+        reserve_bytes: DISK_RESERVE_BYTES,
         sync: SyncPolicy::ByCaller,
     }
 }
@@ -428,12 +435,6 @@ fn load_marks(marks: &Marks, spool: &Spool) -> Result<(Stored, Option<Cut>), Run
             Ok((stored, None))
         }
     }
-}
-
-/// The aggregator's clock.
-pub(crate) fn now() -> UnixMicros {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixMicros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Checks what can be checked without starting anything: the rules.

@@ -128,9 +128,7 @@ impl StoreLink {
         let (writer, reader, path) = (self.writer.clone(), self.reader.clone(), self.connection_file.clone());
         async move {
             let is_up = bring_schema_up(writer, &progress, &stop).await?;
-            if is_up {
-                write_connection(&path, &reader)?;
-            }
+            let is_up = is_up && tell_connection(&path, &reader, &progress, &stop).await?;
             progress.finish();
             Ok(is_up)
         }
@@ -168,6 +166,28 @@ pub(crate) fn connection_file(state: &StateDirectory) -> PathBuf {
     state.root().join(CONNECTION)
 }
 
+/// Writes the connection's file, again while its disk is full; false when stopped before.
+async fn tell_connection(
+    path: &Path,
+    reader: &Endpoint,
+    progress: &Progress,
+    stop: &CancellationToken,
+) -> Result<bool, StateError> {
+    loop {
+        match write_connection(path, reader) {
+            Err(error) if error.is_disk_full() => {
+                let text = tapio_daemon::with_causes(&error);
+                progress.fault(format!("{text}: free some space there, nothing is stored before"));
+            }
+            written => return written.map(|()| true),
+        }
+        if tokio::time::timeout(RETRY_PAUSE_MIN, stop.cancelled()).await.is_ok() {
+            return Ok(false);
+        }
+        progress.tick();
+    }
+}
+
 fn write_connection(path: &Path, reader: &Endpoint) -> Result<(), StateError> {
     let Credentials { user, password } = reader.credentials();
     let connection = Connection { url: reader.url(), reader_user: user, reader_password: password };
@@ -198,8 +218,9 @@ async fn bring_schema_up(
                 return Ok(true);
             }
             Err(error @ (MigrationError::Statement { .. } | MigrationError::Bookkeeping(_))) => {
-                tracing::warn!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string), "the schema cannot be brought up yet, data waits in the spool");
-                progress.fault(format!("the schema cannot be brought up: {error}"));
+                let error = tapio_daemon::with_causes(&error);
+                tracing::warn!(error, "the schema cannot be brought up yet, data waits in the spool");
+                progress.fault(format!("the schema cannot be brought up, data waits in the spool: {error}"));
                 progress.tick();
                 tokio::select! {
                     () = stop.cancelled() => return Ok(false),

@@ -14,6 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::now,
     context::{Context, Watch, entities::Seen},
     losses::Losses,
     metrics::{StoreMetrics, Table},
@@ -21,7 +22,7 @@ use crate::{
         record::{self, Kind},
         spooler::{Append, Command},
     },
-    run::{RunError, now},
+    run::RunError,
 };
 
 /// How often the identity file is looked at.

@@ -9,13 +9,14 @@
 mod spooler;
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
-use tapio_daemon::{Health, Registry};
+use tapio_daemon::{Health, Progress, Registry};
 use tapio_identity::{Credentials, CredentialsError};
 use tapio_schemas::{
     capability::{ProbeCapability, ProbeState},
@@ -35,7 +36,7 @@ use crate::{
     clock::{self, NodeClock},
     config::Config,
     event::Event,
-    metrics::Metrics,
+    metrics::{Metrics, Probe, probe_gauges},
     outgoing::{FRAMES_WAITING_MAX, Outgoing},
     pipeline::{MEMORY_SOURCE, Pipeline},
     probes::{Capability, CapabilityState, Probes, ProbesConfig},
@@ -114,6 +115,8 @@ pub struct Agent {
     telemetry_address: std::net::SocketAddr,
     capabilities: Vec<Capability>,
     shelf: Arc<Shelf>,
+    /// Says in health which probes do not work, as long as the agent runs.
+    _seeing: Progress,
 }
 
 impl Agent {
@@ -143,7 +146,8 @@ impl Agent {
 
         let (registry, health) = (Registry::new(), Health::new());
         let clock = NodeClock::new();
-        let since = BootNanos(clock::boot_nanos()).to_unix(clock.offset(Some(0)));
+        let now = clock::boot_nanos();
+        let since = BootNanos(now).to_unix(clock.offset(&shared.cluster_clock, now));
         let (frames, outbound) = mpsc::sync_channel(FRAMES_WAITING_MAX);
         let outgoing = Outgoing::new(source, incarnation, frames, since)?;
         let mut pipeline = Pipeline::new(hierarchy.clone(), config.scope);
@@ -156,9 +160,7 @@ impl Agent {
         });
         let running = hierarchy.processes();
         pipeline.begin(clock::boot_nanos(), &running);
-        for capability in capabilities.iter().filter(|capability| !capability.is_working()) {
-            tracing::warn!(probe = capability.name(), state = ?capability.state, "a probe does not work");
-        }
+        let seeing = tell_capabilities(&capabilities, &registry, &health);
 
         let watched = Arc::new(Watched::default());
         let (readings, taken) = mpsc::sync_channel(READINGS_WAITING_MAX);
@@ -230,7 +232,17 @@ impl Agent {
             }
         });
         tracing::info!(node = %config.node, incarnation = incarnation.0, %telemetry_address, "agent is running");
-        Ok(Self { tasks, threads, finished, shutdown, telemetry, telemetry_address, capabilities, shelf })
+        Ok(Self {
+            tasks,
+            threads,
+            finished,
+            shutdown,
+            telemetry,
+            telemetry_address,
+            capabilities,
+            shelf,
+            _seeing: seeing,
+        })
     }
 
     /// Where metrics and health are served.
@@ -338,6 +350,37 @@ fn describe(capabilities: &[Capability]) -> Vec<String> {
     let described =
         |(probe, state): (&str, ProbeState)| ProbeCapability { probe: probe.to_owned(), state }.to_string();
     probes.chain([(MEMORY_SOURCE, ProbeState::Working)]).map(described).collect()
+}
+
+/// Says in log, metrics and health which probes do not work, and why.
+fn tell_capabilities(capabilities: &[Capability], registry: &Registry, health: &Health) -> Progress {
+    let working = probe_gauges(registry);
+    let mut failed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for capability in capabilities {
+        let probe = capability.name();
+        working.get_or_create(&Probe { probe }).set(u64::from(capability.is_working()));
+        match &capability.state {
+            CapabilityState::Working => {}
+            CapabilityState::Disabled => tracing::info!(probe, "a probe is disabled by the configuration"),
+            CapabilityState::Failed { reason } => {
+                tracing::warn!(probe, reason, "a probe does not work: what it would see is missing");
+                failed.entry(reason).or_default().push(probe);
+            }
+        }
+    }
+    let seeing = health.component("probes", SILENCE_MAX);
+    seeing.idle();
+    let told: Vec<String> = failed
+        .iter()
+        .map(|(reason, probes)| match probes.len() == capabilities.len() {
+            true => format!("no probe works, nothing of the kernel is seen: {reason}"),
+            false => format!("{} not seen: {reason}", probes.join(", ")),
+        })
+        .collect();
+    if !told.is_empty() {
+        seeing.fault(told.join("; "));
+    }
+    seeing
 }
 
 fn missing(capabilities: &[Capability]) -> Vec<String> {

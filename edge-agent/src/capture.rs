@@ -26,7 +26,7 @@ use tapio_schemas::{
 
 use crate::{
     attribute::{Container, Hierarchy},
-    clock::{self, NodeClock},
+    clock::{self, ClusterClock, NodeClock},
     event::{Event, VerdictPart},
     metrics::Metrics,
     outgoing::Outgoing,
@@ -57,8 +57,8 @@ pub(crate) struct Shared {
     rules: Mutex<Option<(Arc<RuleSet>, u64)>>,
     has_rules: AtomicBool,
     in_force: Mutex<(RuleSetVersion, u64)>,
-    /// How wrong the node's clock may be against the cluster's; `u64::MAX` = not measured.
-    pub(crate) clock_error_micros: AtomicU64,
+    /// Where the cluster's clock stands.
+    pub(crate) cluster_clock: ClusterClock,
     /// Records taken.
     pub(crate) records: AtomicU64,
     /// What the spool could not keep.
@@ -71,7 +71,7 @@ impl Default for Shared {
             rules: Mutex::default(),
             has_rules: AtomicBool::new(false),
             in_force: Mutex::default(),
-            clock_error_micros: AtomicU64::new(u64::MAX),
+            cluster_clock: ClusterClock::default(),
             records: AtomicU64::new(0),
             losses: Arc::default(),
         }
@@ -128,8 +128,8 @@ impl Capture {
             let now = clock::boot_nanos();
             if now.saturating_sub(clock_read) >= CLOCK_NANOS {
                 clock_read = now;
-                if self.clock.refresh() {
-                    tracing::warn!(steps = self.clock.steps(), "the node's clock was set");
+                if let Some(by_nanos) = self.clock.refresh() {
+                    self.tell_step(by_nanos);
                 }
                 self.metrics.update(&self.pipeline, self.watched.dropped(), self.clock.steps());
             }
@@ -213,8 +213,24 @@ impl Capture {
     }
 
     fn clock_offset(&self) -> tapio_schemas::units::ClockOffset {
-        let measured = self.shared.clock_error_micros.load(Ordering::Relaxed);
-        self.clock.offset((measured != u64::MAX).then_some(measured))
+        self.clock.offset(&self.shared.cluster_clock, clock::boot_nanos())
+    }
+
+    fn tell_step(&self, by_nanos: i64) {
+        let (by_millis, steps) = (by_nanos / 1_000_000, self.clock.steps());
+        if self.shared.cluster_clock.is_known() {
+            tracing::warn!(
+                by_millis,
+                steps,
+                "the node's clock was set: times go on by the aggregator's clock"
+            );
+        } else {
+            tracing::warn!(
+                by_millis,
+                steps,
+                "the node's clock was set: times follow it, because no aggregator was reached since the start"
+            );
+        }
     }
 
     fn write_ready(&mut self, now: u64) {
@@ -236,7 +252,7 @@ impl Capture {
         }
         let dropped = self.watched.take_dropped_failures();
         tally.add(Fate::Lost, ProbeId::FailedSyscall.name(), "reading-dropped", dropped);
-        self.metrics.lost(tally.lost());
+        self.metrics.told(tally);
         let is_urgent = self.outgoing.is_urgent();
         let Some((frame, view)) = self.outgoing.flush(until, clock, now, tally) else { return };
         self.metrics.frame(view.rows());

@@ -8,7 +8,9 @@ use prometheus_client::{
 };
 use tapio_daemon::Registry;
 
-use crate::{attribute::Host, pipeline::Pipeline};
+use tapio_schemas::ledger::{Fate, Stage};
+
+use crate::{attribute::Host, pipeline::Pipeline, tally::Tally};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Table {
@@ -20,9 +22,31 @@ struct Reason {
     reason: &'static str,
 }
 
+/// Which probe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Probe {
+    pub(crate) probe: &'static str,
+}
+
+/// A line of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Line {
+    stage: &'static str,
+    fate: &'static str,
+    subject: &'static str,
+    reason: &'static str,
+}
+
+/// Which probes work.
+pub(crate) fn probe_gauges(registry: &Registry) -> Family<Probe, Gauge<u64, AtomicU64>> {
+    let help = "Whether a probe works (1), or was refused or disabled (0)";
+    registry.subsystem("probes").register("working", help, Family::default())
+}
+
 /// What the capture thread counts.
 #[derive(Clone)]
 pub(crate) struct Metrics {
+    ledger: Family<Line, Counter>,
     records: Counter,
     events: Counter,
     frames: Counter,
@@ -34,8 +58,14 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
+        let ledger = registry.subsystem("ledger").register(
+            "items",
+            "What each stage carried on, folded, filtered and lost, as the ledger tells it",
+            Family::default(),
+        );
         let registry = registry.subsystem("agent");
         Self {
+            ledger,
             records: registry.counter("records", "Records taken from the kernel's ring"),
             events: registry.counter("events", "Events shipped, after folding"),
             frames: registry.counter("frames", "Frames made"),
@@ -69,9 +99,19 @@ impl Metrics {
     pub(crate) fn frame(&self, rows: u32) {
         self.frames.inc();
         self.events.inc_by(u64::from(rows));
+        self.line(Stage::Batch, Fate::Carried, "events", "", u64::from(rows));
     }
 
-    pub(crate) fn lost(&self, records: u64) {
-        self.lost.inc_by(records);
+    /// Counts what is about to be told in a ledger.
+    pub(crate) fn told(&self, tally: &Tally) {
+        self.lost.inc_by(tally.lost());
+        for ((stage, fate, subject, reason), count) in tally.lines() {
+            self.line(stage, fate, subject, reason, count);
+        }
+    }
+
+    fn line(&self, stage: Stage, fate: Fate, subject: &'static str, reason: &'static str, count: u64) {
+        let line = Line { stage: stage.as_str(), fate: fate.as_str(), subject, reason };
+        self.ledger.get_or_create(&line).inc_by(count);
     }
 }

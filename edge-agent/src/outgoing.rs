@@ -32,6 +32,8 @@ const BULK_WAIT_NANOS: u64 = 200_000_000;
 const BULK_ROWS: u32 = 500;
 /// Without events, a frame says this often that the node lives and what it lost.
 const QUIET_WAIT_NANOS: u64 = 500_000_000;
+/// A window that would end so much before its begin is of a clock that was set back.
+const CLOCK_STEP_MICROS_MIN: u64 = 1_000_000;
 /// Frames that the channel to the spool's thread holds.
 pub(crate) const FRAMES_WAITING_MAX: usize = 16;
 /// Bytes of frames that wait before the channel: many seconds of a busy node, in which a slow disk may catch up.
@@ -147,6 +149,10 @@ impl Outgoing {
         self.rows_since = None;
         self.flushed_nanos = now_nanos;
         let rows = self.batch.rows();
+        if self.since.0.saturating_sub(until.0) > CLOCK_STEP_MICROS_MIN {
+            // The clock that times are told by was set back: windows that waited for it to catch up would say nothing.
+            self.since = until;
+        }
         let until = until.max(self.since);
         let ledger = self.batch.ledger_mut();
         (ledger.since, ledger.until) = (self.since, until);

@@ -20,6 +20,9 @@ const OBSERVATIONS_MAX: usize = 8_192;
 /// Verdicts that were told and are not told again.
 const TOLD_MAX: usize = 1_024;
 
+/// Times that go back by more are of a clock that was set back.
+const CLOCK_STEP_MIN: Micros = Micros::from_secs(1);
+
 /// What the node's rules say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeVerdict {
@@ -37,6 +40,8 @@ pub(crate) struct Precorrelate {
     node: String,
     engine: Engine,
     told: HashSet<(String, String)>,
+    /// The time that it was told last.
+    now: UnixMicros,
 }
 
 impl Precorrelate {
@@ -46,17 +51,11 @@ impl Precorrelate {
         if rules.rules().is_empty() {
             return None;
         }
-        let limits = Limits {
-            observations_max: OBSERVATIONS_MAX,
-            relations_max: OBSERVATIONS_MAX / 4,
-            frames_max: OBSERVATIONS_MAX,
-            faults_max: 16,
-            ..Limits::default()
-        };
         Some(Self {
             node: node.to_owned(),
-            engine: Engine::new(Arc::new(rules), limits),
+            engine: engine(Arc::new(rules)),
             told: HashSet::new(),
+            now: UnixMicros(0),
         })
     }
 
@@ -71,6 +70,11 @@ impl Precorrelate {
     ) -> Vec<NodeVerdict> {
         let source = SourceContext { node: &self.node, clock_error: Micros(0), missing_probes };
         let rules = Arc::clone(self.engine.rules());
+        if now.plus(CLOCK_STEP_MIN) < self.now {
+            // To this engine all that happens from now on would be long ago.
+            self.engine = engine(Arc::clone(&rules));
+        }
+        self.now = now;
         let engine = &mut self.engine;
         observe_batch(view, frame, &source, &rules, &mut |input| engine.insert(input));
         self.engine.tick(now);
@@ -102,6 +106,17 @@ impl Precorrelate {
             attributes,
         })
     }
+}
+
+fn engine(rules: Arc<RuleSet>) -> Engine {
+    let limits = Limits {
+        observations_max: OBSERVATIONS_MAX,
+        relations_max: OBSERVATIONS_MAX / 4,
+        frames_max: OBSERVATIONS_MAX,
+        faults_max: 16,
+        ..Limits::default()
+    };
+    Engine::new(rules, limits)
 }
 
 /// Reads a pushed rule set and checks that it is the one that was announced.

@@ -274,5 +274,22 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     if characters > REASON_CHARS_MAX {
         text = format!("...{}", text.chars().skip(characters - REASON_CHARS_MAX).collect::<String>());
     }
+    if is_forbidden(error) {
+        text.push_str(": run the agent as root, or give it CAP_BPF and CAP_PERFMON");
+    }
     text.replace('\n', " ")
+}
+
+/// Whether the kernel says that the agent lacks a capability. (`EACCES`, unlike `EPERM`, is the verifier's.)
+fn is_forbidden(error: &(dyn std::error::Error + 'static)) -> bool {
+    let not_permitted = rustix::io::Errno::PERM.raw_os_error();
+    let mut link = Some(error);
+    while let Some(error) = link {
+        let system = error.downcast_ref::<std::io::Error>();
+        if system.is_some_and(|error| error.raw_os_error() == Some(not_permitted)) {
+            return true;
+        }
+        link = error.source();
+    }
+    false
 }

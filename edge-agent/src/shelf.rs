@@ -112,6 +112,7 @@ impl Shelf {
             segment_bytes_max: SEGMENT_BYTES_MAX,
             quota_bytes: quota_bytes.max(QUOTA_BYTES_MIN),
             quota_policy: QuotaPolicy::EvictOldest,
+            reserve_bytes: 0,
             sync: SyncPolicy::AtMostEvery(SYNC_INTERVAL),
         };
         let Opened { spool, kept, other_sources, no_frames } = open_spool(directory, &config, source)?;

@@ -53,6 +53,11 @@ impl Tally {
         }
     }
 
+    /// All counts since the last batch.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = ((Stage, Fate, &'static str, &'static str), u64)> {
+        self.lines.iter().map(|(line, count)| (*line, *count))
+    }
+
     /// What was lost at the agent's own stages.
     pub(crate) fn lost(&self) -> u64 {
         self.lines.iter().filter(|((_, fate, ..), _)| *fate == Fate::Lost).map(|(_, count)| count).sum()

@@ -131,7 +131,6 @@ impl Uplink {
             let ended = self.connected(&mut session, address, &mut backoff).await;
             self.metrics.skipped_messages.inc_by(session.skipped());
             session.disconnect();
-            self.shared.clock_error_micros.store(u64::MAX, Ordering::Relaxed);
             match ended {
                 Ok(()) => break,
                 Err(ended) => {
@@ -221,10 +220,9 @@ impl Uplink {
                 written.map_err(|_elapsed| Ended::WriteTime)??;
                 self.offer(road)?;
             }
-            let estimate = road.session.clock(clock::now());
-            if let Some(estimate) = estimate {
-                let error = estimate.offset_micros.unsigned_abs().saturating_add(estimate.error.0);
-                self.shared.clock_error_micros.store(error, Ordering::Relaxed);
+            let now = clock::now();
+            if let Some(estimate) = road.session.clock(now) {
+                self.shared.cluster_clock.measured(estimate, now.monotonic);
             }
             self.progress.tick();
             if let Some(until) = lingering

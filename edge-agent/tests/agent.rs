@@ -9,91 +9,26 @@
 )]
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant, SystemTime},
 };
 
-use tapio_identity::{Name, issuer::Authority};
 use tapio_schemas::{
     event::UnifiedEvent,
     intent,
     intent::LinkKind,
     ledger::{Fate, Stage},
 };
-use tapio_spool::{Item, Spool, SpoolConfig};
-use tapio_wire::frame::{FrameDecoder, FrameLimits, MAGIC};
+
+use support::{Agent, Container, Process, ROLE, not_proven, read_spool, wait_for};
+
+#[path = "agent/support.rs"]
+mod support;
 
 const SERVED: usize = 200;
 const FAILED: usize = 20;
 const REFUSED: usize = 15;
-/// The variable that makes this test's own program the workload instead.
-const ROLE: &str = "TAPIO_TEST_ROLE";
-
-/// A container's control group; removed with its pod's when dropped.
-struct Container {
-    path: PathBuf,
-    id: String,
-}
-
-impl Container {
-    fn new(number: u8) -> Self {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let mount = if v1.join("cgroup.procs").exists() { v1 } else { Path::new("/sys/fs/cgroup") };
-        let id = format!("{:056x}{:08x}", number, std::process::id());
-        let pod = format!("pod0d1f6b0e-8a54-4f6e-9f0b-{:08x}{number:04x}", std::process::id());
-        let path = mount.join("kubepods/burstable").join(pod).join(&id);
-        // Another test may remove the shared parents in between.
-        let made = (0..20).any(|_| fs::create_dir_all(&path).is_ok());
-        assert!(made, "cannot create {}: this test needs root and a memory controller", path.display());
-        Self { path, id }
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let until = Instant::now() + Duration::from_secs(5);
-        while fs::remove_dir(&self.path).is_err() && self.path.exists() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        for parent in self.path.ancestors().skip(1).take(3) {
-            // Shared with others, who may still need it.
-            drop(fs::remove_dir(parent));
-        }
-    }
-}
-
-/// A process of this test; ended when dropped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-impl Process {
-    /// Runs this program as `role`, inside `container` from its first instruction.
-    fn role(role: &str, argument: &str, container: &Container) -> Self {
-        let script = "echo $$ > \"$1/cgroup.procs\" && exec \"$2\" role --exact --nocapture";
-        let child = Command::new("sh")
-            .args(["-c", script, "sh"])
-            .arg(&container.path)
-            .arg(std::env::current_exe().unwrap())
-            .env(ROLE, role)
-            .env("TAPIO_TEST_ARGUMENT", argument)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-}
-
 fn request(path: &str, trace: usize) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: a\r\ntraceparent: 00-{trace:032x}-{:016x}-01\r\n\r\n", trace + 1)
 }
@@ -161,75 +96,6 @@ fn role() {
     }
 }
 
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(30);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within 30 s");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn configure(folder: &Path) -> PathBuf {
-    let now = SystemTime::now();
-    let hour = Duration::from_secs(3_600);
-    let name = Name::node("test.example", "default", "test", "node-1").unwrap();
-    let files = Authority::new("test", now, hour)
-        .unwrap()
-        .issue(&name, now, hour)
-        .unwrap()
-        .write(folder, "node")
-        .unwrap();
-    let text = format!(
-        "[node]\nname = \"node-1\"\ncluster = \"test\"\n[identity]\ncertificate = {:?}\nkey = {:?}\nauthority = {:?}\n\
-         [uplink]\naggregators = [\"127.0.0.1:9\"]\n[state]\ndirectory = {:?}\n",
-        files.certificate,
-        files.key,
-        files.authority,
-        folder.join("state")
-    );
-    let path = folder.join("agent.toml");
-    fs::write(&path, text).unwrap();
-    path
-}
-
-/// The ledger's sums by stage, fate, subject and reason.
-type Sums = BTreeMap<(Stage, Fate, String, String), u64>;
-
-/// Everything in the spool: events, and the ledgers of all frames.
-fn read_spool(folder: &Path) -> (Vec<UnifiedEvent>, Sums) {
-    let (spool, _) = Spool::open(&folder.join("state/spool"), SpoolConfig::default()).unwrap();
-    let mut reader = spool.read_from(spool.first());
-    let mut decoder = FrameDecoder::new(FrameLimits::default()).unwrap();
-    let (mut events, mut sums) = (Vec::new(), BTreeMap::new());
-    while let Some(item) = reader.next_item().unwrap() {
-        let Item::Record { payload, .. } = item else { panic!("{item:?}") };
-        let (header, view) = decoder.decode(payload, None).unwrap();
-        for row in 0..view.rows() {
-            events.push(view.event(row, header.meta.id));
-        }
-        for entry in view.ledger().entries {
-            *sums.entry((entry.stage, entry.fate, entry.subject, entry.reason)).or_insert(0) += entry.count;
-        }
-    }
-    (events, sums)
-}
-
-fn not_proven(capabilities_failed: bool) -> bool {
-    let excused = std::env::var("TAPIO_NOT_PROVEN").unwrap_or_default();
-    let is_excused = excused.split(',').any(|name| name.trim() == "ebpf");
-    assert!(
-        !capabilities_failed || is_excused,
-        "the probes do not load, and TAPIO_NOT_PROVEN does not excuse ebpf"
-    );
-    if capabilities_failed {
-        println!("not proven: ebpf: what the agent captures of real services");
-    }
-    capabilities_failed
-}
-
 /// Scenario: a service and its client, each in a container of its own; requests that succeed, fail, and fail because
 /// a connection is refused; then the agent is asked to end.
 /// Guarantees: the frames on the disk hold exactly the requests that were made, counted where they fold, each failing
@@ -238,15 +104,7 @@ fn not_proven(capabilities_failed: bool) -> bool {
 #[test]
 fn what_was_done_is_in_the_spool() {
     let folder = tempfile::tempdir().unwrap();
-    let config = configure(folder.path());
-    let agent = Command::new(env!("CARGO_BIN_EXE_tapio-edge-agent")).arg("--config").arg(&config).spawn();
-    let mut agent = Process(agent.unwrap());
-    // The first frame says that the probes are attached.
-    wait_for("the agent's first frame", || {
-        let mut files = fs::read_dir(folder.path().join("state/spool")).ok()?.flatten();
-        let has_frame = |bytes: Vec<u8>| bytes.windows(MAGIC.len()).any(|window| window == MAGIC);
-        files.any(|file| fs::read(file.path()).is_ok_and(has_frame)).then_some(())
-    });
+    let mut agent = Agent::start(folder.path(), &[]);
 
     let (server_group, client_group) = (Container::new(1), Container::new(2));
     let ports = folder.path().join("ports");
@@ -258,9 +116,7 @@ fn what_was_done_is_in_the_spool() {
     drop(client);
     drop(server);
 
-    let pid = rustix::process::Pid::from_child(&agent.0);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(agent.0.wait().unwrap().success());
+    assert!(agent.end().success());
     let (events, ledger) = read_spool(folder.path());
     let failed_probe = |event: &UnifiedEvent| {
         let attributes = event.entity.as_ref().map(|entity| entity.attributes.as_str()).unwrap_or_default();

@@ -206,6 +206,62 @@ fn the_core_is_sans_io() {
     }
 }
 
+/// The arguments of the macro call whose opening parenthesis stands at `open`, split at its own commas; strings are kept
+/// whole.
+fn arguments(code: &str, open: usize) -> Vec<String> {
+    let (mut depth, mut in_string, mut escaped) = (0_u32, false, false);
+    let mut arguments = vec![String::new()];
+    for character in code[open..].chars() {
+        let is_own = depth == 1 && !in_string;
+        match character {
+            _ if escaped => escaped = false,
+            '\\' if in_string => escaped = true,
+            '"' => in_string = !in_string,
+            '(' | '[' | '{' if !in_string => depth += 1,
+            ')' | ']' | '}' if !in_string => depth -= 1,
+            ',' if is_own => {
+                arguments.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+        arguments.last_mut().unwrap().push(character);
+    }
+    arguments.iter().map(|argument| argument.trim_start_matches('(').trim().to_owned()).collect()
+}
+
+/// Scenario: somebody writes a value into the message of a log line.
+/// Guarantees: every message is one literal without a place for values, so that equal events have equal messages; what
+/// differs is in fields.
+#[test]
+fn logs_have_constant_messages() {
+    let levels = ["trace", "debug", "info", "warn", "error"];
+    let mut calls = 0;
+    for folder in ["schemas", "edge-agent", "aggregator", "central"] {
+        for path in sources(&root().join(folder)) {
+            let code = production_code(&path);
+            for level in levels {
+                let call = format!("tracing::{level}!");
+                for (at, _) in code.match_indices(&call) {
+                    calls += 1;
+                    let arguments = arguments(&code, at + call.len());
+                    let message = arguments.iter().rev().find(|argument| !argument.is_empty()).unwrap();
+                    let place = format!("{}: {call}({message})", path.display());
+                    assert!(
+                        message.starts_with('"') && message.ends_with('"'),
+                        "{place}: no literal message"
+                    );
+                    assert!(!message.contains('{'), "{place}: put the value into a field");
+                }
+            }
+        }
+    }
+    assert!(calls > 100, "{calls} calls were found: the scan proves little");
+}
+
 /// Scenario: somebody opens `unsafe` in a new place.
 /// Guarantees: it is opened only where ARCHITECTURE.md says.
 #[test]

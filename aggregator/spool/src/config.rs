@@ -39,6 +39,8 @@ pub struct SpoolConfig {
     pub quota_bytes: u64,
     /// What happens at the quota.
     pub quota_policy: QuotaPolicy,
+    /// Bytes that stay free on the file system: an append that would leave fewer is refused as on a full disk.
+    pub reserve_bytes: u64,
     /// When records are forced to the disk.
     pub sync: SyncPolicy,
 }
@@ -49,6 +51,7 @@ impl Default for SpoolConfig {
             segment_bytes_max: 16 << 20,
             quota_bytes: 256 << 20,
             quota_policy: QuotaPolicy::Refuse,
+            reserve_bytes: 0,
             sync: SyncPolicy::AtMostEvery(Duration::from_secs(1)),
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! It tells the frames of one life of a process from those of another. It is written and synced twice,
 //! one copy after the other, before it is given out: a torn write leaves the other copy, and so does the
-//! decay of one. A directory that was wiped starts from the clock's seconds, so that a reinstalled node
-//! does not repeat its first life.
+//! decay of one. A directory that was wiped starts from the clock's microseconds, so that a reinstalled node
+//! does not repeat its first life, and two that were made of one copied directory do not share a number.
 
 use std::fs;
 use std::path::Path;
@@ -23,8 +23,8 @@ const MAGIC: [u8; 4] = *b"tINC";
 /// # Errors
 /// When the file cannot be written, or both of its slots are damaged.
 pub fn next(dir: &Path) -> Result<u64, SpoolError> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    next_at_least(dir, now)
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    next_at_least(dir, u64::try_from(now.as_micros()).unwrap_or(0))
 }
 
 /// [`next`], with the lowest number to give out, which `next` takes from the clock.
@@ -117,6 +117,21 @@ mod tests {
         fs::write(dir.path().join(FILE), [0; 5000]).expect("written");
         let error = next(dir.path()).expect_err("damaged").to_string();
         assert!(error.contains("remove it"), "{error}");
+    }
+
+    /// Scenario: a machine with its directory is copied, and both copies go on.
+    /// Guarantees: they get different numbers, so that the frames of one are never taken for the other's.
+    #[test]
+    fn copies_of_a_directory_get_different_numbers() {
+        let (first, second) =
+            (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
+        let before = next(first.path()).expect("a number");
+        fs::copy(first.path().join(FILE), second.path().join(FILE)).expect("copied");
+        let numbers = [first, second].map(|dir| next(dir.path()).expect("a number"));
+        assert!(
+            numbers[0] > before && numbers[1] > before && numbers[0] != numbers[1],
+            "{before} {numbers:?}"
+        );
     }
 
     /// Scenario: threads that ask at the same time.

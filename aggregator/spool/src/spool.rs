@@ -418,7 +418,24 @@ impl Spool {
                 });
             }
         }
-        Ok(())
+        self.check_reserve(bytes)
+    }
+
+    /// Sees to it that the file system keeps its reserve. One that does not say what is free is believed to have room.
+    fn check_reserve(&mut self, bytes: u64) -> Result<(), SpoolError> {
+        let reserve_bytes = self.config.reserve_bytes;
+        if reserve_bytes == 0 {
+            return Ok(());
+        }
+        let Ok(stat) = rustix::fs::statvfs(&self.shared.dir) else { return Ok(()) };
+        let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free_bytes >= reserve_bytes.saturating_add(bytes) {
+            return Ok(());
+        }
+        self.stats.refused_disk_full += 1;
+        let said = format!("{free_bytes} bytes are free, of which {reserve_bytes} are kept for others");
+        let source = std::io::Error::new(std::io::ErrorKind::StorageFull, said);
+        Err(SpoolError::DiskFull { dir: self.shared.dir.clone(), source })
     }
 
     /// Deletes the oldest segment that is not being written. False when there is none.

@@ -19,6 +19,7 @@ fn config(segment_bytes_max: u64) -> SpoolConfig {
         segment_bytes_max,
         quota_bytes: segment_bytes_max * 64,
         quota_policy: QuotaPolicy::Refuse,
+        reserve_bytes: 0,
         sync: SyncPolicy::ByCaller,
     }
 }
@@ -338,7 +339,7 @@ fn a_killed_writer_loses_nothing_that_it_was_told_is_there() {
 /// Scenario: a file system of 256 KiB (a tmpfs in a mount namespace of its own), a spool that may use
 /// more than that.
 /// Guarantees: the append that does not fit is refused as a full disk and leaves nothing behind; what
-/// was there is read; after a trim the spool goes on.
+/// was there is read; after a trim the spool goes on; one that keeps more free than there is takes nothing.
 #[test]
 fn a_full_disk_is_refused_and_survived() {
     if let Some(dir) = std::env::var_os(CHILD_DIR) {
@@ -359,6 +360,11 @@ fn a_full_disk_is_refused_and_survived() {
         assert_eq!((report.next.0, report.torn_bytes), (appended, 0));
         spool.trim_until(Ordinal(appended)).expect("trimming needs next to nothing");
         spool.append(&[&record]).expect("there is room again");
+        drop(spool);
+        let keeping = SpoolConfig { reserve_bytes: 1 << 20, ..config(32 << 10) };
+        let (mut spool, _) = Spool::open(dir, keeping).expect("opened");
+        let error = spool.append(&[&record]).expect_err("more is kept free than there is");
+        assert!(matches!(error, SpoolError::DiskFull { .. }), "{error}");
         println!("survived {appended}");
         return;
     }

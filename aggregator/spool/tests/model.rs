@@ -14,6 +14,7 @@ const CONFIG: SpoolConfig = SpoolConfig {
     segment_bytes_max: 400,
     quota_bytes: 1600,
     quota_policy: QuotaPolicy::EvictOldest,
+    reserve_bytes: 0,
     sync: SyncPolicy::ByCaller,
 };
 

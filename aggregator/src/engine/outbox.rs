@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     losses::Losses,
     metrics::EngineMetrics,
+    patience::Patience,
     pipeline::store::lost_records,
     state::{self, StateDirectory, StateError},
 };
@@ -99,6 +100,7 @@ impl Announced {
             segment_bytes_max: SEGMENT_BYTES,
             quota_bytes: SPOOL_BYTES_MAX,
             quota_policy: QuotaPolicy::EvictOldest,
+            reserve_bytes: 0,
             sync: SyncPolicy::EachAppend,
         };
         let (spool, _recovery) = Spool::open(&state.findings_spool(), config)?;
@@ -252,7 +254,9 @@ impl Outbox {
                         self.losses.lost(Stage::Engine, "findings", "finding-not-stored", lost);
                     }
                     // Nothing waits there: what is behind it is next.
-                    self.advance(gap.until.0)?;
+                    if !self.advance(gap.until.0)? {
+                        break;
+                    }
                     continue;
                 }
                 Some(Item::Record { ordinal, payload }) => Some((
@@ -281,33 +285,35 @@ impl Outbox {
                 self.metrics.drops.add("finding-unreadable", 1);
                 self.losses.lost(Stage::Engine, "findings", "finding-unreadable", 1);
             }
-            self.advance(ordinal.next().0)?;
+            if !self.advance(ordinal.next().0)? {
+                break;
+            }
             self.progress.tick();
         }
         self.progress.finish();
         Ok(())
     }
 
-    /// Notes, durably, that nothing below `until` is to be stored any more.
-    fn advance(&self, until: u64) -> Result<(), StateError> {
-        state::replace_json(&self.mark, &Stored { until })?;
-        self.stored.0.store(until, Ordering::Release);
-        Ok(())
+    /// Notes, durably, that nothing below `until` is to be stored any more; false when stopped before.
+    fn advance(&self, until: u64) -> Result<bool, StateError> {
+        let is_written = self.patience().write(|| state::replace_json(&self.mark, &Stored { until }))?;
+        if is_written {
+            self.stored.0.store(until, Ordering::Release);
+        }
+        Ok(is_written)
+    }
+
+    const fn patience(&self) -> Patience<'_> {
+        Patience { runtime: &self.runtime, progress: &self.progress, stop: &self.stop }
     }
 
     /// Inserts until it succeeds; false when the outbox was stopped before.
     fn insert(&self, block: &EncodedBlock, token: &DeduplicationToken) -> bool {
         let mut pause = RETRY_PAUSE_MIN;
         loop {
-            let inserted = self.runtime.block_on(async {
-                // What an insert that is dropped here did does not matter: the token makes the next one the same.
-                tokio::select! {
-                    biased;
-                    () = self.stop.cancelled() => None,
-                    inserted = self.writer.insert(TABLE, block, token) => Some(inserted),
-                }
-            });
-            match inserted {
+            // What an insert that is dropped here did does not matter: the token makes the next one the same.
+            let insert = self.writer.insert(TABLE, block, token);
+            match self.patience().answer("an insert into findings", insert) {
                 None => return false,
                 Some(Ok(_)) => {
                     self.progress.clear();

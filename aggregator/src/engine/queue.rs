@@ -41,6 +41,11 @@ pub(crate) fn queue() -> (Queue, mpsc::Receiver<Batch>) {
 }
 
 impl Queue {
+    /// How many inputs wait.
+    pub(crate) fn depth(&self) -> usize {
+        INPUTS_MAX.saturating_sub(self.room.available_permits())
+    }
+
     /// Room for a batch of `inputs`, if there is some now.
     pub(crate) fn try_reserve(&self, inputs: usize) -> Option<Place> {
         let room = Arc::clone(&self.room).try_acquire_many_owned(units(inputs)).ok()?;

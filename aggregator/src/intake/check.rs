@@ -23,9 +23,7 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Frame(#[from] FrameFault),
     /// Its times would make partitions of their own, one a day: the store would choke on a broken clock.
-    #[error(
-        "the frame has events of {at}, its arrival is {arrival} (microseconds since 1970): check the node's clock"
-    )]
+    #[error("the frame has events of {at}, its arrival is {arrival} (microseconds since 1970)")]
     Time {
         /// The time in the frame.
         at: u64,
@@ -40,6 +38,14 @@ impl Refusal {
         match self {
             Self::Frame(fault) => fault.name(),
             Self::Time { .. } => "time-out-of-range",
+        }
+    }
+
+    /// What whoever runs the node can do about it.
+    pub(crate) const fn advice(&self) -> &'static str {
+        match self {
+            Self::Frame(fault) => fault.advice(),
+            Self::Time { .. } => "set the node's clock",
         }
     }
 }

@@ -1,14 +1,19 @@
 //! Which session each source has: one at a time, the newest life of the source winning.
 //!
+//! A life that comes back although a newer one is served belongs to a second agent with the same identity: an agent
+//! that was started again does not come back. What is known of such pairs is kept here until they are quiet.
+//!
 //! Must never be locked across an await. Called by the sessions when they learn who they serve, and by the listener's
 //! metrics.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use tapio_schemas::ids::{Incarnation, SourceId};
@@ -17,11 +22,28 @@ use tokio_util::sync::CancellationToken;
 /// Connections of one source at a time: the one that serves, and one that is about to take its place.
 pub(crate) const CONNECTIONS_PER_SOURCE_MAX: usize = 2;
 
+/// An older life that still comes after this long is no agent that is just ending.
+const ENDING_TIME_MAX: Duration = Duration::from_secs(2);
+/// One that has not come for this long is gone: agents try at least every ten seconds.
+const QUIET_TIME_MIN: Duration = Duration::from_secs(30);
+/// Nodes with two agents that are known at a time.
+const RIVALS_MAX: usize = 256;
+
 /// The sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     sources: Mutex<HashMap<SourceId, Entry>>,
+    rivals: Mutex<BTreeMap<String, Rivals>>,
     next: AtomicU64,
+}
+
+/// Two agents that use one identity.
+#[derive(Clone, Copy, Debug)]
+struct Rivals {
+    refused: Incarnation,
+    refused_from: SocketAddr,
+    first: Instant,
+    last: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +77,29 @@ pub(crate) struct Stale {
 }
 
 impl Registry {
+    /// Notes that an older life of `node` came from `from` and was refused.
+    pub(crate) fn note_rival(&self, node: &str, refused: Incarnation, from: SocketAddr, now: Instant) {
+        let mut rivals = self.rivals();
+        rivals.retain(|_node, known| now.saturating_duration_since(known.last) < QUIET_TIME_MIN);
+        if let Some(known) = rivals.get_mut(node) {
+            *known = Rivals { refused, refused_from: from, last: now, ..*known };
+        } else if rivals.len() < RIVALS_MAX {
+            rivals.insert(node.to_owned(), Rivals { refused, refused_from: from, first: now, last: now });
+        }
+    }
+
+    /// The nodes whose identity two agents use, each with the older agent's life and address.
+    pub(crate) fn contested(&self, now: Instant) -> Vec<(String, Incarnation, SocketAddr)> {
+        let mut rivals = self.rivals();
+        rivals.retain(|_node, known| now.saturating_duration_since(known.last) < QUIET_TIME_MIN);
+        let lasting = rivals.iter().filter(|(_node, known)| known.last - known.first >= ENDING_TIME_MAX);
+        lasting.map(|(node, known)| (node.clone(), known.refused, known.refused_from)).collect()
+    }
+
+    fn rivals(&self) -> MutexGuard<'_, BTreeMap<String, Rivals>> {
+        self.rivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes a place for a connection of `source`; `None` when it has too many already.
     pub(crate) fn enter(self: &Arc<Self>, source: SourceId) -> Option<Place> {
         let mut sources = self.lock();
@@ -115,6 +160,21 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Scenario: an older life comes twice while its agent ends; another comes for seconds; then both are quiet.
+    /// Guarantees: only the second is told, with where it comes from, and no longer once it is quiet.
+    #[test]
+    fn only_a_lasting_rival_is_told() {
+        let registry = Registry::default();
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let from: SocketAddr = "10.0.0.2:4000".parse().unwrap();
+        for (node, after) in [("ending", 0), ("ending", 1), ("copied", 0), ("copied", 1), ("copied", 5)] {
+            registry.note_rival(node, Incarnation(6), from, start + second * after);
+        }
+        let told = vec![("copied".to_owned(), Incarnation(6), from)];
+        assert_eq!(registry.contested(start + second * 6), told);
+        assert_eq!(registry.contested(start + second * 36), Vec::new());
+    }
 
     /// Scenario: a source connects, reconnects with a newer life, then an older life comes, then a third connection.
     /// Guarantees: the newer life supersedes, the older is refused, places are bounded and given back.

@@ -13,7 +13,11 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
-use tapio_schemas::{ids::SourceId, ledger::Stage, units::Micros};
+use tapio_schemas::{
+    ids::{Incarnation, SourceId},
+    ledger::Stage,
+    units::Micros,
+};
 use tapio_wire::{
     Position,
     frame::{FrameFault, FrameHeader},
@@ -25,12 +29,12 @@ use tokio::time::{Instant, timeout};
 use self::handover::{Content, Handover, Outgoing, Room};
 use super::{CLOSE_ENDED, Shared, check::Checker, registry::Place};
 use crate::{
+    clock::now as unix_now,
     metrics::Outcome,
     pipeline::{
         positions::SourcePosition,
         record::{self, Kind},
     },
-    run::now as unix_now,
     source::{Announcement, missing_probes},
 };
 
@@ -231,7 +235,13 @@ impl Session {
     }
 
     fn ended_by(&self, fault: &SessionFault) -> End {
-        tracing::warn!(node = self.node, %fault, fault_name = fault.name(), "a session is ended for what came");
+        tracing::warn!(
+            node = self.node,
+            %fault,
+            fault_name = fault.name(),
+            advice = fault.advice(),
+            "a session is ended for what came"
+        );
         let metrics = &self.shared.metrics;
         if let SessionFault::Frame(_) = fault {
             metrics.refusals.add(fault.name(), 1);
@@ -329,21 +339,25 @@ impl Session {
         if hello.node != self.node {
             let text = format!("the hello names node {:?}, the certificate {:?}", hello.node, self.node);
             self.shared.metrics.sessions_refused.add("wrong-node", 1);
+            tracing::warn!(
+                node = self.node,
+                said = hello.node,
+                from = %self.connection.remote_address(),
+                "a session is refused: the agent's node.name is not the one in its certificate"
+            );
             self.session.refuse(refusal::PROTOCOL, &text);
             return Err(End::Tell);
         }
         let incarnation = self.session.incarnation();
-        if let Err(stale) = self.place.activate(incarnation) {
-            let text = format!(
-                "incarnation {} of this source is being served; this is {}",
-                stale.serving.0, incarnation.0
-            );
-            self.shared.metrics.sessions_refused.add("stale-incarnation", 1);
-            tracing::error!(node = self.node, text, "two agents may share one identity");
-            self.session.refuse(refusal::SUPERSEDED, &text);
+        let marks = self.position.marks();
+        // Also when the newer one is away: what this one has cannot be told from what the newer one sent.
+        let newer = marks.accepted.incarnation;
+        let newer = (newer > incarnation).then_some(newer);
+        let stale = newer.or_else(|| self.place.activate(incarnation).err().map(|stale| stale.serving));
+        if let Some(newer) = stale {
+            self.outdated(incarnation, newer);
             return Err(End::Tell);
         }
-        let marks = self.position.marks();
         let known = SourceState { accepted: marks.accepted, received: marks.received, stored: marks.stored };
         let rule_set = self.shared.rules.message();
         let opened =
@@ -368,6 +382,26 @@ impl Session {
         });
         self.announce();
         Ok(())
+    }
+
+    /// Refuses an older life than the one that is or was served.
+    fn outdated(&mut self, incarnation: Incarnation, newer: Incarnation) {
+        let from = self.connection.remote_address();
+        let text = format!(
+            "another agent uses this node's identity: it is at incarnation {}, this one at {}; stop one of the two, or \
+             give it a certificate of its own, and start this one again",
+            newer.0, incarnation.0
+        );
+        self.shared.metrics.sessions_refused.add("stale-incarnation", 1);
+        self.shared.registry.note_rival(&self.node, incarnation, from, std::time::Instant::now());
+        tracing::error!(
+            node = self.node,
+            %from,
+            incarnation = incarnation.0,
+            newer = newer.0,
+            "an older life of a node is refused: if it comes again, two agents share one identity"
+        );
+        self.session.refuse(refusal::SUPERSEDED, &text);
     }
 
     /// The source said what it runs on; the hello's announcement is written down once more, with that.

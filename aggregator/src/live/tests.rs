@@ -11,7 +11,7 @@ use tapio_wire::{
 };
 
 use super::{filter::Scratch, *};
-use crate::{metrics::Metrics, run::now};
+use crate::{clock::now, metrics::Metrics};
 
 const SOURCE: SourceId = SourceId([3; 16]);
 

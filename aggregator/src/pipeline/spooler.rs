@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tapio_daemon::Progress;
+use tapio_daemon::{Progress, with_causes};
 use tapio_spool::{Ordinal, Spool, SpoolError};
 use tapio_wire::Position;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -68,6 +68,7 @@ pub(crate) struct Shared {
     synced: AtomicU64,
     trim: AtomicU64,
     used_bytes: AtomicU64,
+    disk_full: AtomicBool,
     closing: AtomicBool,
 }
 
@@ -91,6 +92,11 @@ impl Shared {
     /// Bytes that the spool uses.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether the disk has no room for what waits: what is stored is then not kept for the engine's replay.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.disk_full.load(Ordering::Acquire)
     }
 
     /// Says that a full spool is no longer waited for: what is not acknowledged is sent again.
@@ -158,12 +164,23 @@ impl Spooler {
         let parts: Vec<[&[u8]; 2]> =
             group.iter().map(|append| [append.head.as_slice(), append.body.as_ref()]).collect();
         let records: Vec<&[&[u8]]> = parts.iter().map(<[&[u8]; 2]>::as_slice).collect();
+        let mut is_full = false;
         loop {
             match self.spool.append_batch(&records) {
                 Ok(_appended) => break,
                 Err(error @ (SpoolError::Full { .. } | SpoolError::DiskFull { .. })) => {
                     self.metrics.full.inc();
-                    self.progress.fault(error.to_string());
+                    self.shared
+                        .disk_full
+                        .store(matches!(error, SpoolError::DiskFull { .. }), Ordering::Release);
+                    let text = with_causes(&error);
+                    if !std::mem::replace(&mut is_full, true) {
+                        tracing::error!(
+                            error = text,
+                            "the spool is full: nodes keep what they have until there is room"
+                        );
+                    }
+                    self.progress.fault(format!("{text}; nodes keep what they have until there is room"));
                     if self.shared.closing.load(Ordering::Acquire) {
                         drop(records);
                         group.clear();
@@ -175,6 +192,10 @@ impl Spooler {
                 Err(error) => return Err(error),
             }
         }
+        if is_full {
+            tracing::info!("the spool has room again");
+        }
+        self.shared.disk_full.store(false, Ordering::Release);
         self.progress.clear();
         let synced = self.spool.sync()?;
         self.shared.set_synced(synced);

@@ -34,9 +34,10 @@ use super::{
     spooler::{Command, Shared},
 };
 use crate::{
+    clock::now,
     losses::Losses,
     metrics::{StoreMetrics, Table},
-    run::now,
+    patience::Patience,
     source::{EVENT_AGE_MAX, GivenUp},
     state::StateError,
 };
@@ -149,7 +150,9 @@ impl Feeder {
                         None => break,
                         Some(true) => {
                             tracing::info!(from = cut.from, until = cut.until, "that block is stored");
-                            self.advance(&cut)?;
+                            if !self.advance(&cut)? {
+                                break;
+                            }
                             retained.push(cut.until);
                             continue;
                         }
@@ -168,18 +171,17 @@ impl Feeder {
                         encoder: cut::ENCODER_VERSION,
                         tables: TABLES.iter().map(|table| (*table).to_owned()).collect(),
                     };
-                    if cut.until > cut.from {
-                        self.marks.write_cut(&cut)?;
+                    if cut.until > cut.from && !self.patience().write(|| self.marks.write_cut(&cut))? {
+                        break;
                     }
                     cut
                 }
             };
             self.progress.busy();
             if cut.until > cut.from {
-                if !self.insert(&cut)? {
+                if !self.insert(&cut)? || !self.advance(&cut)? {
                     break;
                 }
-                self.advance(&cut)?;
                 retained.push(cut.until);
             }
             if let Some(gap) = damaged {
@@ -220,8 +222,8 @@ impl Feeder {
                 None => {
                     self.progress.idle();
                     self.trim(retained);
-                    if self.let_go() > 0 {
-                        self.marks.write_stored(&self.stored)?;
+                    if self.let_go() > 0 && !self.note_stored()? {
+                        return Ok(Filled::Stop);
                     }
                     thread::park_timeout(IDLE_PAUSE);
                 }
@@ -315,16 +317,10 @@ impl Feeder {
                 .map_err(|error| FeedError::Encode(error.to_string()))?;
             let mut pause = RETRY_PAUSE_MIN;
             loop {
-                let inserted = self.runtime.block_on(async {
-                    // Not cancel-safe, and need not be: whether the insert happened does not matter, as the same one
-                    // follows after the next start.
-                    tokio::select! {
-                        biased;
-                        () = self.stop.cancelled() => None,
-                        inserted = self.writer.insert(table, block, &token) => Some(inserted),
-                    }
-                });
-                match inserted {
+                // Not cancel-safe, and need not be: whether the insert happened does not matter, as the same one
+                // follows after the next start.
+                let insert = self.writer.insert(table, block, &token);
+                match self.patience().answer(&format!("an insert into {table}"), insert) {
                     None => return Ok(false),
                     Some(Ok(_inserted)) => break,
                     Some(Err(error)) => {
@@ -372,8 +368,8 @@ impl Feeder {
         self.progress.tick();
     }
 
-    /// Notes durably that a cut is stored, and tells the sessions.
-    fn advance(&mut self, cut: &Cut) -> Result<(), FeedError> {
+    /// Notes durably that a cut is stored, and tells the sessions; false when stopped before.
+    fn advance(&mut self, cut: &Cut) -> Result<bool, FeedError> {
         let now = now();
         for (source, position) in self.encoder.positions() {
             self.stored.note(source, position, now);
@@ -381,17 +377,29 @@ impl Feeder {
         self.stored.until = cut.until;
         self.stored.sent_again = self.stored.sent_again.filter(|range| range.until > cut.until);
         self.let_go();
-        self.marks.write_stored(&self.stored)?;
+        if !self.note_stored()? {
+            return Ok(false);
+        }
         for (source, position) in self.encoder.positions() {
             self.positions.stored(source, position);
         }
         self.note_waiting();
-        Ok(())
+        Ok(true)
     }
 
-    /// Lets go of what was stored longer ago than the replay window, or of the oldest while the spool is too full.
+    /// Writes down how far everything is stored; false when stopped before.
+    fn note_stored(&self) -> Result<bool, FeedError> {
+        Ok(self.patience().write(|| self.marks.write_stored(&self.stored))?)
+    }
+
+    const fn patience(&self) -> Patience<'_> {
+        Patience { runtime: &self.runtime, progress: &self.progress, stop: &self.stop }
+    }
+
+    /// Lets go of what was stored longer ago than the replay window, or of the oldest while the spool or its disk is too
+    /// full.
     fn trim(&self, retained: &mut Retained) {
-        let full = self.shared.used_bytes() > self.replay_bytes_max;
+        let full = self.shared.used_bytes() > self.replay_bytes_max || self.shared.is_disk_full();
         if let Some(until) = retained.take(self.replay_window, full) {
             self.shared.trim(until);
             // If its queue is full it is busy, and looks by itself when it is out of room.

@@ -21,10 +21,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    RunError, SILENCE_MAX, now,
+    RunError, SILENCE_MAX,
     threads::{self, Threads},
 };
 use crate::{
+    clock::{self, now},
     config::{Config, GrpcConfig},
     context::{Context, entities::Seen},
     engine::{
@@ -122,9 +123,9 @@ impl Base {
             tenant: config.tenant.clone(),
             cluster: config.cluster.clone(),
             metrics: Metrics::register(&registry),
+            losses: Arc::new(Losses::new(now()).metered(&registry)),
             registry,
             health: Health::new(),
-            losses: Arc::new(Losses::new(now())),
             context: Context::default(),
             seen: Arc::new(Seen::new(config.tenant.as_str(), config.cluster.as_str())),
             recent: Recent::new(config.recent.findings_max),
@@ -151,6 +152,8 @@ impl Base {
         ready: watch::Receiver<bool>,
     ) -> Result<(), RunError> {
         let (announced, earlier) = Announced::open(state)?;
+        let storing = self.health.component("findings", SILENCE_MAX);
+        storing.idle();
         let (outbox, findings_stored) = Outbox::new(
             state,
             &announced,
@@ -159,7 +162,7 @@ impl Base {
                 runtime: Handle::current(),
                 losses: Arc::clone(&self.losses),
                 metrics: self.metrics.engine.clone(),
-                progress: self.health.component("findings", SILENCE_MAX),
+                progress: storing,
                 drain: self.drain.clone(),
                 stop: self.stop.clone(),
             },
@@ -236,6 +239,8 @@ impl Base {
         writer: BlockWriter,
         spooler: &mpsc::Sender<Command>,
     ) {
+        let clock = self.health.component("clock", SILENCE_MAX);
+        tasks.spawn(clock::watch(clock, self.metrics.clock_behind.clone(), self.background.clone()));
         let (registry, health, stop) = (self.registry.clone(), self.health.clone(), &self.background);
         let token = stop.clone();
         tasks.spawn(async move { Ok(http::serve(listener, registry, health, token).await?) });

@@ -11,7 +11,7 @@ use tapio_schemas::{
 };
 use tapio_wire::Position;
 
-use super::support::{PATIENCE, World, engine_is_here, frame, now, number, store};
+use super::support::{PATIENCE, World, engine_is_here, frame, frame_until, now, number, store};
 
 const SHOP: char = 'a';
 const PAYMENT: char = 'b';
@@ -196,5 +196,50 @@ async fn a_story_becomes_a_finding() {
     assert_eq!(number(&reader, "SELECT uniqExact(id) AS n FROM tapio.findings").await, 1);
     let doubled = "SELECT count() - uniqExact(id, revision) AS n FROM tapio.findings";
     assert_eq!(number(&reader, doubled).await, 0);
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a node's times are an hour ahead, as those of an agent that has not met its aggregator yet may be; then its
+/// clock is set back, and the story of a finding happens there. Another node's clock is right all the while.
+/// Guarantees: nothing is refused; the finding comes all the same, and every event is stored once, at the time it tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_back_hides_no_finding() {
+    if !engine_is_here() {
+        return;
+    }
+    let world = World::new();
+    let running = world.embedded().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    let mut other = world.node(&running, "n2", 1).await;
+    let hour = Micros::from_secs(3_600);
+    for sequence in 1..=5 {
+        let ahead = now().plus(hour);
+        let early = event(ahead, EventKind::Process, intent::PROCESS_STARTED, "exec", SHOP, 90);
+        node.offer(&frame_until(node.source, Position::new(1, sequence), &[early], ahead)).await;
+        other.offer(&frame(other.source, Position::new(1, sequence), &[])).await;
+    }
+    node.until_received(5).await;
+    let told = story(now());
+    let mut sequence = 6;
+    node.offer(&frame(node.source, Position::new(1, sequence), &told)).await;
+    let began = std::time::Instant::now();
+    while running.recent.findings().is_empty() {
+        sequence += 1;
+        node.offer(&frame(node.source, Position::new(1, sequence), &[])).await;
+        other.offer(&frame(other.source, Position::new(1, sequence), &[])).await;
+        node.until_received(sequence).await;
+        other.until_received(sequence).await;
+        assert!(began.elapsed() < PATIENCE, "no finding came");
+        node.step().await;
+    }
+    println!("found after {:?}", began.elapsed());
+    let title = running.recent.findings().first().map(|finding| finding.title.clone()).unwrap();
+    assert!(title.contains("was killed"), "{title}");
+    node.until_stored(sequence).await;
+    let reader = store(&running);
+    let count = "SELECT count() AS n FROM tapio.events WHERE node = 'n1'";
+    assert_eq!(number(&reader, count).await, 5 + told.len() as u64);
+    let ahead = "SELECT count() AS n FROM tapio.events WHERE time_micros > now64(6) + INTERVAL 50 MINUTE";
+    assert_eq!(number(&reader, ahead).await, 5);
     running.stop().await.unwrap();
 }

@@ -46,11 +46,32 @@ fn corrupt(source: SourceId) -> Frame {
     Frame { position, bytes: bytes.into() }
 }
 
-/// Scenario: one node sends frames that are corrupt, cut short, of another source, of an unknown version, or of
-/// another century, each on a connection of its own; a second node sends sound frames all the while.
-/// Guarantees: each is refused by its name and with the code that says what to do; the other session is not disturbed.
+/// A frame of some kilobytes whose header says that it unpacks to more than any frame may, or says less than the truth.
+fn bomb(source: SourceId, position: Position, lies: bool) -> Frame {
+    let zeros = vec![0; 64 << 20];
+    let limits = FrameLimits { batch_bytes_max: usize::MAX, ..FrameLimits::default() };
+    let meta = FrameMeta::new(position.of_source(source), 1);
+    let mut bytes = Vec::new();
+    FrameEncoder::new(limits).unwrap().encode(meta, &zeros, &mut bytes).unwrap();
+    assert!(bytes.len() < zeros.len() / 200);
+    if lies {
+        bytes[84..88].copy_from_slice(&1_000_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..92]);
+        bytes[92..96].copy_from_slice(&crc.to_le_bytes());
+    }
+    Frame { position, bytes: bytes.into() }
+}
+
+/// Scenario: one node sends frames that are corrupt, cut short, of another source, of an unknown version, of another
+/// century, or bombs that unpack to 64 MiB, each on a connection of its own; a second node sends sound frames all the
+/// while. Then the aggregator is started with a store.
+/// Guarantees: each is refused by its name, with where it is and what to do, and counted; the other session is not
+/// disturbed, and each of its frames is stored once, and no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn faulty_frames_are_refused_by_name() {
+    if !engine_is_here() {
+        return;
+    }
     let world = World::new();
     let running = world.without_store().await;
     let mut sound = world.node(&running, "sound", 1).await;
@@ -69,26 +90,43 @@ async fn faulty_frames_are_refused_by_name() {
     let mut old = event();
     old.core.time_micros = 1_000_000;
     let cases = [
-        ("corrupt-payload", refusal::PROTOCOL, corrupt(source)),
-        ("truncated", refusal::PROTOCOL, short),
-        ("wrong-source", refusal::PROTOCOL, frame(SourceId([9; 16]), first(), &[event()])),
-        ("unknown-batch-version", refusal::VERSION, unknown),
-        ("time-out-of-range", refusal::PROTOCOL, frame(source, Position::new(1, 2), &[old])),
+        ("corrupt-payload", refusal::PROTOCOL, "check the disk", corrupt(source)),
+        ("truncated", refusal::PROTOCOL, "check the disk", short),
+        ("wrong-source", refusal::PROTOCOL, "who else has", frame(SourceId([9; 16]), first(), &[event()])),
+        ("unknown-batch-version", refusal::VERSION, "same release", unknown),
+        ("time-out-of-range", refusal::PROTOCOL, "node's clock", frame(source, Position::new(1, 2), &[old])),
+        ("too-large", refusal::PROTOCOL, "more than the limit", bomb(source, first(), false)),
+        ("corrupt-payload", refusal::PROTOCOL, "frame 1-3", bomb(source, Position::new(1, 3), true)),
     ];
-    for (turn, (fault, code, bad)) in (1..).zip(cases) {
+    let mut counts = std::collections::BTreeMap::new();
+    for (turn, (fault, code, told, bad)) in (1..).zip(cases) {
         let mut faulty = world.node(&running, "faulty", 1).await;
         faulty.offer(&bad).await;
         let (said, text) = faulty.until_refused().await;
         assert!(text.contains(fault), "{fault}: {text}");
         assert_eq!(said, code, "{fault}");
+        assert!(text.contains(told), "{told}: {text}");
         sound.offer(&frame(sound.source, Position::new(1, turn), &[event()])).await;
         sound.until_received(turn).await;
         let metrics = running.registry.encode().unwrap();
+        let count = counts.entry(fault).or_insert(0);
+        *count += 1;
         assert!(
-            metrics.contains(&format!("tapio_intake_frames_refused_total{{reason=\"{fault}\"}} 1")),
+            metrics.contains(&format!("tapio_intake_frames_refused_total{{reason=\"{fault}\"}} {count}")),
             "{metrics}"
         );
     }
+    running.stop().await.unwrap();
+
+    let running = world.embedded().await;
+    let turns: u64 = counts.values().sum();
+    sound = world.node(&running, "sound", 1).await;
+    sound.offer(&frame(sound.source, Position::new(1, turns + 1), &[event()])).await;
+    sound.until_stored(turns + 1).await;
+    let reader = store(&running);
+    let stored = "SELECT count() AS n FROM tapio.events WHERE node = 'sound'";
+    assert_eq!(number(&reader, stored).await, turns + 1);
+    assert_eq!(number(&reader, "SELECT count() AS n FROM tapio.events").await, turns + 1);
     running.stop().await.unwrap();
 }
 
@@ -229,6 +267,77 @@ async fn a_newer_life_supersedes() {
     assert_eq!(again.until_refused().await.0, refusal::SUPERSEDED);
     new.offer(&frame(new.source, Position::new(2, 1), &[event()])).await;
     new.until_received(1).await;
+    running.stop().await.unwrap();
+}
+
+/// Scenario: two agents have one identity: one of them is served, the other, an older life, comes again and again; then
+/// it gives up, and the newer one goes as well, and the older one tries once more. Then there is a store.
+/// Guarantees: metrics and health name the node, the other agent's address and life, and what to do; the older one is
+/// told the same, also when the newer one is away, and nothing that it has is taken for sent; what both of them got
+/// through is stored once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_agents_with_one_identity_raise_an_alarm() {
+    if !engine_is_here() {
+        return;
+    }
+    let world = World::new();
+    let running = world.without_store().await;
+    let mut old = world.node(&running, "n1", 7).await;
+    old.offer(&frame(old.source, Position::new(7, 1), &[event()])).await;
+    old.until_received(1).await;
+    let mut new = world.node(&running, "n1", 9).await;
+    assert_eq!(old.until_refused().await.0, refusal::SUPERSEDED);
+    drop(old);
+    // A source has two places, and one that was told why it has to go may keep its own for a second.
+    let places = Duration::from_millis(1_200);
+    tokio::time::sleep(places).await;
+
+    let name = Name::node("tapio.test", "default", "demo", "n1").unwrap();
+    let reason = || {
+        let status = running.health.status();
+        status.reasons.into_iter().find(|reason| reason.starts_with("identities: "))
+    };
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let mut sequence = 0;
+    let told = loop {
+        let mut again = Node::connect(&world, &running, &name, "n1", 7).await;
+        let (code, text) = again.until_refused().await;
+        assert_eq!(code, refusal::SUPERSEDED);
+        assert!(text.contains("at incarnation 9, this one at 7; stop one of the two"), "{text}");
+        sequence += 1;
+        new.offer(&frame(new.source, Position::new(9, sequence), &[event()])).await;
+        new.until_received(sequence).await;
+        if let Some(reason) = reason() {
+            break reason;
+        }
+        assert!(std::time::Instant::now() < deadline, "nobody is told of the second agent");
+        drop(again);
+        tokio::time::sleep(places).await;
+    };
+    for part in [
+        "two agents use the identity of one node: n1",
+        "127.0.0.1:",
+        "incarnation 7",
+        "certificate of its own",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let metrics = running.registry.encode().unwrap();
+    assert!(metrics.contains("tapio_intake_contested_identities 1"), "{metrics}");
+
+    drop(new);
+    tokio::time::sleep(places).await;
+    let mut again = Node::connect(&world, &running, &name, "n1", 7).await;
+    assert_eq!(again.until_refused().await.0, refusal::SUPERSEDED);
+    running.stop().await.unwrap();
+    let running = world.embedded().await;
+    let mut new = world.node(&running, "n1", 9).await;
+    new.offer(&frame(new.source, Position::new(9, sequence + 1), &[event()])).await;
+    new.until_stored(sequence + 1).await;
+    let reader = store(&running);
+    let distinct = "SELECT uniqExact(source_id, incarnation, sequence, row) AS n FROM tapio.events";
+    assert_eq!(number(&reader, "SELECT count() AS n FROM tapio.events").await, sequence + 2);
+    assert_eq!(number(&reader, distinct).await, sequence + 2);
     running.stop().await.unwrap();
 }
 

@@ -112,9 +112,7 @@ async fn engine_other_than(running: &Running, killed: Option<Pid>, nodes: &mut [
             return pid;
         }
         assert!(Instant::now() < deadline, "the engine did not come back");
-        for node in &mut *nodes {
-            node.step().await;
-        }
+        futures_util::future::join_all(nodes.iter_mut().map(Node::step)).await;
     }
 }
 
@@ -142,9 +140,8 @@ async fn a_killed_engine_loses_and_doubles_nothing() {
             killed = Some(pid);
         }
     }
-    for node in &mut nodes {
-        node.until_stored(60).await;
-    }
+    // Together: a node that nobody listens to meanwhile falls silent, and its session is ended.
+    futures_util::future::join_all(nodes.iter_mut().map(|node| node.until_stored(60))).await;
     // The last kill may have come when everything was stored already.
     engine_other_than(&running, killed, &mut nodes).await;
     let reader = store(&running);

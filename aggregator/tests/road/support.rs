@@ -56,6 +56,13 @@ impl World {
         Self { directory, authority }
     }
 
+    /// One with a file of identities, without which health has a reason of its own.
+    pub(crate) fn named() -> Self {
+        let world = Self::new();
+        fs::write(world.path().join("identities.json"), r#"{"version":1,"pods":[]}"#).unwrap();
+        world
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -339,10 +346,20 @@ pub(crate) struct Frame {
 
 /// Makes a frame of events.
 pub(crate) fn frame(source: SourceId, position: Position, events: &[UnifiedEvent]) -> Frame {
+    frame_until(source, position, events, now())
+}
+
+/// The same, of a source that tells of its time up to `until`.
+pub(crate) fn frame_until(
+    source: SourceId,
+    position: Position,
+    events: &[UnifiedEvent],
+    until: UnixMicros,
+) -> Frame {
     let mut batch = BatchBuilder::default();
     let ledger = batch.ledger_mut();
-    ledger.since = now().minus(Micros::from_secs(1));
-    ledger.until = now();
+    ledger.since = until.minus(Micros::from_secs(1));
+    ledger.until = until;
     ledger.add(Stage::Kernel, Fate::Carried, "test", "", events.len() as u64);
     for event in events {
         batch.push_event(event).unwrap();

@@ -35,7 +35,7 @@ pub(crate) fn large(node: &Node, sequence: u64) -> Frame {
 }
 
 /// Offers frames until no more are received: the spool is at its quota.
-async fn fill(node: &mut Node) -> u64 {
+pub(crate) async fn fill(node: &mut Node) -> u64 {
     let deadline = Instant::now() + PATIENCE;
     let mut sequence = 1;
     let (mut received, mut moved_at) = (node.session.received(), Instant::now());

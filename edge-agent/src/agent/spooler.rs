@@ -10,7 +10,7 @@ use std::{
 };
 
 use prometheus_client::metrics::gauge::Gauge;
-use tapio_daemon::{Progress, Registry, metrics::Drops};
+use tapio_daemon::{Progress, Registry, metrics::Drops, with_causes};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -63,13 +63,14 @@ impl Spooler {
         let _finished = self.finished.clone().drop_guard();
         let mut is_well = true;
         loop {
-            let appended = match self.outbound.recv_timeout(TURN) {
-                Ok(frame) => self.shelf.append(frame.position, frame.events, &frame.bytes),
-                Err(RecvTimeoutError::Timeout) => Ok(()),
+            let (appended, is_frame) = match self.outbound.recv_timeout(TURN) {
+                Ok(frame) => (self.shelf.append(frame.position, frame.events, &frame.bytes), true),
+                Err(RecvTimeoutError::Timeout) => (Ok(()), false),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             match appended.and_then(|()| self.shelf.tend()) {
-                Ok(()) if !is_well => {
+                // That nothing fails is not enough: only a frame that is taken shows that there is room.
+                Ok(()) if !is_well && is_frame => {
                     is_well = true;
                     tracing::info!("the spool takes frames again");
                     self.progress.clear();
@@ -77,10 +78,16 @@ impl Spooler {
                 Ok(()) => {}
                 Err(error) => {
                     // Once: the frames that are lost meanwhile are in the ledger and in the metrics.
+                    let error = with_causes(&error);
                     if std::mem::replace(&mut is_well, false) {
-                        tracing::error!(%error, "the spool's disk fails, frames may be lost");
+                        tracing::error!(
+                            error,
+                            "the spool's disk fails: frames that it does not take are lost, and counted"
+                        );
                     }
-                    self.progress.fault(format!("the spool takes no frames: {error}"));
+                    self.progress.fault(format!(
+                        "the spool takes no frames, those that are made are lost and counted: {error}"
+                    ));
                 }
             }
             self.metrics.update(&self.shelf, &self.losses);

@@ -13,6 +13,7 @@ fn agent(threads: Vec<JoinHandle<()>>, finished: &CancellationToken, folder: &st
         telemetry_address: ([127, 0, 0, 1], 0).into(),
         capabilities: Vec::new(),
         shelf: Arc::new(shelf),
+        _seeing: Health::new().component("probes", SILENCE_MAX),
     }
 }
 

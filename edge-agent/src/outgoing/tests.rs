@@ -54,6 +54,28 @@ fn ledgers(frames: &[Outbound]) -> (Ledger, Vec<u64>, u64) {
     (sums, numbers, rows)
 }
 
+/// Scenario: the clock that times are told by is set back an hour, and then stumbles by some microseconds.
+/// Guarantees: windows begin anew where the clock is, and follow each other from there on; nothing is lost by it.
+#[test]
+fn a_clock_that_is_set_back_begins_a_new_window() {
+    let (mut outgoing, taken) = outgoing(8);
+    let mut tally = Tally::default();
+    let hour = 3_600_000_000;
+    for until in [hour + 9_000, 9_000, 19_000, 18_998, 29_000] {
+        tally.add(Fate::Lost, "exec", "ring-full", 1);
+        assert!(outgoing.flush(UnixMicros(until), ClockOffset::default(), 0, &mut tally).is_some());
+    }
+    let mut decoder = FrameDecoder::new(FrameLimits::default()).unwrap();
+    let mut windows = Vec::new();
+    for frame in taken.try_iter() {
+        let ledger = decoder.decode(&frame.bytes, None).unwrap().1.ledger();
+        assert_eq!(ledger.entries.iter().filter(|entry| entry.fate == Fate::Lost).count(), 1);
+        windows.push((ledger.since.0, ledger.until.0));
+    }
+    let after = [(9_000, 9_000), (9_000, 19_000), (19_000, 19_000), (19_000, 29_000)];
+    assert_eq!((windows[0], &windows[1..]), ((1_000, hour + 9_000), &after[..]));
+}
+
 /// Scenario: the spool's thread takes nothing for a while, then everything.
 /// Guarantees: frames wait in order, and none is given up while they fit the limit.
 #[test]

@@ -21,13 +21,13 @@ use super::{
     handover::{Content, Outgoing, ToSpool},
 };
 use crate::{
+    clock::now as unix_now,
     intake::check::Refusal,
     metrics::Outcome,
     pipeline::{
         record::{self, Kind},
         spooler::{Append, Command, Receipt},
     },
-    run::now as unix_now,
     source::GivenUp,
 };
 
@@ -137,13 +137,30 @@ impl Session {
             let metrics = &self.shared.metrics;
             metrics.refusals.add(refusal.name(), 1);
             metrics.frames.get_or_create(&Outcome { outcome: "refused" }).inc();
-            tracing::warn!(node = self.node, frame = %position, fault = refusal.name(), %refusal, "a frame is refused");
+            tracing::warn!(
+                node = self.node,
+                frame = %position,
+                fault = refusal.name(),
+                %refusal,
+                advice = refusal.advice(),
+                "a frame is refused, and asked for once more"
+            );
             let version = matches!(refusal, Refusal::Frame(FrameFault::UnknownBatchVersion(_)));
             let code = if version { refusal::VERSION } else { refusal::PROTOCOL };
-            self.session.refuse(code, &format!("{}: frame {position}: {refusal}", refusal.name()));
+            self.session.refuse(
+                code,
+                &format!("{}: frame {position}: {refusal}; {}", refusal.name(), refusal.advice()),
+            );
             return Err(End::Tell);
         }
-        tracing::error!(node = self.node, frame = %position, fault = refusal.name(), "a frame is given up");
+        tracing::error!(
+            node = self.node,
+            frame = %position,
+            events = header.meta.events,
+            fault = refusal.name(),
+            advice = refusal.advice(),
+            "a frame came twice with the same fault and is given up: its events are lost, and counted"
+        );
         let given_up = GivenUp {
             source: self.source,
             incarnation: position.incarnation.0,

@@ -7,8 +7,8 @@ use tapio_store::client::{Advice, ClientError};
 
 use super::{FeedError, Feeder, RETRY_PAUSE_MIN};
 use crate::{
+    clock::now,
     pipeline::{cut::Cut, history::History},
-    run::now,
 };
 
 impl Feeder {
@@ -31,8 +31,7 @@ impl Feeder {
             self.positions.stored(source, position);
         }
         self.stored.is_anew = false;
-        self.marks.write_stored(&self.stored)?;
-        Ok(true)
+        self.note_stored()
     }
 
     /// Whether the store has all frames of a cut, so that it needs no insert; `None` when stopped before it answered.
@@ -50,15 +49,8 @@ impl Feeder {
     fn ask<T>(&self, question: impl AsyncFn(&History) -> Result<T, ClientError>) -> Option<Option<T>> {
         let mut pause = RETRY_PAUSE_MIN;
         loop {
-            let answer = self.runtime.block_on(async {
-                // A question that is dropped does nothing.
-                tokio::select! {
-                    biased;
-                    () = self.stop.cancelled() => None,
-                    answer = question(&self.history) => Some(answer),
-                }
-            });
-            match answer {
+            // A question that is dropped does nothing.
+            match self.patience().answer("which frames it has", question(&self.history)) {
                 None => return None,
                 Some(Ok(answer)) => {
                     self.progress.clear();

@@ -81,4 +81,26 @@ impl FrameFault {
             Self::Compress => "compress",
         }
     }
+
+    /// What whoever runs the two sides can do about it.
+    #[must_use]
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::UnknownBatchVersion(_) | Self::UnknownDictionary(_) => {
+                "bring agent and aggregator to the same release, the aggregator first"
+            }
+            Self::TooLarge { .. } | Self::WrongSource { .. } => {
+                "no agent makes such a frame by itself: find out who else has this node's certificate and key"
+            }
+            Self::Compress => "free memory on the node",
+            Self::Truncated
+            | Self::BadMagic
+            | Self::HeaderLength(_)
+            | Self::HeaderChecksum
+            | Self::LengthMismatch
+            | Self::CorruptPayload
+            | Self::Contradiction(_)
+            | Self::Batch(_) => "if it comes again, check the disk and the memory of the node",
+        }
+    }
 }

@@ -408,7 +408,7 @@ impl AggregatorSession {
                     | SessionFault::Frame(FrameFault::UnknownBatchVersion(_))
             );
             let code = if version { refusal::VERSION } else { refusal::PROTOCOL };
-            self.refuse(code, &format!("{}: {fault}", fault.name()));
+            self.refuse(code, &format!("{}: {fault}; {}", fault.name(), fault.advice()));
         }
         result
     }

@@ -11,7 +11,7 @@ pub enum SessionFault {
     #[error("the other side sent what is no message")]
     Message(#[from] MessageFault),
     /// A frame's header is faulty, or names another source.
-    #[error("the source sent a faulty frame")]
+    #[error("the source sent a faulty frame: {0}")]
     Frame(#[from] FrameFault),
     /// A message came that this side never takes, or not now.
     #[error("a message of kind {0} is not expected here")]
@@ -39,7 +39,7 @@ pub enum SessionFault {
     },
     /// The aggregator has frames of a later life of this source: two processes run with one identity.
     #[error(
-        "the aggregator has frames of incarnation {theirs}, later than this process's {ours}: two agents share one identity"
+        "the aggregator has frames of incarnation {theirs}, later than this process's {ours}: two agents share one identity, stop one of them or give it a certificate of its own"
     )]
     NewerIncarnation {
         /// The later life.
@@ -73,6 +73,26 @@ impl SessionFault {
             Self::Position(_) => "frame-position",
             Self::OutputFull => "output-full",
             Self::Ended => "session-ended",
+        }
+    }
+
+    /// What whoever runs the two sides can do about it.
+    #[must_use]
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Frame(fault) => fault.advice(),
+            Self::Message(_) | Self::Unexpected(_) | Self::NoCommonVersion { .. } => {
+                "bring agent and aggregator to the same release, the aggregator first"
+            }
+            Self::NewerIncarnation { .. } => {
+                "stop one of the two agents, or give it a certificate of its own"
+            }
+            Self::CreditExceeded | Self::NotSent { .. } | Self::Position(_) => {
+                "find out who else has this node's certificate and key"
+            }
+            Self::OutputFull | Self::Ended => {
+                "it connects again by itself; if not, look at the road between the two"
+            }
         }
     }
 }
