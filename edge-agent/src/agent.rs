@@ -34,6 +34,7 @@ use crate::{
     capture::{Capture, Shared},
     clock::{self, NodeClock},
     config::Config,
+    connections,
     event::Event,
     metrics::Metrics,
     outgoing::{FRAMES_WAITING_MAX, Outgoing},
@@ -155,7 +156,8 @@ impl Agent {
             ..ProbesConfig::default()
         });
         let running = hierarchy.processes();
-        pipeline.begin(clock::boot_nanos(), &running);
+        let existing = connections::listeners(&running);
+        pipeline.begin(clock::boot_nanos(), &running, &existing);
         for capability in capabilities.iter().filter(|capability| !capability.is_working()) {
             tracing::warn!(probe = capability.name(), state = ?capability.state, "a probe does not work");
         }
