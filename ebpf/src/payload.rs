@@ -11,14 +11,12 @@ use tapio_kernel_abi::*;
 use crate::{
     offsets::*,
     outcome::{Outcome, emit_copy, hit},
-    read::{at, field, pointer},
+    read::field,
     sock,
     syscall_failure::{is_compat, rule},
     task,
 };
 
-const S_IFMT: u16 = 0o170_000;
-const S_IFSOCK: u16 = 0o140_000;
 const TCP_CLOSE: u8 = 7;
 /// The shortest HTTP/1 message head is longer.
 const HEAD_BYTES_MIN: u64 = 16;
@@ -72,23 +70,6 @@ fn first_buffer(form: u8, argument: u64) -> Option<(u64, u64)> {
     }
 }
 
-/// The TCP socket behind a descriptor of the running task.
-#[inline(always)]
-fn tcp_socket(fd: u64) -> Option<u64> {
-    let files = pointer(task::current(), &TASK_FILES)?;
-    let table = pointer(files, &FILES_FDT)?;
-    if fd >= u64::from(field::<u32>(table, &FDT_MAX_FDS)?) {
-        return None;
-    }
-    let file = at::<u64>(pointer(table, &FDT_FD)? + fd * 8)?;
-    let inode = pointer(file, &FILE_INODE)?;
-    if field::<u16>(inode, &INODE_MODE)? & S_IFMT != S_IFSOCK {
-        return None;
-    }
-    let sock = pointer(pointer(file, &FILE_PRIVATE_DATA)?, &SOCKET_SK)?;
-    sock::is_tcp(sock).then_some(sock)
-}
-
 /// `sys_exit(regs, ret)`; the registers still hold the arguments, the buffers what was moved.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn on_payload(ctx: RawTracePointContext) -> i32 {
@@ -115,7 +96,7 @@ pub fn on_payload(ctx: RawTracePointContext) -> i32 {
         }
         let Some(fd) = field::<u64>(regs, &REGS_FIRST) else { return Outcome::Unreadable };
         let fd = fd & 0xffff_ffff;
-        let Some(sock) = tcp_socket(fd) else { return Outcome::Filtered };
+        let Some(sock) = sock::of_descriptor(fd) else { return Outcome::Filtered };
         let Some(tuple) = sock::tuple(sock) else { return Outcome::Unreadable };
         let key = sock::key(sock);
         let Some(scratch) = PAYLOAD_SCRATCH.get_ptr_mut(0) else { return Outcome::Unreadable };
@@ -153,7 +134,7 @@ fn unread(regs: u64) -> Outcome {
         return Outcome::Filtered;
     }
     let Some(fd) = field::<u64>(regs, &REGS_FIRST) else { return Outcome::Unreadable };
-    if tcp_socket(fd & 0xffff_ffff).is_some() { Outcome::Unreadable } else { Outcome::Filtered }
+    if sock::of_descriptor(fd & 0xffff_ffff).is_some() { Outcome::Unreadable } else { Outcome::Filtered }
 }
 
 /// `value`, or `max` where it is more, in a register of which the verifier knows so: the compiler must not know the

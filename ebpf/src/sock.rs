@@ -7,11 +7,14 @@ use crate::{
     offsets::*,
     outcome::count_map_full,
     read::{at, field, pointer},
+    task,
 };
 
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 pub const IPPROTO_TCP: u16 = 6;
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
 
 /// Who uses which socket. Entries are made in `connect` and at reads and writes, and removed when the socket closes.
 /// Not an LRU map: a full map is counted.
@@ -57,6 +60,26 @@ pub fn forget_owner(key: u64) {
 #[inline(always)]
 pub fn is_tcp(sock: u64) -> bool {
     field::<u16>(sock, &SK_PROTOCOL) == Some(IPPROTO_TCP)
+}
+
+/// The TCP socket behind a descriptor of the running task; nothing where this kernel does not show how to find it.
+#[inline(always)]
+pub fn of_descriptor(fd: u64) -> Option<u64> {
+    if TASK_FILES.load() == 0 || FILE_PRIVATE_DATA.load() == 0 || SOCKET_SK.load() == 0 {
+        return None;
+    }
+    let files = pointer(task::current(), &TASK_FILES)?;
+    let table = pointer(files, &FILES_FDT)?;
+    if fd >= u64::from(field::<u32>(table, &FDT_MAX_FDS)?) {
+        return None;
+    }
+    let file = at::<u64>(pointer(table, &FDT_FD)? + fd * 8)?;
+    let inode = pointer(file, &FILE_INODE)?;
+    if field::<u16>(inode, &INODE_MODE)? & S_IFMT != S_IFSOCK {
+        return None;
+    }
+    let sock = pointer(pointer(file, &FILE_PRIVATE_DATA)?, &SOCKET_SK)?;
+    is_tcp(sock).then_some(sock)
 }
 
 #[inline(always)]

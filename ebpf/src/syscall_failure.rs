@@ -13,7 +13,7 @@ use crate::{
     offsets::*,
     outcome::{Outcome, hit},
     read::field,
-    sock::{AF_INET, AF_INET6, mapped},
+    sock::{self, AF_INET, AF_INET6, mapped},
     task,
 };
 
@@ -78,11 +78,16 @@ unsafe fn describe(record: *mut FailedSyscall, regs: u64, number: u32, errno: u6
         (*record).family = 0;
         (*record).port = 0;
         (*record).address = [0; 16];
+        (*record).network = 0;
+        (*record).reserved = 0;
         (*record).path = [0; PATH_BYTES];
         match shape {
             SHAPE_PATH_FIRST => write_path(record, first),
             SHAPE_PATH_SECOND => write_path(record, second),
-            SHAPE_ADDRESS => write_address(record, second),
+            SHAPE_ADDRESS => {
+                write_address(record, second);
+                write_network(record, first & 0xffff_ffff);
+            }
             _ => {}
         }
     }
@@ -122,5 +127,16 @@ unsafe fn write_address(record: *mut FailedSyscall, address: u64) {
             (*record).address = host;
             (*record).flags |= FLAG_ADDRESS;
         }
+    }
+}
+
+/// Where the address means something: in the network of the socket.
+#[inline(always)]
+unsafe fn write_network(record: *mut FailedSyscall, fd: u64) {
+    let Some(sock) = sock::of_descriptor(fd) else { return };
+    // SAFETY: the caller vouches for the record.
+    unsafe {
+        (*record).network = sock::network(sock);
+        (*record).flags |= FLAG_TCP;
     }
 }

@@ -35,6 +35,7 @@ use crate::{
     capture::{Capture, Shared},
     clock::{self, NodeClock},
     config::Config,
+    connections,
     event::Event,
     metrics::{Metrics, Probe, probe_gauges},
     outgoing::{FRAMES_WAITING_MAX, Outgoing},
@@ -159,7 +160,8 @@ impl Agent {
             ..ProbesConfig::default()
         });
         let running = hierarchy.processes();
-        pipeline.begin(clock::boot_nanos(), &running);
+        let existing = connections::listeners(&running);
+        pipeline.begin(clock::boot_nanos(), &running, &existing);
         let seeing = tell_capabilities(&capabilities, &registry, &health);
 
         let watched = Arc::new(Watched::default());

@@ -4,6 +4,7 @@
 //! argument; tables are bounded. Called by [`crate::pipeline`].
 
 mod endpoints;
+mod existing;
 
 use std::collections::HashMap;
 
@@ -11,7 +12,8 @@ use tapio_kernel_abi::{Owner, RESET_RECEIVED, SockTuple, TcpReset, TcpState};
 use tapio_schemas::intent::{self, Severity};
 
 use crate::event::Direction;
-pub(crate) use endpoints::Endpoints;
+pub(crate) use endpoints::{Endpoints, Holder, Listening};
+pub(crate) use existing::{Existing, listeners};
 
 /// Connections that are kept.
 const SOCKETS_MAX: usize = 32_768;

@@ -17,9 +17,9 @@ use tapio_schemas::{
 
 use self::exits::{HELD_NANOS_MAX, HeldExits};
 use crate::{
-    attribute::{Attribution, Change, Container, Host, Place, Processes},
+    attribute::{Attribution, Change, Container, Host, Place, Processes, Running},
     config::Scope,
-    connections::{Connections, Endpoints},
+    connections::{Connections, Endpoints, Existing, Listening},
     event::{Event, MetricPart, ProcessPart},
     fold::Fold,
     memory::{Growth, Memory, Sample},
@@ -60,6 +60,8 @@ pub(crate) struct Pipeline<H> {
     kernel: HashMap<ProbeId, (ProbeStats, u64)>,
     /// When the kernel last found no room for a socket's owner.
     owners_full_nanos: Option<u64>,
+    /// When records of sockets were last found to be lost: who listened before may have stopped, unseen.
+    sockets_lost_nanos: u64,
     containers_changed: bool,
     swept_nanos: u64,
     heard_nanos: u64,
@@ -83,6 +85,7 @@ impl<H: Host> Pipeline<H> {
             exits: HeldExits::default(),
             kernel: HashMap::new(),
             owners_full_nanos: None,
+            sockets_lost_nanos: 0,
             containers_changed: true,
             swept_nanos: 0,
             heard_nanos: 0,
@@ -91,9 +94,15 @@ impl<H: Host> Pipeline<H> {
     }
 
     /// Learns what is there already.
-    pub(crate) fn begin(&mut self, now_nanos: u64, running: &[crate::attribute::Running]) {
+    pub(crate) fn begin(&mut self, now_nanos: u64, running: &[Running], existing: &[Existing]) {
         self.attribution.scan(&self.host, now_nanos);
         self.processes.adopt(running);
+        for one in existing {
+            let place = self.place(one.owner.cgroup_id, one.owner.tgid, now_nanos);
+            let container = place.container().cloned();
+            let user = Listening { container, owner: one.owner, comm: one.comm, since_nanos: now_nanos };
+            self.endpoints.adopt(one, user);
+        }
         self.tell_containers(now_nanos, true);
     }
 
@@ -335,6 +344,10 @@ impl<H: Host> Pipeline<H> {
             let now = counter.stats;
             if OWNERS_OF.contains(&counter.probe) && now.map_full > before.map_full {
                 self.owners_full_nanos = Some(now_nanos);
+            }
+            let lost = |stats: ProbeStats, missed: u64| stats.ring_full + stats.unreadable + missed;
+            if counter.probe == ProbeId::TcpState && lost(now, missed) > lost(before, missed_before) {
+                self.sockets_lost_nanos = now_nanos;
             }
             let mut add = |fate, reason, now: u64, before: u64| {
                 self.tally.add_at(Stage::Kernel, fate, name, reason, now.saturating_sub(before));

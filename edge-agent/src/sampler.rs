@@ -286,6 +286,8 @@ mod tests {
             family: 0,
             port: 0,
             address: [0; 16],
+            network: 0,
+            reserved: 0,
             path: [0; PATH_BYTES],
         };
         hand_over(&sender, &watched, Reading::Counters(Vec::new()));

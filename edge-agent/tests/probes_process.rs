@@ -60,6 +60,18 @@ fn child() {
             }
             std::process::exit(0);
         }
+        Ok("bind") => {
+            let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            for _ in 0..3 {
+                assert!(std::net::TcpListener::bind(holder.local_addr().unwrap()).is_err());
+            }
+            std::process::exit(0);
+        }
+        Ok("bind-udp") => {
+            let holder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            assert!(std::net::UdpSocket::bind(holder.local_addr().unwrap()).is_err());
+            std::process::exit(0);
+        }
         _ => {}
     }
 }
@@ -235,6 +247,22 @@ fn equal_failures_keep_their_address() {
         failure.port == port && failure.flags & FLAG_ADDRESS != 0 && failure.flags & FLAG_MIXED == 0
     };
     assert!(sent.iter().chain(&drained).all(is_told));
+}
+
+/// Scenario: processes cannot bind an address that is in use, on TCP and on UDP.
+/// Guarantees: address and port are told, and of TCP the network namespace, as procfs names it.
+#[test]
+fn a_failed_bind_names_its_network() {
+    let Some((sent, drained)) = failures_of("bind", libc::SYS_bind, libc::EADDRINUSE) else { return };
+    assert_eq!(total(&sent, &drained), 3);
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let own = own.to_str().unwrap().trim_start_matches("net:[").trim_end_matches(']').to_owned();
+    for failure in sent.iter().chain(&drained) {
+        assert_eq!((failure.flags, failure.network.to_string()), (FLAG_ADDRESS | FLAG_TCP, own.clone()));
+        assert!(failure.port != 0 && failure.address.ends_with(&[127, 0, 0, 1]));
+    }
+    let Some((sent, _)) = failures_of("bind-udp", libc::SYS_bind, libc::EADDRINUSE) else { return };
+    assert_eq!((sent[0].flags, sent[0].network), (FLAG_ADDRESS, 0));
 }
 
 /// Scenario: the exec probe is pointed at a tracepoint that does not exist, and the signal probe is turned off.

@@ -46,6 +46,10 @@ enum KindArgument {
     MissingConfig,
     /// The same restart, and the file is in its place
     Restart,
+    /// A service is restarted, and another process has taken its port
+    PortInUse,
+    /// The same restart, and the other process takes another port, or leaves in time
+    PortFree,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -116,6 +120,8 @@ fn options(demo: DemoArguments) -> anyhow::Result<Options> {
         KindArgument::Healthy => Kind::Healthy,
         KindArgument::MissingConfig => Kind::MissingConfig,
         KindArgument::Restart => Kind::Restart,
+        KindArgument::PortInUse => Kind::PortInUse,
+        KindArgument::PortFree => Kind::PortFree,
     };
     let runtime = demo.runtime.map(|runtime| match runtime {
         RuntimeArgument::Threads => Runtime::Threads,

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::scenario::{Culprit, Kind, Members, Truth};
+use crate::scenario::{Culprit, Holder, Kind, Members, Truth};
 
 /// What the system said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -125,7 +125,17 @@ fn fault_of(truth: &Truth, finding: &Value) -> Option<String> {
                 "the culprit misses its configuration, and the finding's chain does not show that file",
             ),
         ],
-        Kind::Leak | Kind::Healthy | Kind::Restart => [
+        Kind::PortInUse => [
+            (
+                has("fault", &|line| is_about_the_culprit(line, "address-in-use")),
+                "the culprit cannot listen when it starts, and the finding's chain has no such failure",
+            ),
+            (
+                has("cause", &|line| is(line, "address-held") && is_holder(culprit, line)),
+                "another process has the culprit's port, and the finding's chain does not name that process",
+            ),
+        ],
+        Kind::Leak | Kind::Healthy | Kind::Restart | Kind::PortFree => [
             (
                 has("fault", &|line| is(line, "oom-kill")),
                 "the fault is an oom-kill, and the finding's chain has none",
@@ -138,12 +148,36 @@ fn fault_of(truth: &Truth, finding: &Value) -> Option<String> {
     };
     let all = [
         (
-            has("effect", &speaks_of_the_culprit),
+            has("effect", &|line| speaks_of_the_culprit(line) || is_toward_its_port(culprit, line)),
             "calls to the culprit broke, and the finding's chain has none",
         ),
         (has("symptom", &is_shown), "the failure shows elsewhere than where the finding says"),
     ];
     own.iter().chain(&all).find(|(holds, _)| !holds).map(|(_, why)| (*why).to_owned())
+}
+
+/// Whether a line is about the process that has the culprit's port: by command name, process id, and its container, or
+/// itself where it is in none.
+fn is_holder(culprit: &Culprit, line: &Value) -> bool {
+    let Some(Holder { command, container_id, pid: Some(pid), .. }) = &culprit.holder else { return false };
+    let is_subject = match container_id {
+        Some(id) => (text(line, "/subject/kind"), text(line, "/subject/id")) == ("container", id.as_str()),
+        None => {
+            text(line, "/subject/kind") == "process"
+                && text(line, "/subject/id").split('/').nth(1) == Some(pid.to_string().as_str())
+        }
+    };
+    is_subject
+        && text(line, "/attributes/kernel.command") == command
+        && line.pointer("/attributes/kernel.pid").and_then(Value::as_u64) == Some(u64::from(*pid))
+}
+
+/// Whether a line's other side is the address that the culprit had: the node names no container there once another has it.
+fn is_toward_its_port(culprit: &Culprit, line: &Value) -> bool {
+    let port = culprit.holder.as_ref().and_then(|holder| holder.port);
+    let peer = Some(text(line, "/peer/id")).filter(|_| text(line, "/peer/kind") == "endpoint");
+    let called = peer.and_then(|id| id.rsplit_once(':')).and_then(|(_, port)| port.parse().ok());
+    port.is_some() && called == port
 }
 
 /// Whether an id is the culprit's: its pod's, or that of one of its containers.
@@ -279,6 +313,62 @@ mod tests {
         let (twin, members) = truth(Kind::Restart);
         assert!(!judge(&twin, &members, &[finding]).right);
         assert!(judge(&twin, &members, &[]).right);
+    }
+
+    /// Scenario: a right finding of a port that another process has, in a container and outside of all; the same with
+    /// another process id, command or container; as the finding of the healthy twin.
+    /// Guarantees: the process must be named.
+    #[test]
+    fn the_holder_of_the_port_must_be_named() {
+        let (mut fails, members) = truth(Kind::PortInUse);
+        let culprit = fails.culprit.clone().unwrap();
+        let pod = json!({"kind": "pod", "id": culprit.pod_uid});
+        let mut finding = with_cause(pod.clone());
+        let lines = finding["verdict"]["evidence"].as_array_mut().unwrap();
+        lines[0]["intents"] = json!({"address-held": 2});
+        lines[0]["attributes"] = json!({"kernel.command": "spoolerd", "kernel.pid": 77});
+        lines[1]["intents"] = json!({"address-in-use": 2});
+        lines[1]["subject"] = pod;
+        let last = culprit.container_ids.last().unwrap();
+        lines[2]["peer"] = json!({"kind": "container", "id": last});
+        lines[3]["subject"] = json!({"kind": "container", "id": fails.symptom_container_id.clone().unwrap()});
+        let places = [
+            (
+                None,
+                json!({"kind": "process", "id": "node/77/5"}),
+                json!({"kind": "process", "id": "node/78/5"}),
+            ),
+            (
+                Some("f00"),
+                json!({"kind": "container", "id": "f00"}),
+                json!({"kind": "process", "id": "node/77/5"}),
+            ),
+        ];
+        for (container_id, subject, other) in places {
+            let holder = super::Holder {
+                command: "spoolerd".to_owned(),
+                container_id: container_id.map(str::to_owned),
+                pid: Some(77),
+                port: Some(80),
+            };
+            fails.culprit.as_mut().unwrap().holder = Some(holder);
+            let judged = |finding: &Value| judge(&fails, &members, std::slice::from_ref(finding));
+            let mut finding = finding.clone();
+            finding["verdict"]["evidence"][0]["subject"] = subject;
+            assert!(judged(&finding).right, "{}", judged(&finding).wrong_because);
+            let changes: [(&str, Value); 3] = [
+                ("/verdict/evidence/0/attributes/kernel.pid", json!(78)),
+                ("/verdict/evidence/0/attributes/kernel.command", json!("syncd")),
+                ("/verdict/evidence/0/subject", other),
+            ];
+            for (at, value) in changes {
+                let mut wrong = finding.clone();
+                *wrong.pointer_mut(at).unwrap() = value;
+                assert!(judged(&wrong).wrong_because.contains("does not name that process"), "{at}");
+            }
+            let (twin, members) = truth(Kind::PortFree);
+            assert!(!judge(&twin, &members, &[finding]).right);
+        }
     }
 
     /// Scenario: beside a healthy run, something else on the machine fails and is found.

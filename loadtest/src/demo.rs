@@ -20,7 +20,7 @@ use crate::demo::folder::Folder;
 use crate::demo::report::{Printer, Report};
 use crate::interrupt::Interrupt;
 use crate::run_record::{RunRecord, sweep};
-use crate::scenario::{Kind, Pace, Runtime, Scenario};
+use crate::scenario::{Kind, Pace, Runtime, Scenario, Truth};
 use crate::truth_log::unix_nanos;
 use crate::workload::{FirstFailure, Surroundings, Workload};
 
@@ -198,7 +198,7 @@ fn stage<S: System>(
     let ending = match watch(scenario, running, interrupt, printer)? {
         None => Ending::Interrupted,
         Some(answer) => {
-            let report = conclude(scenario, &system, answer)?;
+            let report = conclude(scenario, &workload.truth(), &system, answer)?;
             printer.verdict(&report, &system);
             if options.keep {
                 keep(&mut workload, surroundings, &mut system, interrupt, printer)?;
@@ -281,9 +281,14 @@ fn watch<S: System>(
 }
 
 /// Only here, when the system has spoken, is the truth looked at.
-fn conclude<S: System>(scenario: &Scenario, system: &S, answer: Answer) -> anyhow::Result<Report> {
+fn conclude<S: System>(
+    scenario: &Scenario,
+    truth: &Truth,
+    system: &S,
+    answer: Answer,
+) -> anyhow::Result<Report> {
     let Judgement { outcome, right, wrong_because, finding, others } =
-        judge(&scenario.truth(), &scenario.members(), &answer.findings);
+        judge(truth, &scenario.members(), &answer.findings);
     let seconds_from_symptom = answer.found_at_unix_nanos.zip(answer.symptom).map(|(found, symptom)| {
         // Milliseconds are what the polling can tell.
         let millis = found.saturating_sub(symptom.unix_nanos) / 1_000_000;

@@ -3,6 +3,7 @@
 //! Owns what the system may be told ([`Scenario::identity`]: names without edges) and what only the comparer may know
 //! ([`Scenario::truth`]). Starts nothing. Called by the demo and by tests, which hand it to [`crate::workload`].
 
+mod foreign;
 pub mod names;
 mod restart;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::random::Draw;
+pub use foreign::{ForeignPlan, Manner, Mercy};
 pub use restart::{Configuration, RestartPlan};
 
 const MIB: u64 = 1024 * 1024;
@@ -30,6 +32,11 @@ pub enum Kind {
     MissingConfig,
     /// The twin of [`Self::MissingConfig`]: the same draw and the same restart, and the file is in its place.
     Restart,
+    /// One service is restarted, and a process that belongs to none has taken its port.
+    PortInUse,
+    /// The twin of [`Self::PortInUse`]: the same draw and the same restart, and that process takes another port, or
+    /// leaves in time.
+    PortFree,
 }
 
 impl Kind {
@@ -41,13 +48,15 @@ impl Kind {
             Self::Healthy => "healthy",
             Self::MissingConfig => "missing-config",
             Self::Restart => "restart",
+            Self::PortInUse => "port-in-use",
+            Self::PortFree => "port-free",
         }
     }
 
     /// Whether nothing is wrong, so that the system must say nothing.
     #[must_use]
     pub const fn is_twin(self) -> bool {
-        matches!(self, Self::Healthy | Self::Restart)
+        matches!(self, Self::Healthy | Self::Restart | Self::PortFree)
     }
 }
 
@@ -134,6 +143,8 @@ pub struct Scenario {
     pub leak: LeakPlan,
     /// Who is restarted, and when, if anybody is: see [`Scenario::active_restart`].
     pub restart: RestartPlan,
+    /// Who takes its port meanwhile, if anybody does: see [`Scenario::active_foreign`].
+    pub foreign: ForeignPlan,
     /// What the services read when they start.
     pub configuration: Configuration,
     /// Of the load.
@@ -172,6 +183,21 @@ pub struct Culprit {
     pub memory_limit_bytes: u64,
     /// The end of the path of the file that is gone, if one is.
     pub missing_file: Option<String>,
+    /// Who has its port, if somebody has.
+    pub holder: Option<Holder>,
+}
+
+/// Who has another's port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The command name.
+    pub command: String,
+    /// The container that it runs in; `None` for a process outside of all.
+    pub container_id: Option<String>,
+    /// Its process id, once it has one.
+    pub pid: Option<u32>,
+    /// The port, once it is known.
+    pub port: Option<u16>,
 }
 
 /// What the system is told, in the shape that the Kubernetes watch will push: names, no edges.
@@ -219,6 +245,7 @@ impl Scenario {
             runtime,
             leak,
             restart: RestartPlan::draw(seed, pace),
+            foreign: ForeignPlan::draw(seed),
             configuration: Configuration::draw(seed),
             requests_per_second: draw.between(30, 80),
             load_seed: draw.next_u64(),
@@ -234,7 +261,14 @@ impl Scenario {
     /// The restart of this run, if it has one.
     #[must_use]
     pub fn active_restart(&self) -> Option<&RestartPlan> {
-        matches!(self.kind, Kind::MissingConfig | Kind::Restart).then_some(&self.restart)
+        let is_leak = matches!(self.kind, Kind::Leak | Kind::Healthy);
+        (!is_leak).then_some(&self.restart)
+    }
+
+    /// The process of this run that belongs to no service, if it has one.
+    #[must_use]
+    pub fn active_foreign(&self) -> Option<&ForeignPlan> {
+        matches!(self.kind, Kind::PortInUse | Kind::PortFree).then_some(&self.foreign)
     }
 
     /// From the start of the load to the fault, about. A healthy run is watched for as long as its twin.
@@ -242,7 +276,7 @@ impl Scenario {
     pub const fn fault_after(&self) -> Duration {
         match self.kind {
             Kind::Leak | Kind::Healthy => self.leak.after.saturating_add(self.leak.until_kill),
-            Kind::MissingConfig | Kind::Restart => self.restart.after,
+            Kind::MissingConfig | Kind::Restart | Kind::PortInUse | Kind::PortFree => self.restart.after,
         }
     }
 
@@ -250,7 +284,7 @@ impl Scenario {
     const fn position(&self) -> usize {
         match self.kind {
             Kind::Leak | Kind::Healthy => self.leak.position,
-            Kind::MissingConfig | Kind::Restart => self.restart.position,
+            Kind::MissingConfig | Kind::Restart | Kind::PortInUse | Kind::PortFree => self.restart.position,
         }
     }
 
@@ -259,11 +293,16 @@ impl Scenario {
         std::iter::once(&self.gateway).chain(&self.chain)
     }
 
+    /// All pods of the run, also one that is no part of the chain.
+    pub fn all_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods().chain(self.active_foreign().and_then(|foreign| foreign.pod.as_ref()))
+    }
+
     /// What the system may be told. The pods are in an order that says nothing: by uid.
     #[must_use]
     pub fn identity(&self) -> IdentityFile {
         let mut pods: Vec<IdentityPod> = self
-            .pods()
+            .all_pods()
             .map(|pod| IdentityPod {
                 pod_uid: pod.pod_uid.clone(),
                 namespace: pod.namespace.clone(),
@@ -291,6 +330,12 @@ impl Scenario {
             memory_limit_bytes: pod.memory_limit_bytes,
             missing_file: (self.kind == Kind::MissingConfig)
                 .then(|| format!("/{}", self.configuration.inside(&pod.service).display())),
+            holder: self.active_foreign().map(|foreign| Holder {
+                command: foreign.command.clone(),
+                container_id: foreign.pod.as_ref().map(|pod| pod.container_id.clone()),
+                pid: None,
+                port: None,
+            }),
         });
         // The dead cannot show anything: `pods` has the gateway first.
         let shows = position.and_then(|position| self.pods().nth(usize::from(position > 0)));
@@ -301,7 +346,7 @@ impl Scenario {
     /// Whose findings are about this run. A machine may run other things, and other runs.
     #[must_use]
     pub fn members(&self) -> Members {
-        let first = self.pods().flat_map(|pod| [&pod.pod_uid, &pod.container_id]);
+        let first = self.all_pods().flat_map(|pod| [&pod.pod_uid, &pod.container_id]);
         let later = self.active_restart().into_iter().flat_map(|restart| &restart.container_ids);
         first.chain(later).cloned().collect()
     }
@@ -358,7 +403,11 @@ mod tests {
     /// Guarantees: twins differ in the failure alone, so that a finding for one cannot come from anything else.
     #[test]
     fn twins_differ_in_the_failure_alone() {
-        for (failing, twin) in [(Kind::Leak, Kind::Healthy), (Kind::MissingConfig, Kind::Restart)] {
+        for (failing, twin) in [
+            (Kind::Leak, Kind::Healthy),
+            (Kind::MissingConfig, Kind::Restart),
+            (Kind::PortInUse, Kind::PortFree),
+        ] {
             let fails = Scenario::draw(failing, 42, Pace::Demo);
             let healthy = Scenario::draw(twin, 42, Pace::Demo);
             assert!(fails.truth().culprit.is_some() && twin.is_twin() && !failing.is_twin());
@@ -392,6 +441,33 @@ mod tests {
         }
         assert_eq!(positions.len(), 3);
         assert!(files.len() > 150, "{} different files of 300", files.len());
+    }
+
+    /// Scenario: 300 seeds of restarts whose port another process has.
+    /// Guarantees: who that is, where it runs, what callers meet and why the twin's service comes back all vary; names fit
+    /// into the kernel's; the truth names it; a pod of its own is told and is one of the run's.
+    #[test]
+    fn foreign_processes_are_drawn_within_their_range() {
+        let (mut commands, mut manners, mut places) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for seed in 0..300 {
+            let scenario = Scenario::draw(Kind::PortInUse, seed, Pace::Demo);
+            let foreign = scenario.active_foreign().unwrap();
+            assert!(foreign.command.len() <= 15 && foreign.after * 2 <= scenario.restart.creating);
+            let holder = scenario.truth().culprit.unwrap().holder.unwrap();
+            assert_eq!(holder.command, foreign.command);
+            let pod = foreign.pod.as_ref();
+            assert_eq!(holder.container_id, pod.map(|pod| pod.container_id.clone()));
+            let identity = serde_json::to_string(&scenario.identity()).unwrap();
+            assert!(pod.is_none_or(|pod| {
+                identity.contains(&pod.pod_uid) && scenario.members().contains(&pod.container_id)
+            }));
+            commands.insert(foreign.command.clone());
+            manners.insert(
+                std::mem::discriminant(&foreign.manner) == std::mem::discriminant(&super::Manner::Silent),
+            );
+            places.insert((pod.is_some(), foreign.mercy == super::Mercy::Leaves));
+        }
+        assert_eq!((commands.len(), manners.len(), places.len()), (16, 2, 4));
     }
 
     /// Scenario: 300 seeds.

@@ -5,6 +5,7 @@
 //! [`threads`] runs it with one blocking thread per connection, [`tasks`] on an async runtime.
 
 pub mod configuration;
+pub mod foreign;
 pub mod leak;
 pub mod tasks;
 pub mod threads;

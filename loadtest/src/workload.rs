@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 use crate::cgroup::Hierarchy;
 use crate::drive::{Notice, Summary};
 use crate::run_record::RunRecord;
-use crate::scenario::{Kind, LeakPlan, Pod, Scenario};
+use crate::scenario::{ForeignPlan, Kind, LeakPlan, Manner, Mercy, Pod, Scenario, Truth};
 use crate::service::configuration::Settings;
 use crate::truth_log::{self, Failure, TruthLine};
 use crate::workload::process::Process;
@@ -60,6 +60,8 @@ pub struct Workload {
     /// Where they listen, in call order.
     ports: Vec<u16>,
     restarts: Option<Restarts>,
+    /// The process that belongs to no service, while it runs.
+    foreign: Option<Process>,
     /// The truth logs of containers that others have replaced.
     earlier_logs: Vec<PathBuf>,
 }
@@ -110,7 +112,7 @@ impl Workload {
             Process::start(&hierarchy, &scenario.gateway, 0, &drive_arguments(scenario, port), surroundings)?;
         let restarts = scenario.active_restart().map(|plan| Restarts::new(plan.clone(), Instant::now()));
         let scenario = scenario.clone();
-        Ok(Self { scenario, driver, services, ports, restarts, earlier_logs: Vec::new() })
+        Ok(Self { scenario, driver, services, ports, restarts, foreign: None, earlier_logs: Vec::new() })
     }
 
     /// Does what a kubelet does when it is due. To be called often; a run without a restart needs nothing of it.
@@ -138,8 +140,18 @@ impl Workload {
                 }
                 service.retire()?;
                 restarts.ended(Instant::now());
+                if let Some(foreign) = self.scenario.active_foreign() {
+                    let port = self.ports.get(position).copied().context("no such service")?;
+                    let arguments = occupy_arguments(foreign, self.scenario.kind, port);
+                    let hierarchy = Hierarchy::find()?;
+                    self.foreign =
+                        Some(Process::start_foreign(&hierarchy, foreign, &arguments, surroundings)?);
+                }
             }
             Step::Start(count) => {
+                self.await_foreign(surroundings)?;
+                let service = self.services.get_mut(position).context("no such service")?;
+                let pod = self.scenario.chain.get(position).context("no such service")?;
                 let id = usize::try_from(count).ok().and_then(|at| restarts.plan.container_ids.get(at - 1));
                 // Nobody watches for so long that the drawn ids would not do.
                 let Some(id) = id else { return Ok(()) };
@@ -155,10 +167,36 @@ impl Workload {
                 if service.exit()?.is_some() {
                     service.retire()?;
                     restarts.ended(Instant::now());
+                    if self.scenario.kind == Kind::PortFree
+                        && let Some(foreign) = self.foreign.take()
+                    {
+                        foreign.stop()?;
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Waits until the process that belongs to no service listens: a service that starts before would have its port.
+    fn await_foreign(&self, surroundings: Surroundings<'_>) -> anyhow::Result<()> {
+        let Some(foreign) = &self.foreign else { return Ok(()) };
+        let listens = |notice: &Notice| matches!(notice, Notice::Listening { .. }).then_some(());
+        foreign.wait_for(START_WAIT_MAX, listens).with_context(|| {
+            format!("{} did not listen in time: see {}", foreign.name(), surroundings.folder.display())
+        })
+    }
+
+    /// What really happens, with what only the running processes know.
+    #[must_use]
+    pub fn truth(&self) -> Truth {
+        let mut truth = self.scenario.truth();
+        if let Some(holder) = truth.culprit.as_mut().and_then(|culprit| culprit.holder.as_mut()) {
+            holder.pid = self.foreign.as_ref().map(Process::pid);
+            let position = self.restarts.as_ref().map(|restarts| restarts.plan.position);
+            holder.port = position.and_then(|position| self.ports.get(position)).copied();
+        }
+        truth
     }
 
     /// The scenario that runs.
@@ -218,7 +256,7 @@ impl Workload {
     /// # Errors
     /// A process cannot be ended, a cgroup not removed, or a log not read.
     pub fn stop(self) -> anyhow::Result<Account> {
-        let Self { driver, services, earlier_logs: mut logs, .. } = self;
+        let Self { driver, services, foreign, earlier_logs: mut logs, .. } = self;
         logs.push(driver.log().to_owned());
         logs.extend(services.iter().map(|service| service.log().to_owned()));
         // Who ended before it could serve has none.
@@ -234,6 +272,9 @@ impl Workload {
         let mut exits = Vec::new();
         for service in services {
             exits.push(service.stop()?.0);
+        }
+        if let Some(foreign) = foreign {
+            foreign.stop()?;
         }
         let (mut lines, mut torn_lines) = (Vec::new(), 0);
         for log in logs {
@@ -273,6 +314,31 @@ fn serve_arguments(
         arguments.extend(["--leak-bytes-per-second".to_owned(), leak.bytes_per_second.to_string()]);
         arguments.extend(["--leak-after-millis".to_owned(), leak.after.as_millis().to_string()]);
     }
+    arguments
+}
+
+/// `port` is the restarted service's.
+fn occupy_arguments(foreign: &ForeignPlan, kind: Kind, port: u16) -> Vec<String> {
+    let is_elsewhere = kind == Kind::PortFree && foreign.mercy == Mercy::OtherPort;
+    let port = if is_elsewhere { 0 } else { port };
+    let (manner, greeting) = match &foreign.manner {
+        Manner::Greets(greeting) => ("greets", Some(greeting)),
+        Manner::Silent => ("silent", None),
+        Manner::NotFound => ("not-found", None),
+    };
+    let mut arguments: Vec<String> = [
+        "occupy",
+        "--listen",
+        &format!("127.0.0.1:{port}"),
+        "--after-millis",
+        &foreign.after.as_millis().to_string(),
+        "--manner",
+        manner,
+    ]
+    .map(str::to_owned)
+    .into();
+    // In one word: a greeting may begin like an option.
+    arguments.extend(greeting.map(|greeting| format!("--greeting={greeting}")));
     arguments
 }
 

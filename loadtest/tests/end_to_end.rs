@@ -27,7 +27,7 @@ use tapio_loadtest::{
     one_process::OneProcess,
     random::Draw,
     run_record::RunRecord,
-    scenario::{Kind, Pace, Runtime, Scenario},
+    scenario::{Kind, Pace, Runtime, Scenario, Truth},
     truth_log::{Failure, Role, TruthLine},
     workload::{Account, Surroundings, Workload},
 };
@@ -69,6 +69,7 @@ fn not_proven(what: &str) -> bool {
 /// One run of a scenario through all tiers.
 struct Run {
     scenario: Scenario,
+    truth: Truth,
     tiers: OneProcess,
     account: Account,
     findings: Vec<Value>,
@@ -94,7 +95,7 @@ fn run(kind: Kind, runtime: Runtime, label: &str) -> Run {
         folder: &logs,
         record: &record,
     };
-    let workload = Workload::start(&scenario, surroundings).unwrap();
+    let mut workload = Workload::start(&scenario, surroundings).unwrap();
     let findings = match kind {
         Kind::Leak => {
             let wait_max = scenario.fault_after() + Duration::from_secs(45);
@@ -105,11 +106,28 @@ fn run(kind: Kind, runtime: Runtime, label: &str) -> Run {
             std::thread::sleep(scenario.fault_after() + Duration::from_secs(4));
             list_findings(&tiers)
         }
-        Kind::MissingConfig | Kind::Restart => panic!("nobody here restarts containers: the demo does"),
+        Kind::PortInUse => {
+            // The kubelet's part, until the third container: what it does later only happens again.
+            let deadline = Instant::now() + scenario.fault_after() + Duration::from_secs(45);
+            let mut starts: BTreeSet<u32> = BTreeSet::new();
+            while starts.len() < 4 {
+                assert!(Instant::now() < deadline, "the service must be restarted: {starts:?}");
+                workload.supervise(surroundings).unwrap();
+                starts.extend(
+                    workload.services().iter().skip(scenario.restart.position).take(1).map(|it| it.pid()),
+                );
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            await_finding(&tiers)
+        }
+        Kind::MissingConfig | Kind::Restart | Kind::PortFree => {
+            panic!("these are left to the demo")
+        }
     };
+    let truth = workload.truth();
     let account = workload.stop().unwrap();
     record.close().unwrap();
-    Run { scenario, tiers, account, findings, _folder: folder }
+    Run { scenario, truth, tiers, account, findings, _folder: folder }
 }
 
 fn list_findings(tiers: &OneProcess) -> Vec<Value> {
@@ -322,7 +340,7 @@ fn leak(runtime: Runtime, label: &str) {
     assert_failed_traces_are_stored(&run, &survivors);
     assert_refusals_are_stored(&run, &survivors);
     assert_nothing_is_stored_twice(&run);
-    let judgement = judge(&run.scenario.truth(), &run.scenario.members(), &run.findings);
+    let judgement = judge(&run.truth, &run.scenario.members(), &run.findings);
     assert!(judgement.right, "{}: {:#?}", judgement.wrong_because, run.findings);
     run.tiers.stop().unwrap();
 }
@@ -385,6 +403,21 @@ fn a_leak_in_tasks_is_found_and_everything_is_stored() {
     leak(Runtime::Async, "end-to-end-async");
 }
 
+/// Scenario: a service is restarted, and a process that belongs to none has taken its port, wherever it runs and whatever
+/// callers meet.
+/// Guarantees: the finding names that process, by command, process id and container; nothing is stored twice.
+#[test]
+fn a_taken_port_is_found_with_who_has_it() {
+    if not_proven("a taken port is found by its evidence") {
+        return;
+    }
+    let run = run(Kind::PortInUse, Runtime::Threads, "end-to-end-port");
+    assert_nothing_is_stored_twice(&run);
+    let judgement = judge(&run.truth, &run.scenario.members(), &run.findings);
+    assert!(judgement.right, "{}: {:#?}", judgement.wrong_because, run.findings);
+    run.tiers.stop().unwrap();
+}
+
 /// Scenario: the same system, load and draw, and nothing is wrong.
 /// Guarantees: no finding; every request is stored; Prometheus takes the metrics of every tier without a complaint.
 #[test]
@@ -396,7 +429,7 @@ fn health_makes_no_finding() {
     check_metrics(&run.tiers);
     assert_every_request_is_stored(&run, &survivors(&run));
     assert_nothing_is_stored_twice(&run);
-    let judgement = judge(&run.scenario.truth(), &run.scenario.members(), &run.findings);
+    let judgement = judge(&run.truth, &run.scenario.members(), &run.findings);
     assert_eq!(judgement.outcome, Outcome::None, "{:#?}", run.findings);
     run.tiers.stop().unwrap();
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tapio_loadtest::cgroup::{ContainerCgroup, Hierarchy};
 use tapio_loadtest::random::Draw;
 use tapio_loadtest::run_record::{ProcessKey, RunRecord};
-use tapio_loadtest::scenario::{Kind, Pace, Runtime, Scenario};
+use tapio_loadtest::scenario::{Kind, Manner, Mercy, Pace, Runtime, Scenario};
 use tapio_loadtest::truth_log::{Role, TruthLine};
 use tapio_loadtest::workload::{Account, Surroundings, Workload};
 
@@ -66,7 +66,7 @@ impl Bench {
 
 fn assert_nothing_left(scenario: &Scenario, pids: &[u32]) {
     let hierarchy = Hierarchy::find().unwrap();
-    for pod in scenario.pods() {
+    for pod in scenario.all_pods() {
         let path = ContainerCgroup::path_of(&hierarchy, &pod.pod_uid, &pod.container_id);
         assert!(!path.exists() && !path.parent().unwrap().exists(), "{} is left", path.display());
     }
@@ -226,7 +226,14 @@ fn restarted(
     label: &str,
     is_over: impl Fn(&[String], u32) -> bool,
 ) -> (Scenario, Account, Vec<u32>) {
-    let scenario = Scenario::draw(kind, seed(label), Pace::Test);
+    restarted_in(Scenario::draw(kind, seed(label), Pace::Test), is_over)
+}
+
+/// As [`restarted`], of a scenario.
+fn restarted_in(
+    scenario: Scenario,
+    is_over: impl Fn(&[String], u32) -> bool,
+) -> (Scenario, Account, Vec<u32>) {
     let bench = Bench::new();
     let record = bench.record.as_ref().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_tapio-workload"));
@@ -251,6 +258,13 @@ fn restarted(
             break;
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+    // The kernel names the process as it was drawn.
+    if let Some(holder) = workload.truth().culprit.and_then(|culprit| culprit.holder) {
+        let pid = holder.pid.unwrap();
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        assert_eq!(comm.trim_end(), holder.command);
+        pids.push(pid);
     }
     let account = workload.stop().unwrap();
     assert_nothing_left(&scenario, &pids);
@@ -299,6 +313,64 @@ fn a_restart_comes_back() {
     let service = &scenario.chain[scenario.active_restart().unwrap().position].service;
     let again: Vec<_> = account.lines.iter().filter(|line| line.pid == pids[1]).collect();
     assert!(again.iter().filter(|line| &line.service == service && line.status == Some(200)).count() > 10);
+}
+
+/// Scenario: a service is restarted and another process has taken its port; callers meet each kind of it, in a pod of its
+/// own and outside of all.
+/// Guarantees: each restart ends with exit code 1; the process has the drawn name; requests fail until the end; nothing
+/// is left.
+#[test]
+fn a_taken_port_ends_every_restart() {
+    if not_proven("a service whose port is taken ends again and again") {
+        return;
+    }
+    let manners = [Manner::Greets("220 ready".to_owned()), Manner::Silent, Manner::NotFound];
+    for (place, manner) in manners.into_iter().enumerate() {
+        let seed = seed(&format!("port-in-use-{place}"));
+        // The first scenario from the seed on whose process runs where the test wants it.
+        let mut scenario = (0..100)
+            .map(|offset| Scenario::draw(Kind::PortInUse, seed.wrapping_add(offset), Pace::Test))
+            .find(|scenario| scenario.foreign.pod.is_some() == (place % 2 == 0))
+            .unwrap();
+        scenario.foreign.manner = manner;
+        let (scenario, account, pids) = restarted_in(scenario, |groups, _| groups.len() >= 3);
+        let position = scenario.active_restart().unwrap().position;
+        assert_eq!(account.exits[position].code(), Some(1));
+        assert_eq!(pids.len(), 4, "three containers, and the process that has the port");
+        let summary = account.summary.unwrap();
+        println!("port-in-use, {:?}: {summary:?}", scenario.foreign);
+        assert!(summary.answered > 20, "{summary:?}");
+        let failed: Vec<_> =
+            account.lines.iter().filter(|line| line.service == scenario.gateway.service).collect();
+        let is_failed = |line: &&&TruthLine| line.status.is_none_or(|status| status >= 404);
+        assert!(failed.iter().filter(is_failed).count() > 5, "{summary:?}");
+    }
+}
+
+/// Scenario: the twin: the process takes another port; it leaves after the first failed start.
+/// Guarantees: the service comes back at its old address, at once or in the next container, and answers again.
+#[test]
+fn a_port_that_is_free_in_time_is_taken_again() {
+    if not_proven("a restarted service comes back to its port") {
+        return;
+    }
+    for (mercy, containers) in [(Mercy::OtherPort, 2), (Mercy::Leaves, 3)] {
+        let mut scenario = Scenario::draw(Kind::PortFree, seed("port-free"), Pace::Test);
+        scenario.foreign.mercy = mercy;
+        let back = std::cell::Cell::new(None);
+        let (scenario, account, pids) = restarted_in(scenario, |groups, _| {
+            if groups.len() == containers && back.get().is_none() {
+                back.set(Some(std::time::Instant::now()));
+            }
+            back.get().is_some_and(|since| since.elapsed() > Duration::from_secs(2))
+        });
+        assert_eq!(pids.len(), containers);
+        assert!(account.exits.iter().all(|exit| exit.success()), "{:?}", account.exits);
+        let service = &scenario.chain[scenario.active_restart().unwrap().position].service;
+        let again = account.lines.iter().filter(|line| Some(&line.pid) == pids.last());
+        let answered = again.filter(|line| &line.service == service && line.status == Some(200));
+        assert!(answered.count() > 10);
+    }
 }
 
 /// Scenario: a workload is dropped while it runs, as on a panic.

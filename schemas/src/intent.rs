@@ -132,6 +132,9 @@ intents! {
     FILE_ACCESS_FAILED = "file-access-failed";
     /// An address could not be bound.
     ADDRESS_IN_USE = "address-in-use";
+    /// A process listens on an address that another one could not have: since it began to, or since a minute before, until
+    /// the other one failed.
+    ADDRESS_HELD = "address-held";
     /// Another system call failed.
     SYSCALL_FAILED = "syscall-failed";
     /// A connection was established by this side.

@@ -37,6 +37,9 @@ pub struct Observation {
     pub process: Option<EntityKey>,
     /// The other side, as far as the event itself tells: an endpoint or a container.
     pub peer: Option<EntityKey>,
+    /// The endpoint at this side, where the event is about one: who listens on it, or could not have it.
+    #[serde(default)]
+    pub local: Option<EntityKey>,
     /// The trace that it belongs to.
     pub trace: Option<TraceId>,
     /// How that is known.

@@ -6,7 +6,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 use tapio_schemas::{
-    field::{CellType, FIELDS, Layer},
+    field::{CellType, FIELDS, FieldSpec, Layer},
     observation::{Observation, Value},
 };
 use thiserror::Error;
@@ -173,7 +173,7 @@ impl Condition {
 }
 
 /// The type of a field that conditions and templates may name, by the names of the field table: `layer.field`, and
-/// core fields plain. Sixteen-byte values (addresses, trace ids) have no type that could be compared.
+/// core fields plain. An address is its text; trace ids have no type that could be compared.
 #[must_use]
 pub fn field_type(name: &str) -> Option<FieldType> {
     if matches!(name, "intent" | "probe") {
@@ -184,7 +184,7 @@ pub fn field_type(name: &str) -> Option<FieldType> {
     }
     let (layer, field) = name.split_once('.')?;
     let spec = FIELDS.iter().find(|spec| spec.name == field && layer_name(spec.layer) == layer)?;
-    cell_field_type(spec.cell)
+    spec_field_type(spec)
 }
 
 /// All names that [`field_type`] knows.
@@ -192,7 +192,7 @@ pub fn field_names() -> impl Iterator<Item = String> {
     let core = ["count", "duration_micros", "severity", "intent", "probe"].map(str::to_owned);
     let others = FIELDS
         .iter()
-        .filter(|spec| spec.layer != Layer::Core && cell_field_type(spec.cell).is_some())
+        .filter(|spec| spec.layer != Layer::Core && spec_field_type(spec).is_some())
         .map(|spec| format!("{}.{}", layer_name(spec.layer), spec.name));
     core.into_iter().chain(others)
 }
@@ -215,15 +215,19 @@ pub const fn layer_name(layer: Layer) -> &'static str {
     }
 }
 
-/// The type of a column's cells in conditions.
-#[must_use]
-pub const fn cell_field_type(cell: CellType) -> Option<FieldType> {
-    match cell {
+/// The type of a field's values in conditions.
+pub(crate) fn spec_field_type(spec: &FieldSpec) -> Option<FieldType> {
+    match spec.cell {
         CellType::Unsigned | CellType::Signed => Some(FieldType::Integer),
         CellType::Float => Some(FieldType::Float),
         CellType::Symbol => Some(FieldType::Text),
-        CellType::Sixteen => None,
+        CellType::Sixteen => is_address(spec).then_some(FieldType::Text),
     }
+}
+
+/// Whether a field's cells are addresses: as the table says it.
+pub(crate) fn is_address(spec: &FieldSpec) -> bool {
+    spec.clickhouse == "IPv6"
 }
 
 const fn is_number(of: FieldType) -> bool {

@@ -46,7 +46,8 @@ pub struct Limits {
     /// The most rows of frames kept, a row being a frame or sixteen that follow each other; the oldest are evicted, and
     /// verdicts that overlap them are capped.
     pub frames_max: usize,
-    /// The most faults that are evaluated per rule, the latest; verdicts that overlap others are capped.
+    /// The most faults that are evaluated per rule, the latest; verdicts that overlap others are capped, unless those lack
+    /// what their rule requires.
     pub faults_max: usize,
     /// A source that is silent for longer than this no longer holds the watermark, nor one that is further ahead.
     pub silence_max: Micros,
@@ -287,8 +288,10 @@ impl Engine {
         for (index, rule) in rules.rules().iter().enumerate() {
             let mut groups = anchor::groups(&self.set, &self.topology, index, rule);
             groups.retain(|(_key, group)| group.last.latest >= oldest);
+            let surplus = groups.len().saturating_sub(self.limits.faults_max);
+            self.faults_skipped += surplus;
+            anchor::drop_hopeless(&mut groups, surplus, &self.set, &self.topology, rule);
             let skipped = groups.len().saturating_sub(self.limits.faults_max);
-            self.faults_skipped += skipped;
             let last = groups.iter().take(skipped).map(|(_key, group)| group.last.latest).max();
             self.skipped_until = self.skipped_until.max(last);
             for (key, group) in groups.into_iter().skip(skipped) {

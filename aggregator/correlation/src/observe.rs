@@ -11,6 +11,7 @@ use std::{
 };
 
 use tapio_schemas::{
+    address::Address,
     batch::{BatchView, RowView},
     entity::{EntityKey, EntityKind, Relation, RelationKind},
     field::{Layer, column},
@@ -124,6 +125,7 @@ fn sort_of(name: &str, rules: &RuleSet) -> Sort {
     let says = match name {
         intent::LISTENING
         | intent::LISTENING_ENDED
+        | intent::ADDRESS_HELD
         | intent::REQUEST_SERVED
         | intent::REQUEST_SERVED_ERROR => Says::Listens,
         intent::CONNECTION_OPENED
@@ -285,6 +287,7 @@ fn observation(
         subject,
         process,
         peer: peer(row, source.node),
+        local: local(row, source.node),
         trace,
         trace_link: if trace.is_some() {
             LinkKind::from_code(code(column::trace::link))
@@ -293,6 +296,15 @@ fn observation(
         },
         attributes: rules.columns().iter().filter_map(|field| attribute(row, field)).collect(),
     }
+}
+
+/// The endpoint that a row is about, if it is about one of this side's.
+fn local(row: &RowView<'_, '_>, node: &str) -> Option<EntityKey> {
+    const ABOUT_IT: [&str; 4] =
+        [intent::LISTENING, intent::LISTENING_ENDED, intent::ADDRESS_IN_USE, intent::ADDRESS_HELD];
+    let is_about_it = row.has(Layer::Network) && ABOUT_IT.contains(&row.text(column::core::intent));
+    let port = if is_about_it { port(row, column::network::local_port) } else { 0 };
+    (port != 0).then(|| endpoint(node, row.sixteen(column::network::local_address), port))
 }
 
 fn peer(row: &RowView<'_, '_>, node: &str) -> Option<EntityKey> {
@@ -313,6 +325,10 @@ fn attribute(row: &RowView<'_, '_>, field: &FieldColumn) -> Option<(String, Valu
         FieldType::Integer if field.is_signed => Value::Integer(row.signed(field.id)),
         FieldType::Integer => Value::Integer(i64::try_from(row.unsigned(field.id)).unwrap_or(i64::MAX)),
         FieldType::Float => Value::Float(row.float(field.id)),
+        FieldType::Text if field.is_address => match Address(row.sixteen(field.id)) {
+            none if none == Address::default() => Value::Text(String::new()),
+            address => Value::Text(address.to_string()),
+        },
         FieldType::Text => Value::Text(row.text(field.id).to_owned()),
         FieldType::Bool => Value::Bool(row.unsigned(field.id) == 1),
     };

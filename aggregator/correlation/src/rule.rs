@@ -90,6 +90,9 @@ pub enum LinkTo {
     TransitivelyCalls,
     /// Of a trace that the other's evidence belongs to.
     SameTrace,
+    /// Listens where the other's evidence wanted to and could not, as its node saw: at the same port of one network
+    /// namespace, by the same address or by one of which either stands for all.
+    KeepsOut,
 }
 
 impl LinkTo {

@@ -2,13 +2,15 @@
 //!
 //! Loopback addresses mean something within one network namespace only, and only where the kernel says which one that
 //! is. Other addresses are taken for the node's: where two containers listen on one, the answer is "not known". A
-//! listener that ended is remembered for a while, so that a refusal can name who is missing.
+//! listener that ended is remembered for a while, so that a refusal can name who is missing. Whose listener keeps another
+//! from an address is told only within one network namespace that the kernel names.
 
 use std::{collections::HashMap, sync::Arc};
 
-use tapio_kernel_abi::SockTuple;
+use tapio_kernel_abi::{COMM_BYTES, Owner, SockTuple};
 use tapio_schemas::address::Address;
 
+use super::existing::Existing;
 use crate::attribute::Container;
 
 /// Ports with a listener.
@@ -27,14 +29,35 @@ type End = (u32, [u8; 16], u16);
 /// Both ends, the near one first.
 type Ends = (End, End);
 
+/// Of one that listened before the agent did, whose key is not known.
+const NO_KEY: u64 = 0;
+
 #[derive(Clone, Debug)]
 struct Listener {
+    /// [`NO_KEY`] where it is not known.
     sock_key: u64,
     network: u32,
     address: [u8; 16],
-    /// `None`: a process of the host.
-    container: Option<Arc<Container>>,
+    user: Listening,
     ended_nanos: Option<u64>,
+}
+
+/// Who listens.
+#[derive(Clone, Debug)]
+pub(crate) struct Listening {
+    /// `None`: a process of the host.
+    pub(crate) container: Option<Arc<Container>>,
+    pub(crate) owner: Owner,
+    pub(crate) comm: [u8; COMM_BYTES],
+    /// Since when; of one that listened already, since when it is known.
+    pub(crate) since_nanos: u64,
+}
+
+/// Who listens where another wanted to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holder<'a> {
+    pub(crate) address: [u8; 16],
+    pub(crate) user: &'a Listening,
 }
 
 #[derive(Debug)]
@@ -54,8 +77,8 @@ pub(crate) struct Endpoints {
 }
 
 impl Endpoints {
-    /// A process of `container`, or of the host, listens.
-    pub(crate) fn listening(&mut self, sock_key: u64, tuple: &SockTuple, container: Option<Arc<Container>>) {
+    /// A process listens.
+    pub(crate) fn listening(&mut self, sock_key: u64, tuple: &SockTuple, user: Listening) {
         if self.listeners.len() >= PORTS_MAX && !self.listeners.contains_key(&tuple.local_port) {
             self.refused += 1;
             return;
@@ -63,15 +86,36 @@ impl Endpoints {
         let listeners = self.listeners.entry(tuple.local_port).or_default();
         // The address has a new user: who had it before is no longer missed there.
         listeners.retain(|other| {
-            let is_here = (other.network, other.address) == (tuple.network, tuple.local_address);
-            other.sock_key != sock_key && (other.ended_nanos.is_none() || !is_here)
+            let is_same = other.sock_key == sock_key && sock_key != NO_KEY;
+            !is_same && (other.ended_nanos.is_none() || !other.is_at(tuple))
         });
         if listeners.len() >= LISTENERS_PER_PORT_MAX {
             self.refused += 1;
             return;
         }
         let (network, address) = (tuple.network, tuple.local_address);
-        listeners.push(Listener { sock_key, network, address, container, ended_nanos: None });
+        listeners.push(Listener { sock_key, network, address, user, ended_nanos: None });
+    }
+
+    /// A process has listened since before the agent did. What records said meanwhile wins.
+    pub(crate) fn adopt(&mut self, existing: &Existing, user: Listening) {
+        let Existing { network, address, port, .. } = *existing;
+        let tuple = SockTuple { network, local_address: address, local_port: port, ..SockTuple::default() };
+        let known = self.listeners.get(&port);
+        if !known.is_some_and(|known| known.iter().any(|listener| listener.is_at(&tuple))) {
+            self.listening(NO_KEY, &tuple, user);
+        }
+    }
+
+    /// Those who listen where `tuple`'s near end was wanted, so that it could not be had: in the same network namespace
+    /// at the same port, by the same address or by one of which either stands for all.
+    pub(crate) fn holders(&self, tuple: &SockTuple) -> impl Iterator<Item = Holder<'_>> {
+        let (network, address) = (tuple.network, tuple.local_address);
+        let is_wildcard = |address: [u8; 16]| Address(address).is_unspecified();
+        let listeners = self.listeners.get(&tuple.local_port).filter(|_| network != 0).into_iter().flatten();
+        let here = listeners.filter(move |it| it.ended_nanos.is_none() && it.network == network);
+        here.filter(move |it| it.address == address || is_wildcard(it.address) || is_wildcard(address))
+            .map(|it| Holder { address: it.address, user: &it.user })
     }
 
     /// A listener is gone.
@@ -80,9 +124,9 @@ impl Endpoints {
         if tuple.local_port != 0 {
             let listeners =
                 self.listeners.get_mut(&tuple.local_port).map(Vec::as_mut_slice).unwrap_or_default();
-            end(listeners, sock_key, now_nanos);
+            end(listeners, sock_key, tuple, now_nanos);
         } else {
-            self.listeners.values_mut().for_each(|listeners| end(listeners, sock_key, now_nanos));
+            self.listeners.values_mut().for_each(|listeners| end(listeners, sock_key, tuple, now_nanos));
         }
     }
 
@@ -182,9 +226,19 @@ impl Endpoints {
     }
 }
 
-fn end(listeners: &mut [Listener], sock_key: u64, now_nanos: u64) {
+impl Listener {
+    fn is_at(&self, tuple: &SockTuple) -> bool {
+        (self.network, self.address) == (tuple.network, tuple.local_address)
+    }
+}
+
+fn end(listeners: &mut [Listener], sock_key: u64, tuple: &SockTuple, now_nanos: u64) {
+    // Whose key is not known is known by its place, unless somebody with this key is.
+    let is_known = listeners.iter().any(|listener| listener.sock_key == sock_key);
     for listener in listeners {
-        if listener.sock_key == sock_key && listener.ended_nanos.is_none() {
+        let is_meant = listener.sock_key == sock_key
+            || !is_known && listener.sock_key == NO_KEY && tuple.local_port != 0 && listener.is_at(tuple);
+        if is_meant && listener.ended_nanos.is_none() {
             listener.ended_nanos = Some(now_nanos);
         }
     }
@@ -209,8 +263,8 @@ enum Only {
 
 fn only<'a>(mut listeners: impl Iterator<Item = &'a Listener>) -> Only {
     let Some(first) = listeners.next() else { return Only::Nobody };
-    if listeners.all(|other| other.container == first.container) {
-        Only::One(first.container.clone())
+    if listeners.all(|other| other.user.container == first.user.container) {
+        Only::One(first.user.container.clone())
     } else {
         Only::Several
     }

@@ -111,6 +111,10 @@ fn an_end_is_told_once() {
     assert_eq!(connections.reset(&reset(RESET_SENT, ESTABLISHED)).unwrap().intent, intent::RESET_SENT);
 }
 
+fn user(container: Option<Arc<Container>>) -> Listening {
+    Listening { container, owner: Owner::default(), comm: [0; COMM_BYTES], since_nanos: 0 }
+}
+
 /// Scenario: two containers of one node talk; the server ends; another container takes its port; two share one.
 /// Guarantees: each end finds the other, a missing server is remembered, and what is ambiguous is not named.
 #[test]
@@ -118,7 +122,7 @@ fn peers_are_found_where_they_are_certain() {
     let (shop, payment, other) = (container("shop"), container("payment"), container("other"));
     let mut endpoints = Endpoints::default();
     let any = SockTuple { local_address: [0; 16], ..tuple(80, 0) };
-    endpoints.listening(1, &any, Some(payment.clone()));
+    endpoints.listening(1, &any, user(Some(payment.clone())));
     assert_eq!(endpoints.peer(&tuple(40_000, 80), 0), Some(payment.clone()));
     endpoints.connected(2, &tuple(40_000, 80), Some(shop.clone()), 0);
     assert_eq!(endpoints.peer(&tuple(80, 40_000), 0), Some(shop));
@@ -128,9 +132,9 @@ fn peers_are_found_where_they_are_certain() {
     endpoints.listening_ended(1, &SockTuple { local_port: 0, ..any }, 0);
     assert_eq!(endpoints.peer(&tuple(40_000, 80), 1), Some(payment));
     assert_eq!(endpoints.peer(&tuple(40_000, 80), 61_000_000_000), None);
-    endpoints.listening(3, &any, Some(other.clone()));
+    endpoints.listening(3, &any, user(Some(other.clone())));
     assert_eq!(endpoints.peer(&tuple(40_000, 80), 1), Some(other));
-    endpoints.listening(4, &any, None);
+    endpoints.listening(4, &any, user(None));
     assert_eq!(endpoints.peer(&tuple(40_000, 80), 1), None);
     // A wildcard listener says nothing about addresses that may be another namespace's.
     let far = SockTuple { remote_address: [0xfd; 16], ..tuple(40_000, 80) };
@@ -151,7 +155,7 @@ fn loopback_ends_at_the_namespace() {
     let any = SockTuple { local_address: [0; 16], remote_address: [0; 16], ..tuple(15_001, 0) };
     let (out, back) = (tuple(40_000, 15_001), tuple(15_001, 40_000));
     for (key, network, proxy, app) in [(1, 7, proxy_a, app_a), (3, 8, proxy_b, app_b)] {
-        endpoints.listening(key, &within(network, any), Some(proxy.clone()));
+        endpoints.listening(key, &within(network, any), user(Some(proxy.clone())));
         endpoints.connected(key + 1, &within(network, out), Some(app.clone()), 0);
     }
     assert_eq!(endpoints.peer(&within(7, out), 0).as_ref(), Some(proxy_a));

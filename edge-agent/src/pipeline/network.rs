@@ -12,7 +12,7 @@ use super::Pipeline;
 use crate::{
     attribute::{Host, Place},
     config::Scope,
-    connections::{Meaning, state_name},
+    connections::{Listening, Meaning, state_name},
     event::{Direction, Event, NetworkPart, ProcessPart, TraceLink},
     requests::{Answer, Exchange, SocketEnd},
 };
@@ -50,7 +50,11 @@ impl<H: Host> Pipeline<H> {
         let place = self.owner_place(&owner, now);
         let container = place.as_ref().and_then(Place::container).cloned();
         match (record.old_state, record.new_state) {
-            (_, LISTEN) => self.endpoints.listening(record.sock_key, &record.tuple, container),
+            (_, LISTEN) => {
+                let (comm, since_nanos) = (record.header.comm, now);
+                let user = Listening { container, owner, comm, since_nanos };
+                self.endpoints.listening(record.sock_key, &record.tuple, user);
+            }
             (LISTEN, _) => self.endpoints.listening_ended(record.sock_key, &record.tuple, now),
             (_, ESTABLISHED) if place.is_some() => {
                 self.endpoints.connected(record.sock_key, &record.tuple, container, now);

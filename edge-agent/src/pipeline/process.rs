@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use tapio_kernel_abi::{
-    Exec, Exit, FLAG_ADDRESS, FLAG_MIXED, FLAG_PATH, FailedSyscall, FatalSignal, Fork, OOM_LAYOUT_TASK,
-    OomVictim, ProbeId, SockTuple,
+    Exec, Exit, FLAG_ADDRESS, FLAG_MIXED, FLAG_PATH, FLAG_TCP, FailedSyscall, FatalSignal, Fork,
+    OOM_LAYOUT_TASK, OomVictim, Owner, ProbeId, SockTuple,
 };
 use tapio_schemas::{
     intent::{self, EventKind, Severity},
@@ -14,6 +14,7 @@ use tapio_schemas::{
 use super::Pipeline;
 use crate::{
     attribute::{Container, Host, Process},
+    connections::Holder,
     event::{Direction, Event, NetworkPart, ProcessPart},
     syscalls,
 };
@@ -21,6 +22,10 @@ use crate::{
 const SIGKILL: u8 = 9;
 const SIGTERM: u8 = 15;
 const EADDRINUSE: u16 = 98;
+/// Holders of one address that are told: several listen on addresses of their own where the wildcard was wanted.
+const HOLDERS_TOLD_MAX: usize = 8;
+/// Since when a holder listens is told up to here: whoever looks for events by their beginnings looks no further back.
+const HELD_NANOS_MAX: u64 = 60_000_000_000;
 
 impl<H: Host> Pipeline<H> {
     pub(super) fn forked(&mut self, fork: &Fork) {
@@ -204,6 +209,51 @@ impl<H: Host> Pipeline<H> {
         self.failures(failed, 0);
     }
 
+    /// Who listens on the address that a container's process could not have, also where it is in none: that one's
+    /// failure is what this tells of.
+    fn tell_holders(&mut self, wanted: &Event) {
+        let (Some(container), Some(network), Some(process)) =
+            (&wanted.container, &wanted.network, &wanted.process)
+        else {
+            return;
+        };
+        let now = wanted.time.0;
+        let is_other = |owner: &Owner| {
+            let is_start_known = owner.start_nanos != 0 && process.start_nanos != 0;
+            owner.tgid != process.pid || is_start_known && owner.start_nanos != process.start_nanos
+        };
+        // What may be wrong is not told: a listener's end may be among the records that were lost since.
+        let is_sure = |since_nanos: u64| since_nanos > self.sockets_lost_nanos;
+        let holders = self.endpoints.holders(&network.tuple);
+        let holders = holders.filter(|it| is_other(&it.user.owner) && is_sure(it.user.since_nanos));
+        let held: Vec<Event> = holders
+            .take(HOLDERS_TOLD_MAX)
+            .map(|Holder { address, user }| Event {
+                severity: Severity::Notice,
+                duration_nanos: now.saturating_sub(user.since_nanos).min(HELD_NANOS_MAX),
+                records: 0,
+                container: user.container.clone(),
+                peer: Some(Arc::clone(container)),
+                process: Some(ProcessPart { comm: user.comm, ..ProcessPart::of_owner(&user.owner) }),
+                network: Some(NetworkPart {
+                    tuple: SockTuple { local_address: address, ..network.tuple },
+                    protocol: "tcp",
+                    direction: Direction::In,
+                    ..NetworkPart::default()
+                }),
+                ..Event::new(
+                    user.since_nanos.max(now.saturating_sub(HELD_NANOS_MAX)),
+                    intent::ADDRESS_HELD,
+                    EventKind::Network,
+                    ProbeId::TcpState.name(),
+                )
+            })
+            .collect();
+        for event in held {
+            self.push(event);
+        }
+    }
+
     fn failures(&mut self, failed: &FailedSyscall, records: u32) {
         let header = &failed.header;
         let place = self.place(header.cgroup_id, header.tgid, header.time_nanos);
@@ -213,6 +263,10 @@ impl<H: Host> Pipeline<H> {
         }
         let count = u32::try_from(failed.count).unwrap_or(u32::MAX).max(1);
         let event = described(failed, count, records, place.container().cloned());
+        // What was only counted was told of before; who holds the address by now may be another.
+        if event.intent == intent::ADDRESS_IN_USE && records > 0 {
+            self.tell_holders(&event);
+        }
         if failed.flags & FLAG_MIXED == 0 {
             self.push(event);
             return;
@@ -236,6 +290,7 @@ fn described(failed: &FailedSyscall, count: u32, records: u32, container: Option
     };
     let network = (failed.flags & FLAG_ADDRESS != 0).then(|| NetworkPart {
         tuple: address(failed, is_local),
+        protocol: if failed.flags & FLAG_TCP == 0 { "" } else { "tcp" },
         direction: if is_local { Direction::In } else { Direction::Out },
         ..NetworkPart::default()
     });
@@ -277,10 +332,11 @@ fn is_bind(number: u16) -> bool {
 }
 
 fn address(failed: &FailedSyscall, is_local: bool) -> SockTuple {
+    let FailedSyscall { network, address, port, .. } = *failed;
     if is_local {
-        SockTuple { local_address: failed.address, local_port: failed.port, ..SockTuple::default() }
+        SockTuple { network, local_address: address, local_port: port, ..SockTuple::default() }
     } else {
-        SockTuple { remote_address: failed.address, remote_port: failed.port, ..SockTuple::default() }
+        SockTuple { network, remote_address: address, remote_port: port, ..SockTuple::default() }
     }
 }
 

@@ -97,7 +97,7 @@ fn request(trace: u8) -> String {
 
 fn pipeline(scope: Scope) -> Pipeline<Fake> {
     let mut pipeline = Pipeline::new(Fake, scope);
-    pipeline.begin(0, &[Running { pid: 1, parent_pid: 0, cgroup_id: HOST }]);
+    pipeline.begin(0, &[Running { pid: 1, parent_pid: 0, cgroup_id: HOST }], &[]);
     pipeline
 }
 
@@ -223,6 +223,8 @@ fn failed(group: u64, number: i64, errno: u16, count: u64, flags: u16) -> Failed
         family: if flags & FLAG_ADDRESS != 0 { 2 } else { 0 },
         port: 80,
         address: LOOPBACK,
+        network: u32::from(flags & FLAG_TCP != 0),
+        reserved: 0,
         path: if has_path { path } else { [0; PATH_BYTES] },
     }
 }
@@ -444,6 +446,71 @@ fn a_path_is_told_of_its_own_failures() {
         assert_eq!((network.direction, network.protocol), (direction, ""));
         assert_eq!((network.tuple.local_port, network.tuple.remote_port), ports);
     }
+}
+
+/// Who is told to hold port 80 when a container's process cannot have `local` in namespace 1.
+fn holders(pipeline: &mut Pipeline<Fake>, local: [u8; 16]) -> Vec<Event> {
+    let flags = FLAG_ADDRESS | FLAG_TCP;
+    let bind = FailedSyscall { address: local, ..failed(SHOP, libc::SYS_bind, 98, 1, flags) };
+    pipeline.record(&RecordRef::FailedSyscall(&FailedSyscall { header: header(9 * SECOND, SHOP), ..bind }));
+    let held = events(pipeline, intent::ADDRESS_HELD);
+    pipeline.fold.ready().clear();
+    held
+}
+
+/// Scenario: a container's process cannot listen, while a process of the host listens on all addresses of its namespace,
+/// others on the same port of another namespace and on another address; then that one's socket closes.
+/// Guarantees: exactly who has the address is told, with its command, process and the time since which it listens, though
+/// it is no container's; whom it keeps out is its peer; who has left, or may have left unseen, is not told.
+#[test]
+fn who_has_the_address_is_told() {
+    let mut pipeline = pipeline(Scope::Containers);
+    let far = [0xfd; 16];
+    let at = |network: u32, local_address: [u8; 16]| SockTuple { network, local_address, ..tuple(80, 0) };
+    let listens = |pipeline: &mut Pipeline<Fake>, group, key, tuple, states| {
+        pipeline.record(&RecordRef::TcpState(&state(2 * SECOND, group, key, tuple, states, 0)));
+    };
+    listens(&mut pipeline, HOST, 1, at(1, [0; 16]), (7, 10));
+    listens(&mut pipeline, PAYMENT, 2, at(2, LOOPBACK), (7, 10));
+    listens(&mut pipeline, PAYMENT, 3, at(1, far), (7, 10));
+    let [held] = &holders(&mut pipeline, LOOPBACK)[..] else { panic!("one has it") };
+    let process = held.process.as_ref().unwrap();
+    assert_eq!((held.container.is_none(), process.pid, process.comm), (true, 100, [b'a'; COMM_BYTES]));
+    assert_eq!((held.time.0, held.duration_nanos, held.records), (2 * SECOND, 7 * SECOND, 0));
+    let (shop, tuple) = (format!("{SHOP:064x}"), held.network.as_ref().unwrap().tuple);
+    assert_eq!(held.peer.as_ref().map(|peer| &peer.id), Some(&shop));
+    assert_eq!((tuple.local_address, tuple.local_port), ([0; 16], 80));
+    // The wildcard is kept from both that have an address in its namespace.
+    assert_eq!(holders(&mut pipeline, [0; 16]).len(), 2);
+    listens(&mut pipeline, HOST, 1, at(1, [0; 16]), (10, 7));
+    assert_eq!(holders(&mut pipeline, LOOPBACK).len(), 0);
+    let [held] = &holders(&mut pipeline, far)[..] else { panic!("one has it") };
+    assert_eq!(id(held), Some(PAYMENT));
+    let stats = ProbeStats { ring_full: 1, ..ProbeStats::default() };
+    let counters = ProbeCounters { probe: ProbeId::TcpState, stats, run: None };
+    pipeline.reading(Reading::Counters(vec![counters]), 3 * SECOND);
+    assert_eq!(holders(&mut pipeline, far).len(), 0);
+}
+
+/// Scenario: a process listened before the agent began; another container's cannot have its address; then it ends.
+/// Guarantees: it is told until then, by its place, though no record said that it listens; a process is not told to keep
+/// itself out.
+#[test]
+fn who_listened_before_the_agent_is_told() {
+    let mut pipeline = Pipeline::new(Fake, Scope::Containers);
+    let existing = |group: u64, address| Existing {
+        network: 1,
+        address,
+        port: 80,
+        owner: Owner { tid: 0, start_nanos: 0, ..owner(group) },
+        comm: [b'e'; COMM_BYTES],
+    };
+    pipeline.begin(SECOND, &[], &[existing(PAYMENT, LOOPBACK), existing(SHOP, [0; 16])]);
+    let [held] = &holders(&mut pipeline, LOOPBACK)[..] else { panic!("one has it") };
+    assert_eq!((id(held), held.process.as_ref().unwrap().pid), (Some(PAYMENT), 1_200));
+    let end = TcpState { owner: Owner::default(), ..state(2 * SECOND, HOST, 77, tuple(80, 0), (10, 7), 0) };
+    pipeline.record(&RecordRef::TcpState(&end));
+    assert_eq!(holders(&mut pipeline, LOOPBACK).len(), 0);
 }
 
 /// Scenario: a process fails to open files and ends with an error; its exit is heard of before the kernel's counts are

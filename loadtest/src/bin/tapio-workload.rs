@@ -1,5 +1,5 @@
-//! The demo's workload as a process: `serve` is one service, `drive` is the load, `enter` joins a cgroup and becomes
-//! another program.
+//! The demo's workload as a process: `serve` is one service, `drive` is the load, `occupy` has a port that is another's,
+//! `enter` joins a cgroup and becomes another program.
 //!
 //! Each process ends when its standard input closes, so that none outlives the process that started it.
 
@@ -17,6 +17,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapio_loadtest::drive::{Load, Notice, RATE_MAX, SECONDS_MAX, run, say};
 use tapio_loadtest::service::configuration::Settings;
+use tapio_loadtest::service::foreign::{self, Manner};
 use tapio_loadtest::service::leak::Leak;
 use tapio_loadtest::service::{Service, tasks, threads};
 use tapio_loadtest::truth_log::TruthLog;
@@ -34,6 +35,8 @@ enum Command {
     Serve(Serve),
     /// Send load until standard input closes or a bound is reached
     Drive(Drive),
+    /// Take a port, as a process that belongs to no service, until standard input closes
+    Occupy(Occupy),
     /// Join cgroups, then become another program under the same process id
     Enter(Enter),
 }
@@ -98,6 +101,29 @@ struct Drive {
 }
 
 #[derive(Args)]
+struct Occupy {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Milliseconds before it listens
+    #[arg(long, default_value_t = 0)]
+    after_millis: u64,
+    /// What callers meet
+    #[arg(long, value_enum)]
+    manner: MannerArgument,
+    /// What it says first, where it greets
+    #[arg(long, default_value = "ready")]
+    greeting: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MannerArgument {
+    Greets,
+    Silent,
+    NotFound,
+}
+
+#[derive(Args)]
 struct Enter {
     /// A `cgroup.procs` file to write the own process id to; may be repeated
     #[arg(long = "procs", required = true)]
@@ -111,6 +137,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Serve(serve) => run_service(serve),
         Command::Drive(drive) => run_load(drive),
+        Command::Occupy(occupy) => take_port(occupy),
         Command::Enter(enter) => become_program(&enter),
     };
     match result {
@@ -166,6 +193,24 @@ fn run_load(drive: Drive) -> anyhow::Result<()> {
     })?;
     run(&load, &log, stdout(), &stop).context("cannot drive the load")?;
     log.flush().context("cannot write the truth log")?;
+    Ok(())
+}
+
+fn take_port(occupy: Occupy) -> anyhow::Result<()> {
+    std::thread::sleep(Duration::from_millis(occupy.after_millis));
+    let listener =
+        TcpListener::bind(occupy.listen).with_context(|| format!("cannot listen on {}", occupy.listen))?;
+    let port = listener.local_addr().context("the listener has no address")?.port();
+    let manner = match occupy.manner {
+        MannerArgument::Greets => Manner::Greets(occupy.greeting),
+        MannerArgument::Silent => Manner::Silent,
+        MannerArgument::NotFound => Manner::NotFound,
+    };
+    std::thread::Builder::new()
+        .name("occupy".to_owned())
+        .spawn(move || foreign::occupy(&listener, &manner))?;
+    say(&Mutex::new(stdout()), &Notice::Listening { port });
+    wait_for_end_of_input();
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::workload::FirstFailure;
 /// The result of a run, in the shape of `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// `leak`, `healthy`, `missing-config` or `restart`.
+    /// The word of the command line.
     pub scenario: &'static str,
     /// What everything was drawn from.
     pub seed: u64,
@@ -96,6 +96,12 @@ impl Printer {
             Kind::MissingConfig => {
                 format!("one of the services is restarted in about {seconds} s, and its configuration file is gone")
             }
+            Kind::PortInUse => {
+                format!("one of the services is restarted in about {seconds} s, and another process takes its port")
+            }
+            Kind::PortFree => format!(
+                "one of the services is restarted in about {seconds} s, and another process does not keep its port; watching that Tapio says nothing"
+            ),
             Kind::Restart => format!(
                 "one of the services is restarted in about {seconds} s and comes back; watching that Tapio says nothing"
             ),

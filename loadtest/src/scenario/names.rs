@@ -87,3 +87,39 @@ pub const WORKLOAD_SUFFIXES: [&str; 6] = ["", "", "-api", "-server", "-v2", "-sv
 
 /// First parts of node names.
 pub const NODES: [&str; 6] = ["node", "worker", "ip-10-0", "pool-a", "pool-b", "metal"];
+
+/// Command names of programs that are no part of the workload; the kernel keeps 15 bytes.
+pub const COMMANDS: [&str; 16] = [
+    "spoolerd",
+    "metrics-relay",
+    "tunneld",
+    "syncd",
+    "debug-proxy",
+    "jump-host",
+    "backup-agent",
+    "licensed",
+    "cache-warmer",
+    "log-shipper",
+    "probe-runner",
+    "mirror",
+    "devserver",
+    "replayer",
+    "portfwd",
+    "watchman",
+];
+
+/// What runs on a node and shares its network.
+pub const HOST_AGENTS: [&str; 8] = [
+    "node-telemetry",
+    "log-collector",
+    "image-puller",
+    "volume-agent",
+    "dns-cache",
+    "node-backup",
+    "gpu-agent",
+    "node-proxy",
+];
+
+/// What servers of other protocols say first.
+pub const GREETINGS: [&str; 6] =
+    ["220 relay ready", "SSH-2.0-tunnel_1.4", "+OK ready", "* OK ready", "RFB 003.008", "@RSYNCD: 31.0"];

@@ -1,4 +1,4 @@
-//! One process of the workload, in the cgroup of its own pod.
+//! One process of the workload, in the cgroup of its own pod; one that is no service may be in none.
 //!
 //! Owns the child, its standard streams and its cgroup; ends it by closing its standard input, then by SIGKILL to its
 //! own process id. Called by [`super::Workload`].
@@ -16,7 +16,7 @@ use anyhow::Context;
 
 use crate::cgroup::{ContainerCgroup, Hierarchy, remove_container};
 use crate::drive::Notice;
-use crate::scenario::Pod;
+use crate::scenario::{ForeignPlan, Pod};
 use crate::workload::Surroundings;
 
 /// How long a process may take to end by itself.
@@ -52,24 +52,54 @@ impl Process {
         arguments: &[String],
         surroundings: Surroundings<'_>,
     ) -> anyhow::Result<Self> {
-        let path = ContainerCgroup::path_of(hierarchy, &pod.pod_uid, &pod.container_id);
-        surroundings.record.note_cgroup(&path)?;
-        let cgroup =
-            ContainerCgroup::create(hierarchy, &pod.pod_uid, &pod.container_id, pod.memory_limit_bytes)?;
-        let name = if restart == 0 { pod.service.clone() } else { format!("{}.{restart}", pod.service) };
-        let log = surroundings.folder.join(format!("{name}.truth.jsonl"));
-        let errors_path = surroundings.folder.join(format!("{name}.stderr"));
+        let files = if restart == 0 { pod.service.clone() } else { format!("{}.{restart}", pod.service) };
+        let log = surroundings.folder.join(format!("{files}.truth.jsonl"));
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--log".to_owned(), log.to_string_lossy().into_owned()]);
+        let cgroup = Some(cgroup_of(hierarchy, pod, surroundings)?);
+        Self::spawn(&pod.service, &files, surroundings.program, &arguments, cgroup, surroundings)
+    }
+
+    /// Starts the program under a command name of its own, inside the pod's cgroup or outside of all containers.
+    pub(super) fn start_foreign(
+        hierarchy: &Hierarchy,
+        foreign: &ForeignPlan,
+        arguments: &[String],
+        surroundings: Surroundings<'_>,
+    ) -> anyhow::Result<Self> {
+        // The kernel names a process by the last part of the path that it was started by.
+        let folder = surroundings.folder.join("foreign");
+        let program = folder.join(&foreign.command);
+        std::fs::create_dir_all(&folder)
+            .and_then(|()| std::os::unix::fs::symlink(std::path::absolute(surroundings.program)?, &program))
+            .with_context(|| format!("cannot create {}", program.display()))?;
+        let cgroup = match &foreign.pod {
+            Some(pod) => Some(cgroup_of(hierarchy, pod, surroundings)?),
+            None => None,
+        };
+        let files = format!("foreign/{}", foreign.command);
+        Self::spawn(&foreign.command, &files, &program, arguments, cgroup, surroundings)
+    }
+
+    /// `files` is what the names of its own files begin with.
+    fn spawn(
+        name: &str,
+        files: &str,
+        program: &Path,
+        arguments: &[String],
+        cgroup: Option<ContainerCgroup>,
+        surroundings: Surroundings<'_>,
+    ) -> anyhow::Result<Self> {
+        let log = surroundings.folder.join(format!("{files}.truth.jsonl"));
+        let errors_path = surroundings.folder.join(format!("{files}.stderr"));
         let errors =
             File::create(&errors_path).with_context(|| format!("cannot create {}", errors_path.display()))?;
-        let mut child = Command::new(surroundings.program)
-            .arg("enter")
-            .arg("--procs")
-            .arg(cgroup.procs_file())
-            .arg("--")
-            .arg(surroundings.program)
+        let mut command = Command::new(cgroup.as_ref().map_or(program, |_| surroundings.program));
+        if let Some(cgroup) = &cgroup {
+            command.arg("enter").arg("--procs").arg(cgroup.procs_file()).arg("--").arg(program);
+        }
+        let mut child = command
             .args(arguments)
-            .arg("--log")
-            .arg(&log)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(errors)
@@ -80,16 +110,8 @@ impl Process {
         let notices = Notices::default();
         let (ended, output_ended) = sync_channel(1);
         let shared = Arc::clone(&notices);
-        let process = Self {
-            name: pod.service.clone(),
-            child,
-            input,
-            notices,
-            output_ended,
-            cgroup: Some(cgroup),
-            retired: None,
-            log,
-        };
+        let process =
+            Self { name: name.to_owned(), child, input, notices, output_ended, cgroup, retired: None, log };
         surroundings.record.note_process(process.child.id())?;
         let output = output.context("the child has no standard output")?;
         std::thread::Builder::new().name("notices".to_owned()).spawn(move || {
@@ -191,9 +213,20 @@ impl Process {
     }
 }
 
+/// Makes the cgroup of a pod's container, noted before it is there.
+fn cgroup_of(
+    hierarchy: &Hierarchy,
+    pod: &Pod,
+    surroundings: Surroundings<'_>,
+) -> anyhow::Result<ContainerCgroup> {
+    let path = ContainerCgroup::path_of(hierarchy, &pod.pod_uid, &pod.container_id);
+    surroundings.record.note_cgroup(&path)?;
+    ContainerCgroup::create(hierarchy, &pod.pod_uid, &pod.container_id, pod.memory_limit_bytes)
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.cgroup.is_some() {
+        if self.retired.is_none() {
             // The run record still names the process and the cgroup, for the next run's sweep.
             drop(self.end());
         }

@@ -45,8 +45,9 @@ fn every_field_has_its_place() {
         reserved@130:2, reason@132:4 });
     layout!(TcpRetransmit: 136 { header@0:56, owner@56:24, sock_key@80:8, tuple@88:40, state@128:1,
         reserved@129:7 });
-    layout!(FailedSyscall: 224 { header@0:56, count@56:8, number@64:2, errno@66:2, fd@68:4, flags@72:2,
-        path_bytes@74:2, family@76:2, port@78:2, address@80:16, path@96:128 });
+    layout!(FailedSyscall: 232 { header@0:56, count@56:8, number@64:2, errno@66:2, fd@68:4, flags@72:2,
+        path_bytes@74:2, family@76:2, port@78:2, address@80:16, network@96:4, reserved@100:4,
+        path@104:128 });
     layout!(FatalSignal: 104 { header@0:56, target_tgid@56:4, target_tid@60:4, target_cgroup_id@64:8,
         target_start_nanos@72:8, code@80:4, signal@84:1, fault@85:1, group@86:1, reserved@87:1,
         target_comm@88:16 });
@@ -56,8 +57,8 @@ fn every_field_has_its_place() {
         map_full@48:8, reserved@56:8 });
     layout!(SyscallRule: 24 { errnos_low@0:8, errnos_high@8:8, shape@16:2, direction@18:1, form@19:1,
         reserved@20:4 });
-    layout!(FoldValue: 272 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, detail@24:8, mixed@32:8,
-        writing@40:8, sample@48:224 });
+    layout!(FoldValue: 280 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, detail@24:8, mixed@32:8,
+        writing@40:8, sample@48:232 });
 }
 
 /// Scenario: the two structs that are not aligned to eight bytes.

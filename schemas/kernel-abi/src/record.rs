@@ -38,6 +38,8 @@ pub const FLAG_ADDRESS: u16 = 4;
 pub const FLAG_PATH: u16 = 8;
 /// The failures that the record stands for differ in path or address: what it carries is that of the last of them.
 pub const FLAG_MIXED: u16 = 16;
+/// The call was made on a TCP socket.
+pub const FLAG_TCP: u16 = 32;
 
 /// The victim was named by its `task_struct`: tgid, cgroup, start and comm are the victim's own.
 pub const OOM_LAYOUT_TASK: u16 = 1;
@@ -289,7 +291,7 @@ pub struct FailedSyscall {
     pub errno: u16,
     /// File descriptor that the call was made on, -1 = none.
     pub fd: i32,
-    /// `FLAG_PATH*`, `FLAG_ADDRESS` and `FLAG_MIXED`.
+    /// `FLAG_PATH*`, `FLAG_ADDRESS`, `FLAG_TCP` and `FLAG_MIXED`.
     pub flags: u16,
     /// Bytes of `path` in use.
     pub path_bytes: u16,
@@ -299,6 +301,10 @@ pub struct FailedSyscall {
     pub port: u16,
     /// Address that was connected to or bound, IPv4 in mapped form.
     pub address: [u8; 16],
+    /// Inode number of the network namespace of the TCP socket that was to have the address; 0 = not known.
+    pub network: u32,
+    /// Zero.
+    pub reserved: u32,
     /// The path, as the caller spelled it.
     pub path: [u8; PATH_BYTES],
 }

@@ -30,6 +30,7 @@ pub const BUILTIN: &[(&str, &str)] = &[
     ("container-oom.yaml", include_str!("../../rules/container-oom.yaml")),
     ("container-oom-node.yaml", include_str!("../../rules/container-oom-node.yaml")),
     ("missing-file.yaml", include_str!("../../rules/missing-file.yaml")),
+    ("port-in-use.yaml", include_str!("../../rules/port-in-use.yaml")),
 ];
 
 /// Compiles the rules that Tapio comes with.

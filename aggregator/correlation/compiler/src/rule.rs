@@ -48,6 +48,7 @@ const STEP_KEYS: &[&str] = &[
     "caller-of",
     "transitively-calls",
     "same-trace-as",
+    "keeps-out",
     "probes",
     "otherwise",
     "line",
@@ -55,13 +56,14 @@ const STEP_KEYS: &[&str] = &[
     "told-with",
 ];
 
-const LINKS: [(&str, LinkTo); 6] = [
+const LINKS: [(&str, LinkTo); 7] = [
     ("same-container-as", LinkTo::SameContainer),
     ("same-pod-as", LinkTo::SamePod),
     ("same-process-as", LinkTo::SameProcess),
     ("caller-of", LinkTo::CallerOf),
     ("transitively-calls", LinkTo::TransitivelyCalls),
     ("same-trace-as", LinkTo::SameTrace),
+    ("keeps-out", LinkTo::KeepsOut),
 ];
 
 /// Compiles one file: the rule with its place, and everything that is wrong.

@@ -56,6 +56,7 @@ fn observation(fields: &[(&str, Value)]) -> Observation {
         subject: EntityKey::new(EntityKind::Container, "c"),
         process: None,
         peer: None,
+        local: None,
         trace: None,
         trace_link: LinkKind::None,
         attributes: fields
@@ -119,6 +120,7 @@ fn conditions_evaluate() {
         ("kernel.signal", Value::Integer(9)),
         ("metric.value", Value::Float(0.5)),
         ("kernel.command", Value::Text("java".into())),
+        ("network.local_address", Value::Text("10.0.0.7".into())),
     ]);
     for condition in [
         "kernel.signal == 9",
@@ -130,6 +132,7 @@ fn conditions_evaluate() {
         "has(kernel.signal) && !has(network.status)",
         "kernel.signal in [6, 9, 11]",
         "kernel.command in ['java', 'node']",
+        "network.local_address.startsWith('10.') && network.remote_address == ''",
         "kernel.signal * 2 - 8 == 10 && kernel.signal % 2 == 1",
         "-kernel.signal < 0",
         "intent == 'oom-kill' && probe.contains('victim')",
@@ -158,7 +161,7 @@ fn unsupported_conditions_are_refused_with_their_place() {
         ("count + 1", "small.yaml:11:19: `where`: a condition must be true or false"),
         ("size(kernel.command) > 3", "`where`: `size` is not supported in conditions"),
         ("[1, 2].exists(x, x == count)", "`where`: macros over lists are not supported in conditions"),
-        ("network.local_address == 'x'", "no field `network.local_address` that conditions can read"),
+        ("trace.trace_id == 'x'", "no field `trace.trace_id` that conditions can read"),
         ("count ==", "`where`: no CEL"),
         ("count == 1 ? true : false", "is not supported in conditions"),
         ("kernel.signal in [1, 'two']", "the list's values are of another type"),
@@ -279,7 +282,7 @@ fn a_folder_of_rules_is_compiled() {
     write("own.yaml", SMALL.replace("CONDITION", "count > 1"));
     write("README.md", "no rule".to_owned());
     assert_eq!(compile_dir(folder.path()).unwrap().rules().len(), 1);
-    assert_eq!(compile_builtin_and_dir(folder.path()).unwrap().rules().len(), 4);
+    assert_eq!(compile_builtin_and_dir(folder.path()).unwrap().rules().len(), 5);
     write("twice.yml", SMALL.replace("CONDITION", "count > 2").replace("id: small", "id: container-oom"));
     let faults = compile_builtin_and_dir(folder.path()).unwrap_err().to_string();
     assert!(faults.contains("rule container-oom exists already in container-oom.yaml"), "{faults}");

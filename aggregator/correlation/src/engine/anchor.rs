@@ -13,7 +13,7 @@ use tapio_schemas::{
 };
 
 use super::{set::ObservationSet, topology::Topology};
-use crate::rule::{About, Rule, Side};
+use crate::rule::{About, LinkTo, Presence, Rule, Side};
 
 /// Which fault: the rule, its first occurrence's time and event, its entity.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +87,52 @@ pub(super) fn groups(
     }
     groups.sort_by(|(a, _), (b, _)| a.cmp(b));
     groups
+}
+
+/// Drops at most `surplus` faults, the oldest first, that lack what the rule requires of the same pod or container: such
+/// a fault explains nothing, whatever it is compared with. A rollout ends hundreds of containers, and few fail to start.
+pub(super) fn drop_hopeless(
+    groups: &mut Vec<(GroupKey, AnchorGroup)>,
+    surplus: usize,
+    set: &ObservationSet,
+    topology: &Topology,
+    rule: &Rule,
+) {
+    if surplus == 0 {
+        return;
+    }
+    let (from, until) = (Micros(rule.reach_before().0.saturating_add(set.reach().0)), rule.reach_after());
+    let required: Vec<BTreeMap<&EntityKey, Vec<UnixMicros>>> = rule
+        .steps
+        .iter()
+        .filter(|step| step.presence == Presence::Required)
+        .filter_map(|step| {
+            let link = step.links.iter().find(|link| link.step == rule.anchor)?;
+            let is_by_pod = match link.to {
+                LinkTo::SamePod => true,
+                LinkTo::SameContainer => false,
+                _ => return None,
+            };
+            let mut seen: BTreeMap<&EntityKey, Vec<UnixMicros>> = BTreeMap::new();
+            let all = |intent| set.range(intent, UnixMicros(0), UnixMicros(u64::MAX));
+            for item in step.observe.iter().flat_map(|intent| all(intent.as_str())) {
+                let home = topology.home_of(&item.subject, item.time.latest);
+                let entity = if is_by_pod { home } else { &item.subject };
+                seen.entry(entity).or_default().push(item.time.earliest);
+            }
+            Some(seen)
+        })
+        .collect();
+    let mut left = surplus;
+    groups.retain(|(_key, group)| {
+        let window = group.first.earliest.minus(from)..=group.last.latest.plus(until);
+        let has = |seen: &BTreeMap<&EntityKey, Vec<UnixMicros>>| {
+            seen.get(&group.entity).is_some_and(|times| times.iter().any(|at| window.contains(at)))
+        };
+        let is_dropped = left > 0 && !required.iter().all(has);
+        left -= usize::from(is_dropped);
+        !is_dropped
+    });
 }
 
 fn keyed(rule: usize, group: AnchorGroup) -> Option<(GroupKey, AnchorGroup)> {

@@ -19,7 +19,7 @@ use super::{
     evidence,
     set::{ObservationSet, end_of},
     symptom::{self, Onset},
-    topology::{Moves, OwnersMemo, Topology},
+    topology::{Moves, OwnersMemo, Topology, is_same_endpoint},
 };
 use crate::rule::{About, LinkTo, Rule, Side, Step, StepLink};
 
@@ -176,7 +176,7 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup, change
     let groups = groups.chain(draft.onsets.iter().map(|onset| &onset.group));
     draft.seen_by = groups.flat_map(|group| group.items.iter().map(|item| item.source)).collect();
     draft.lines = evidence::lines_of(rule, &draft.bound);
-    draft.changes = evidence::changes(view.set, draft.first, &draft.lines, change_window);
+    draft.changes = evidence::changes(view.set, view.topology, draft.first, &draft.lines, change_window);
     draft
 }
 
@@ -367,7 +367,7 @@ impl<'a> Linked<'a> {
                     groups().map(|group| view.topology.home_of(&group.subject, draft.last.latest)).collect();
             }
             LinkTo::SameTrace => traces = other.traces(),
-            LinkTo::SameContainer | LinkTo::SameProcess => {}
+            LinkTo::SameContainer | LinkTo::SameProcess | LinkTo::KeepsOut => {}
         }
         Some(Self { to: link.to, other, members, homes, traces })
     }
@@ -394,6 +394,16 @@ impl<'a> Linked<'a> {
                     one.process.as_ref().is_some_and(|its| same_process(its, process))
                 };
                 self.other.items().any(same).then_some(LinkKind::Observed)
+            }
+            LinkTo::KeepsOut => {
+                let (held, kept_out) = (item.local.as_ref()?, item.peer.as_ref()?);
+                let is_meant = |wanted: &Arc<Observation>| {
+                    let is_there = |local: &EntityKey| is_same_endpoint(local, held);
+                    wanted.source == item.source
+                        && wanted.subject == *kept_out
+                        && wanted.local.as_ref().is_some_and(is_there)
+                };
+                self.other.items().any(is_meant).then_some(LinkKind::Observed)
             }
             LinkTo::CallerOf => {
                 let peer = item.peer.as_ref()?;

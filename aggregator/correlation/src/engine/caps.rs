@@ -19,7 +19,7 @@ use super::{
     sources::Source,
     symptom::{self, Onset},
 };
-use crate::rule::{Announce, Presence, Rule, Step};
+use crate::rule::{Announce, LinkTo, Presence, Rule, Step};
 
 /// The most entities below a symptom whose nodes are asked for other faults.
 const BELOW_MAX: usize = 1_024;
@@ -46,10 +46,32 @@ pub(super) fn of_draft(
     if context.skipped_until.is_some_and(|until| until >= draft.first.earliest.minus(rule.reach_after())) {
         return Some("faults of its window were over budget and not compared with it".to_owned());
     }
+    if let Some(reason) = unseen_end(context, rule, draft) {
+        return Some(reason);
+    }
     let contradicting = rule.steps.iter().filter(|step| step.presence == Presence::Contradicts);
     contradicting
         .filter_map(|step| Some((step, bind::time_of(rule, step, draft)?)))
         .find_map(|(step, window)| unseen_contradiction(context, rule, step, window, implicated))
+}
+
+/// Why who kept another from an endpoint may no longer have been there, unseen.
+fn unseen_end(context: &Context<'_>, rule: &Rule, draft: &Draft) -> Option<String> {
+    let is_holder = |step: &&Step| step.links.iter().any(|link| link.to == LinkTo::KeepsOut);
+    let step = rule.steps.iter().find(is_holder)?;
+    let sources: BTreeSet<SourceId> =
+        bind::bound_at(draft, rule.anchor)?.items().map(|item| item.source).collect();
+    // The whole time around the fault, whatever supports the verdict: less of that must not make it surer.
+    let (from, until) = draft.calls_within(rule);
+    let until = until.min(context.watermark);
+    sources.iter().find_map(|id| {
+        let losses = context.sources.losses(*id, from.min(until), until);
+        let lost = losses.lost.iter().any(|entry| concerns(rule, step, entry));
+        (losses.unknown || lost).then(|| {
+            let node = node_of(context.sources.get(*id));
+            format!("{} is what {node} saw, and its end may be in what {node} lost", step.id)
+        })
+    })
 }
 
 /// Why a step that would speak against the verdict may be there, unseen.

@@ -283,8 +283,9 @@ fn changes(context: &Context<'_>, draft: &Draft, of: Option<&[Evidence]>) -> Vec
             context.sources.get(change.event.frame.source).map(|source| source.began).unwrap_or_default();
         change.at > began.plus(context.limits.warm_up)
     };
-    let other =
-        of.map(|lines| evidence::changes(context.set, draft.first, lines, context.limits.change_window));
+    let other = of.map(|lines| {
+        evidence::changes(context.set, context.topology, draft.first, lines, context.limits.change_window)
+    });
     let changes = other.as_ref().unwrap_or(&draft.changes);
     let mut changes: Vec<Change> = changes.iter().filter(is_warm).cloned().collect();
     let surplus = changes.len().saturating_sub(CHANGES_MAX);

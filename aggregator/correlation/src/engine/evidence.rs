@@ -14,6 +14,7 @@ use tapio_schemas::{
 use super::{
     bind::{Bound, Group},
     set::{ObservationSet, end_of},
+    topology::Topology,
 };
 use crate::rule::{Presence, Rule, Step};
 
@@ -109,11 +110,12 @@ pub(super) fn lines_of(rule: &Rule, bound: &[Bound]) -> Vec<Evidence> {
     lines.into_iter().map(|(_place, line)| line).collect()
 }
 
-/// New programs and containers on the evidence's entities before the fault, ordered by time.
+/// New programs and containers on the evidence's entities before the fault, ordered by time; of a pod, in its containers.
 ///
 /// The same again is no second change: health checks run the same program over and over.
 pub(super) fn changes(
     set: &ObservationSet,
+    topology: &Topology,
     first: TimeInterval,
     lines: &[Evidence],
     window: Micros,
@@ -122,7 +124,9 @@ pub(super) fn changes(
     let mut changes: BTreeMap<(&EntityKey, String), Change> = BTreeMap::new();
     for name in CHANGES {
         for item in set.range(name, first.earliest.minus(window), first.earliest) {
-            if !subjects.contains(&item.subject) || !item.time.certainly_before(&first) {
+            let is_of = |subject: &EntityKey| subjects.contains(subject);
+            let is_told = is_of(&item.subject) || is_of(topology.home_of(&item.subject, item.time.latest));
+            if !is_told || !item.time.certainly_before(&first) {
                 continue;
             }
             let command = match item.attributes.get("kernel.command") {

@@ -89,6 +89,13 @@ fn is_wildcard(address: &str) -> bool {
     matches!(address, "0.0.0.0" | "[::]")
 }
 
+/// Whether two endpoints of one node cannot both be listened on: the same port, and the same address or the wildcard of
+/// either. Of which family a wildcard is does not matter: that of IPv6 most often stands for both.
+pub(super) fn is_same_endpoint(a: &EntityKey, b: &EntityKey) -> bool {
+    let (Some((_, a, a_port)), Some((_, b, b_port))) = (parts(a), parts(b)) else { return false };
+    a_port == b_port && (a == b || is_wildcard(a) || is_wildcard(b))
+}
+
 /// Widens or adds an edge; gives what was known before, and what is now.
 fn join(edges: &mut Edges, from: &EntityKey, to: &EntityKey, span: Span) -> (Option<Span>, Span) {
     let line = edges.entry(from.clone()).or_default();

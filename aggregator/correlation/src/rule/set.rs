@@ -8,7 +8,7 @@ use tapio_schemas::{
     intent,
 };
 
-use crate::condition::{FieldType, cell_field_type, layer_name};
+use crate::condition::{FieldType, is_address, layer_name, spec_field_type};
 
 use super::{Rule, RuleSetError, Scope, archive};
 
@@ -36,6 +36,8 @@ pub struct FieldColumn {
     pub of: FieldType,
     /// Whether its cells are signed.
     pub is_signed: bool,
+    /// Whether its cells are addresses.
+    pub is_address: bool,
 }
 
 /// Intents that the engine itself needs, whatever the rules: changes before a fault, and since when a node is seen.
@@ -151,7 +153,8 @@ fn column_of(name: &str) -> Option<FieldColumn> {
         name: name.to_owned(),
         id: spec.id,
         layer: spec.layer,
-        of: cell_field_type(spec.cell)?,
+        of: spec_field_type(spec)?,
         is_signed: spec.cell == CellType::Signed,
+        is_address: is_address(spec),
     })
 }

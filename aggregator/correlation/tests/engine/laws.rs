@@ -9,7 +9,7 @@ use tapio_schemas::{
     verdict::{Outcome, Role, Stance, Verdict},
 };
 
-use crate::story::{Story, at, rules, trace};
+use crate::story::{Story, at, container, rules, trace};
 
 const NAMES: [&str; 4] = ["shop", "payment", "ledger", "stock"];
 
@@ -77,7 +77,7 @@ fn ended(mut story: Story, flaws: Flaws) -> Story {
 
 /// One thing that happens: what, to whom, when, how often.
 fn happening() -> impl Strategy<Value = (u8, usize, i64, u64, u8)> {
-    (0_u8..13, 0..NAMES.len(), -30_000_i64..8_000, 1_u64..40, 0_u8..4)
+    (0_u8..15, 0..NAMES.len(), -30_000_i64..8_000, 1_u64..40, 0_u8..4)
 }
 
 fn told(happenings: &[(u8, usize, i64, u64, u8)], flaws: Flaws) -> Story {
@@ -103,6 +103,22 @@ fn told(happenings: &[(u8, usize, i64, u64, u8)], flaws: Flaws) -> Story {
                 let story = story.runs_in(*millis / 10, &later, name);
                 let story = story.misses(*millis / 10, &later, pid, path);
                 if *what == 10 { story.exits_failing(*millis / 10 + 1, &later, pid) } else { story }
+            }
+            13 | 14 => {
+                let later = format!("{name}{}", of % 2);
+                let (pid, who) = (u64::from(*of % 3), container(["other", "stock"][usize::from(*of) % 2]));
+                let story = story.runs_in(*millis / 10, &later, name);
+                let story = story.bind_fails(*millis / 10, &later, pid, port).exits_failing(
+                    *millis / 10 + 1,
+                    &later,
+                    pid,
+                );
+                if *what == 13 {
+                    story
+                } else {
+                    let endpoint = ["10.0.0.1:81", "10.0.0.1:82", "node-a|0.0.0.0:83"][usize::from(*of) % 3];
+                    story.holds((*millis / 10 - 5, *millis / 10), &who, &later, endpoint)
+                }
             }
             12 => story.exits_failing(*millis / 10, &format!("{name}1"), u64::from(*of % 3)),
             _ => story.executes(*millis, name, "sh"),

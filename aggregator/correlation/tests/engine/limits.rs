@@ -73,6 +73,31 @@ fn a_fault_over_budget_caps_the_others() {
     assert_eq!(verdicts(rules(), Limits::default(), &story.inputs, 500).1[1].outcome, Outcome::Finding);
 }
 
+/// Scenario: a rollout ends three hundred containers, of which one pod's cannot start any more, in an engine with room for
+/// 256 faults; then three hundred whose pods' processes failed.
+/// Guarantees: those that came back are counted and cap nothing; those that may be rivals do.
+#[test]
+fn a_rollout_leaves_room_for_the_one_that_fails() {
+    let rollout = |fails: bool| {
+        (0..300_u64).fold(crate::missing_file::classic(), |story, number| {
+            let name = format!("worker-{number}");
+            let story = story.runs_in(-1_000, &name, &name).stops_listening(-100, &name);
+            if fails { story.exits_failing(10, &name, number) } else { story }
+        })
+    };
+    let found = |inputs: &[Input]| {
+        let mut engine = Engine::new(rules(), Limits::default());
+        inputs.iter().for_each(|input| engine.insert(input.clone()));
+        engine.tick(at(4_000));
+        let is_own = |verdict: &Verdict| verdict.rule == "missing-file" && verdict.cause.id == "pod-payment";
+        let outcome = engine.verdicts().into_iter().find(is_own).map(|verdict| verdict.outcome);
+        (outcome, engine.stats().faults_skipped)
+    };
+    // Of each of the two rules whose fault is a container's end.
+    assert_eq!(found(&rollout(false).inputs), (Some(Outcome::Finding), 2 * 45));
+    assert_eq!(found(&rollout(true).inputs), (Some(Outcome::Undetermined), 2 * 45));
+}
+
 const CONTRADICTED: &str = "
   - id: restart
     role: cause

@@ -15,5 +15,6 @@ mod limits;
 mod missing_file;
 mod observing;
 mod oom;
+mod port_in_use;
 mod speed;
 mod story;

@@ -4,6 +4,7 @@ use tapio_correlation::{Announcer, announce::Owner};
 use tapio_schemas::{
     entity::{EntityKey, EntityKind},
     intent::LinkKind,
+    observation::Value,
     verdict::{Outcome, Role, Verdict},
 };
 
@@ -45,7 +46,7 @@ fn crash(story: Story, millis: i64, number: u64) -> Story {
         .exits_failing(millis + 3, &name, number)
 }
 
-fn classic() -> Story {
+pub(crate) fn classic() -> Story {
     crash(crash(restarted(), 300, 1), 1_300, 2).heard(-30_000, 4_000)
 }
 
@@ -91,6 +92,17 @@ fn the_missing_file_is_the_cause() {
     );
 }
 
+/// Scenario: a container of the pod, and a program in it, were started before the fault.
+/// Guarantees: both are told as changes of the pod.
+#[test]
+fn what_changed_in_a_pod_is_told() {
+    let story = restarted().executes(-5_000, "payment", "migrate");
+    let story = crash(crash(story, 300, 1), 1_300, 2).heard(-30_000, 4_000);
+    let verdict = verdict(&story);
+    let changes: Vec<_> = verdict.changes.iter().map(|change| change.what.as_str()).collect();
+    assert_eq!(changes, ["migrate was started"]);
+}
+
 /// Scenario: the same restart, and the program starts well; it misses the files that may be absent, as ever.
 /// Guarantees: no finding.
 #[test]
@@ -122,6 +134,45 @@ fn neither_an_accident_nor_another_process_is_a_cause() {
         .heard(-30_000, 4_000);
     assert_eq!(verdict(&nameless).reason, "required evidence is missing: lookup");
     assert_eq!(verdict(&nameless).outcome, Outcome::Hypothesis);
+}
+
+/// Scenario: the program says in the user's language that its configuration is missing, and looks for the catalogue of its
+/// messages, the language's and the clock's files.
+/// Guarantees: the configuration is named, though it was not missed last.
+#[test]
+fn what_is_needed_only_to_complain_is_no_cause() {
+    let complaints =
+        ["/usr/share/locale/de/LC_MESSAGES/libc.mo", "/usr/lib/locale/locale-archive", "/app/de.cat"];
+    let started = |story: Story, millis: i64, number: u64| {
+        let name = format!("payment-{number}");
+        let story = story.runs_in(millis, &name, "payment").misses(millis, &name, number, "/etc/config.json");
+        let story = (1..)
+            .zip(complaints)
+            .fold(story, |story, (later, path)| story.misses(millis + later, &name, number, path));
+        story.exits_failing(millis + 9, &name, number)
+    };
+    let story = started(started(restarted(), 300, 1), 1_300, 2).heard(-30_000, 4_000);
+    let verdict = verdict(&story);
+    assert_eq!(verdict.outcome, Outcome::Finding, "{}", verdict.reason);
+    let path = verdict.first(Role::Cause).unwrap().attributes["kernel.path"].clone();
+    assert_eq!(path, Value::Text("/etc/config.json".to_owned()));
+}
+
+/// Scenario: the program has all files that it needs, misses one that may be absent, and cannot have its address; then
+/// records of failing calls are lost.
+/// Guarantees: what came further than its files misses none that matters; what may have come further decides nothing.
+#[test]
+fn who_came_as_far_as_its_address_misses_no_file() {
+    let bound = |story: Story, millis: i64, number: u64| {
+        let name = format!("payment-{number}");
+        let story =
+            story.runs_in(millis, &name, "payment").misses(millis, &name, number, "/etc/override.json");
+        story.bind_fails(millis + 1, &name, number, 81).exits_failing(millis + 2, &name, number)
+    };
+    let story = bound(bound(restarted(), 300, 1), 1_300, 2).heard(-30_000, 4_000);
+    assert_eq!(verdict(&story).reason, "came-further speaks against it");
+    let unsure = crash(crash(restarted(), 300, 1), 1_300, 2).heard_with(-30_000, 4_000, "syscall_failure", 2);
+    assert_eq!(verdict(&unsure).outcome, Outcome::Undetermined);
 }
 
 /// Scenario: ledger's program ends with errors for want of a file while payment, another pod, is down for good.

@@ -88,6 +88,7 @@ impl Story {
             subject: container(who),
             process: Some(observe::process(self.node, 4_127, 9)),
             peer: None,
+            local: None,
             trace: None,
             trace_link: LinkKind::None,
             attributes: BTreeMap::new(),
@@ -157,6 +158,53 @@ impl Story {
             if !path.is_empty() {
                 it.attributes.insert("kernel.path".into(), Value::Text(path.to_owned()));
             }
+        });
+        self
+    }
+
+    /// A process of this pid cannot listen on a port that another one has.
+    pub(crate) fn bind_fails(mut self, millis: i64, who: &str, pid: u64, port: u16) -> Self {
+        let process = observe::process(self.node, pid, 9);
+        self.observe("address-in-use", "syscall_failure", millis, who, |it| {
+            it.process = Some(process);
+            it.local = Some(Self::endpoint(port));
+            it.attributes.insert("kernel.syscall".into(), Value::Text("bind".to_owned()));
+            it.attributes.insert("network.protocol".into(), Value::Text("tcp".to_owned()));
+            it.attributes.insert("network.local_address".into(), Value::Text("10.0.0.1".to_owned()));
+            it.attributes.insert("network.local_port".into(), Value::Integer(port.into()));
+        });
+        self
+    }
+
+    /// Somebody has listened on `endpoint` since `since`, and keeps `out` from it. Who is no container is a process.
+    pub(crate) fn holds(
+        mut self,
+        (since, millis): (i64, i64),
+        who: &EntityKey,
+        out: &str,
+        endpoint: &str,
+    ) -> Self {
+        let local = EntityKey::new(EntityKind::Endpoint, endpoint);
+        self.observe("address-held", "tcp_state", since, out, |it| {
+            it.duration = at(millis).since(at(since));
+            it.peer = Some(std::mem::replace(&mut it.subject, who.clone()));
+            it.process = Some(observe::process("node-a", 777, 5));
+            it.local = Some(local.clone());
+            it.attributes.insert("kernel.command".into(), Value::Text("spooler".to_owned()));
+            it.attributes.insert("kernel.pid".into(), Value::Integer(777));
+            it.attributes.insert("network.local_address".into(), Value::Text("10.0.0.1".to_owned()));
+            it.attributes.insert("network.local_port".into(), Value::Integer(81));
+        });
+        self.relate(RelationKind::Listens, who.clone(), local, since);
+        self
+    }
+
+    /// A call to a port that came to nothing with whoever listens there now.
+    pub(crate) fn given_up(mut self, millis: i64, who: &str, port: u16, of: TraceId) -> Self {
+        self.observe("request-unfinished", "payload", millis, who, |it| {
+            it.peer = Some(Self::endpoint(port));
+            it.trace = Some(of);
+            it.trace_link = LinkKind::Observed;
         });
         self
     }
