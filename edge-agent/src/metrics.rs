@@ -1,6 +1,6 @@
 //! The agent's own metrics.
 
-use std::sync::atomic::AtomicU64;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -8,11 +8,16 @@ use prometheus_client::{
 };
 use tapio_daemon::Registry;
 
-use crate::{attribute::Host, pipeline::Pipeline};
+use crate::{attribute::Host, pipeline::Pipeline, probes::ProbeCounters};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Table {
     table: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Probe {
+    probe: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -30,12 +35,27 @@ pub(crate) struct Metrics {
     clock_steps: Gauge<u64, AtomicU64>,
     tables: Family<Table, Gauge<u64, AtomicU64>>,
     shortfalls: Family<Reason, Gauge<u64, AtomicU64>>,
+    hits: Family<Probe, Counter>,
+    kernel_runs: Family<Probe, Counter>,
+    kernel_seconds: Family<Probe, Counter<f64, AtomicU64>>,
 }
 
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
+        let probes = registry.subsystem("probe");
         let registry = registry.subsystem("agent");
         Self {
+            hits: probes.register("hits", "Times that the probe's hook fired", Family::default()),
+            kernel_runs: probes.register(
+                "kernel_runs",
+                "Runs of the probe that the kernel timed; it does so only where kernel.bpf_stats_enabled is 1",
+                Family::default(),
+            ),
+            kernel_seconds: probes.register(
+                "kernel_seconds",
+                "Time that these runs took in the kernel",
+                Family::default(),
+            ),
             records: registry.counter("records", "Records taken from the kernel's ring"),
             events: registry.counter("events", "Events shipped, after folding"),
             frames: registry.counter("frames", "Frames made"),
@@ -55,7 +75,6 @@ impl Metrics {
     }
 
     pub(crate) fn update<H: Host>(&self, pipeline: &Pipeline<H>, readings_dropped: u64, clock_steps: u64) {
-        self.records.inc_by(pipeline.records().saturating_sub(self.records.get()));
         self.clock_steps.set(clock_steps);
         for (table, size) in pipeline.sizes() {
             self.tables.get_or_create(&Table { table }).set(size);
@@ -66,6 +85,25 @@ impl Metrics {
         self.shortfalls.get_or_create(&Reason { reason: "reading-dropped" }).set(readings_dropped);
     }
 
+    /// Records were taken, `records` since the start.
+    pub(crate) fn records(&self, records: u64) {
+        raise(&self.records, records);
+    }
+
+    /// What the kernel counted of the probes since they were loaded.
+    pub(crate) fn probes(&self, counters: &[ProbeCounters]) {
+        for counter in counters {
+            let probe = Probe { probe: counter.probe.name() };
+            raise(&self.hits.get_or_create(&probe), counter.stats.hits);
+            if let Some(run) = counter.run {
+                raise(&self.kernel_runs.get_or_create(&probe), run.runs);
+                let seconds = self.kernel_seconds.get_or_create(&probe);
+                let now = Duration::from_nanos(run.run_nanos).as_secs_f64();
+                seconds.inc_by((now - seconds.get()).max(0.0));
+            }
+        }
+    }
+
     pub(crate) fn frame(&self, rows: u32) {
         self.frames.inc();
         self.events.inc_by(u64::from(rows));
@@ -74,4 +112,9 @@ impl Metrics {
     pub(crate) fn lost(&self, records: u64) {
         self.lost.inc_by(records);
     }
+}
+
+/// A counter up to what was counted elsewhere.
+fn raise(counter: &Counter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }

@@ -1,5 +1,5 @@
-//! The demo's workload as a process: `serve` is one service, `drive` is the load, `enter` joins a cgroup and becomes
-//! another program.
+//! The demo's workload as a process: `serve` is one service, `drive` is the load, `beat` is a pod of the measured node,
+//! `enter` joins a cgroup and becomes another program.
 //!
 //! Each process ends when its standard input closes, so that none outlives the process that started it.
 
@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapio_loadtest::drive::{Load, Notice, RATE_MAX, SECONDS_MAX, run, say};
+use tapio_loadtest::footprint::pod;
 use tapio_loadtest::service::configuration::Settings;
 use tapio_loadtest::service::leak::Leak;
 use tapio_loadtest::service::{Service, tasks, threads};
@@ -34,6 +35,8 @@ enum Command {
     Serve(Serve),
     /// Send load until standard input closes or a bound is reached
     Drive(Drive),
+    /// Be one of many pods: do a round of work for each byte on standard input, until it closes
+    Beat,
     /// Join cgroups, then become another program under the same process id
     Enter(Enter),
 }
@@ -111,6 +114,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Serve(serve) => run_service(serve),
         Command::Drive(drive) => run_load(drive),
+        Command::Beat => pod::run(),
         Command::Enter(enter) => become_program(&enter),
     };
     match result {
