@@ -1,6 +1,7 @@
 //! The people's command, `tapio`: asks central's REST API and shows the answer as a table, a story or JSON.
 
 pub mod client;
+pub mod doctor;
 mod events;
 pub mod render;
 
@@ -75,6 +76,8 @@ enum Command {
     },
     /// Show in one screen whether to trust the system now.
     Status,
+    /// Show what this host allows an agent, what is missing, why, and what to do; exits with 1 if anything is.
+    Doctor(doctor::DoctorArguments),
     /// Print the completions of a shell; its documentation says where they belong.
     Completions {
         /// Which shell.
@@ -112,6 +115,11 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError
             query.extend(state.as_deref().map(|state| ("state", state)));
             let list = client()?.get::<List<StoredNode>>("/nodes", &query)?;
             show(arguments.json, out, &list, |list, out| render::nodes::list(list, now, out))
+        }
+        Command::Doctor(asked) => {
+            let diagnosis = doctor::examine(asked);
+            show(arguments.json, out, &diagnosis, doctor::render)?;
+            if diagnosis.fit { Ok(()) } else { Err(ClientError::Unfit) }
         }
         Command::Completions { shell } => completions(*shell, out),
         Command::Status => {

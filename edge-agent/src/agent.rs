@@ -343,15 +343,20 @@ fn host(config: &Config) -> Host {
 
 /// The capability of every probe and source, for the hello.
 fn describe(capabilities: &[Capability]) -> Vec<String> {
-    let state = |capability: &Capability| match &capability.state {
-        CapabilityState::Working => ProbeState::Working,
-        CapabilityState::Disabled => ProbeState::Disabled,
-        CapabilityState::Failed { reason } => ProbeState::Failed { reason: reason.clone() },
-    };
-    let probes = capabilities.iter().map(|capability| (capability.name(), state(capability)));
-    let described =
-        |(probe, state): (&str, ProbeState)| ProbeCapability { probe: probe.to_owned(), state }.to_string();
-    probes.chain([(MEMORY_SOURCE, ProbeState::Working)]).map(described).collect()
+    let memory = ProbeCapability { probe: MEMORY_SOURCE.to_owned(), state: ProbeState::Working };
+    describe_probes(capabilities).chain([memory.to_string()]).collect()
+}
+
+/// The capability of every probe, in words.
+pub(crate) fn describe_probes(capabilities: &[Capability]) -> impl Iterator<Item = String> {
+    capabilities.iter().map(|capability| {
+        let state = match &capability.state {
+            CapabilityState::Working => ProbeState::Working,
+            CapabilityState::Disabled => ProbeState::Disabled,
+            CapabilityState::Failed { reason } => ProbeState::Failed { reason: reason.clone() },
+        };
+        ProbeCapability { probe: capability.name().to_owned(), state }.to_string()
+    })
 }
 
 /// Says in log, metrics and health which probes do not work, and why.

@@ -154,6 +154,7 @@ impl Capture {
                 self.flush(now);
             }
             self.shared.records.store(self.pipeline.records(), Ordering::Relaxed);
+            self.metrics.records(self.pipeline.records());
             self.progress.tick();
             if is_end && taken == 0 {
                 break;
@@ -204,7 +205,12 @@ impl Capture {
     fn take_readings(&mut self) -> bool {
         for _ in 0..READINGS_PER_TURN {
             match self.readings.try_recv() {
-                Ok(reading) => self.pipeline.reading(reading, clock::boot_nanos()),
+                Ok(reading) => {
+                    if let Reading::Counters(counters) = &reading {
+                        self.metrics.probes(counters);
+                    }
+                    self.pipeline.reading(reading, clock::boot_nanos());
+                }
                 Err(TryRecvError::Empty) => return false,
                 Err(TryRecvError::Disconnected) => return true,
             }

@@ -145,14 +145,19 @@ fn measure() -> (u64, u64) {
     (best.1, best.0.div_ceil(2))
 }
 
-/// The kernel's `maxerror` (adjtimex(2)), microseconds; of a clock that nothing disciplines it is 16 seconds.
-#[allow(unsafe_code, reason = "adjtimex has no safe wrapper")]
+/// The kernel's bound of its clock's error, microseconds; of a clock that nothing disciplines it is 16 seconds.
 fn kernel_error_micros() -> u64 {
+    kernel_clock().1
+}
+
+/// Whether something disciplines the kernel's clock, and its `maxerror` in microseconds (adjtimex(2)).
+#[allow(unsafe_code, reason = "adjtimex has no safe wrapper")]
+pub(crate) fn kernel_clock() -> (bool, u64) {
     // SAFETY: all-zero is a valid `timex`, and with `modes` zero the call only writes to it.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is valid for the call.
-    unsafe { libc::adjtimex(&raw mut timex) };
-    u64::try_from(timex.maxerror).unwrap_or(0)
+    let state = unsafe { libc::adjtimex(&raw mut timex) };
+    (state >= 0 && state != libc::TIME_ERROR, u64::try_from(timex.maxerror).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod config;
 mod connections;
 mod event;
 mod fold;
+pub mod host;
 mod memory;
 mod metrics;
 mod outgoing;

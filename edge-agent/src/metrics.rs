@@ -1,16 +1,15 @@
 //! The agent's own metrics.
 
-use std::sync::atomic::AtomicU64;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 use tapio_daemon::Registry;
-
 use tapio_schemas::ledger::{Fate, Stage};
 
-use crate::{attribute::Host, pipeline::Pipeline, tally::Tally};
+use crate::{attribute::Host, pipeline::Pipeline, probes::ProbeCounters, tally::Tally};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Table {
@@ -54,6 +53,9 @@ pub(crate) struct Metrics {
     clock_steps: Gauge<u64, AtomicU64>,
     tables: Family<Table, Gauge<u64, AtomicU64>>,
     shortfalls: Family<Reason, Gauge<u64, AtomicU64>>,
+    hits: Family<Probe, Counter>,
+    kernel_runs: Family<Probe, Counter>,
+    kernel_seconds: Family<Probe, Counter<f64, AtomicU64>>,
 }
 
 impl Metrics {
@@ -63,9 +65,21 @@ impl Metrics {
             "What each stage carried on, folded, filtered and lost, as the ledger tells it",
             Family::default(),
         );
+        let probes = registry.subsystem("probe");
         let registry = registry.subsystem("agent");
         Self {
             ledger,
+            hits: probes.register("hits", "Times that the probe's hook fired", Family::default()),
+            kernel_runs: probes.register(
+                "kernel_runs",
+                "Runs of the probe that the kernel timed; it does so only where kernel.bpf_stats_enabled is 1",
+                Family::default(),
+            ),
+            kernel_seconds: probes.register(
+                "kernel_seconds",
+                "Time that these runs took in the kernel",
+                Family::default(),
+            ),
             records: registry.counter("records", "Records taken from the kernel's ring"),
             events: registry.counter("events", "Events shipped, after folding"),
             frames: registry.counter("frames", "Frames made"),
@@ -85,7 +99,6 @@ impl Metrics {
     }
 
     pub(crate) fn update<H: Host>(&self, pipeline: &Pipeline<H>, readings_dropped: u64, clock_steps: u64) {
-        self.records.inc_by(pipeline.records().saturating_sub(self.records.get()));
         self.clock_steps.set(clock_steps);
         for (table, size) in pipeline.sizes() {
             self.tables.get_or_create(&Table { table }).set(size);
@@ -94,6 +107,25 @@ impl Metrics {
             self.shortfalls.get_or_create(&Reason { reason }).set(count);
         }
         self.shortfalls.get_or_create(&Reason { reason: "reading-dropped" }).set(readings_dropped);
+    }
+
+    /// Records were taken, `records` since the start.
+    pub(crate) fn records(&self, records: u64) {
+        raise(&self.records, records);
+    }
+
+    /// What the kernel counted of the probes since they were loaded.
+    pub(crate) fn probes(&self, counters: &[ProbeCounters]) {
+        for counter in counters {
+            let probe = Probe { probe: counter.probe.name() };
+            raise(&self.hits.get_or_create(&probe), counter.stats.hits);
+            if let Some(run) = counter.run {
+                raise(&self.kernel_runs.get_or_create(&probe), run.runs);
+                let seconds = self.kernel_seconds.get_or_create(&probe);
+                let now = Duration::from_nanos(run.run_nanos).as_secs_f64();
+                seconds.inc_by((now - seconds.get()).max(0.0));
+            }
+        }
     }
 
     pub(crate) fn frame(&self, rows: u32) {
@@ -114,4 +146,9 @@ impl Metrics {
         let line = Line { stage: stage.as_str(), fate: fate.as_str(), subject, reason };
         self.ledger.get_or_create(&line).inc_by(count);
     }
+}
+
+/// A counter up to what was counted elsewhere.
+fn raise(counter: &Counter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }

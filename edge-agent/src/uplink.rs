@@ -67,6 +67,7 @@ pub(crate) struct Metrics {
     sessions: Counter,
     ended: Drops,
     skipped_messages: Counter,
+    sent_bytes: Counter,
 }
 
 impl Metrics {
@@ -74,6 +75,8 @@ impl Metrics {
         let registry = registry.subsystem("uplink");
         Self {
             sessions: registry.counter("sessions", "Sessions that the aggregator opened"),
+            sent_bytes: registry
+                .counter("sent_bytes", "Bytes sent to the aggregator in UDP datagrams, QUIC's own included"),
             ended: registry.drops("ended_connections", "Connections that ended, and attempts that failed"),
             skipped_messages: registry.counter(
                 "skipped_messages",
@@ -107,6 +110,9 @@ struct Road<'a> {
     /// Read, but not yet taken by the session.
     waiting: Option<(Position, bytes::Bytes)>,
     send: SendStream,
+    connection: Connection,
+    /// Bytes of the connection that are counted.
+    counted_bytes: u64,
     /// When the first of the two certificates ends, and whose it is.
     until: (SystemTime, &'static str),
 }
@@ -195,7 +201,15 @@ impl Uplink {
         let until = (theirs, "the aggregator's").min((self.credentials.not_after(), "this node's"));
         let (send, receive) = connection.open_bi().await?;
         session.connect(self.shelf.oldest_or_next(self.incarnation), clock::now())?;
-        let mut road = Road { session, frames: None, waiting: None, send, until };
+        let mut road = Road {
+            session,
+            frames: None,
+            waiting: None,
+            send,
+            connection: connection.clone(),
+            counted_bytes: 0,
+            until,
+        };
         let result = self.converse(&mut road, receive, backoff).await;
         close(&endpoint, &connection, &mut road.send).await;
         result
@@ -220,6 +234,7 @@ impl Uplink {
                 written.map_err(|_elapsed| Ended::WriteTime)??;
                 self.offer(road)?;
             }
+            self.count_sent(road);
             let now = clock::now();
             if let Some(estimate) = road.session.clock(now) {
                 self.shared.cluster_clock.measured(estimate, now.monotonic);
@@ -256,6 +271,12 @@ impl Uplink {
                 () = self.finished.cancelled(), if lingering.is_none() => {}
             }
         }
+    }
+
+    fn count_sent(&self, road: &mut Road<'_>) {
+        let sent = road.connection.stats().udp_tx.bytes;
+        self.metrics.sent_bytes.inc_by(sent.saturating_sub(road.counted_bytes));
+        road.counted_bytes = sent;
     }
 
     fn status(&self) -> EdgeStatus {

@@ -87,6 +87,25 @@ fn parse_mount(line: &str) -> Option<(PathBuf, &str, &str)> {
     Some((mount, kind, back.nth(1)?))
 }
 
+/// What the kernel charges to a cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Charged {
+    /// All of it.
+    pub charged_bytes: u64,
+    /// Pages of files, which the kernel drops where it needs memory.
+    pub page_cache_bytes: u64,
+    /// The processes' own memory.
+    pub anonymous_bytes: u64,
+}
+
+impl Charged {
+    /// What is left without page cache: processes, and what the kernel keeps for them, BPF maps and rings included.
+    #[must_use]
+    pub const fn without_page_cache(self) -> u64 {
+        self.charged_bytes.saturating_sub(self.page_cache_bytes)
+    }
+}
+
 /// The cgroup of one container; removed when dropped.
 #[derive(Debug)]
 pub struct ContainerCgroup {
@@ -168,6 +187,27 @@ impl ContainerCgroup {
         text.trim()
             .parse()
             .with_context(|| format!("{name} of {} is no number: {text:?}", self.path.display()))
+    }
+
+    /// What is charged now, and how much of it is page cache. Memory of tmpfs is none: nothing can drop it.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn memory(&self) -> anyhow::Result<Charged> {
+        let stat = self.read("memory.stat")?;
+        let value = |name: &str| -> u64 {
+            let line = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+        };
+        let (cache, anonymous) = match self.version {
+            Version::V1 => (value("total_cache").saturating_sub(value("total_shmem")), value("total_rss")),
+            Version::V2 => (value("file").saturating_sub(value("shmem")), value("anon")),
+        };
+        Ok(Charged {
+            charged_bytes: self.usage_bytes()?,
+            page_cache_bytes: cache,
+            anonymous_bytes: anonymous,
+        })
     }
 
     /// How many processes the kernel killed here for memory.

@@ -2,15 +2,18 @@
 //!
 //! Owns the arguments and the exit status. Called by `main` alone.
 
+use std::io::{Write, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::demo::report::Printer;
 use crate::demo::tiers::Tiers;
 use crate::demo::tiers::settings::ClickHouseServer;
 use crate::demo::{Ending, Options, programs_beside_own, run as run_demo};
+use crate::footprint::{self, measure::Report};
 use crate::interrupt::Interrupt;
 use crate::random::Draw;
 use crate::run_record::RunRecord;
@@ -34,6 +37,8 @@ pub struct Arguments {
 enum Command {
     /// Start the whole system, let a real workload fail, show the verdict, stop everything
     Demo(DemoArguments),
+    /// Measure what the agent costs a node, and what the demo and the gate cost who waits
+    Footprint(FootprintArguments),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -89,6 +94,34 @@ struct DemoArguments {
     clickhouse_password_file: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct FootprintArguments {
+    /// How long memory and CPU are measured once the load is steady
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=86_400))]
+    seconds: u64,
+    /// Pods on the node
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(2..=2_000))]
+    pods: u16,
+    /// Records that cross the ring each second
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    records_per_second: u64,
+    /// The agent that is measured [default: the one beside this program]
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// Where scripts/test and scripts/verify noted their times [default: timings/ in the build's folder]
+    #[arg(long, value_name = "DIR")]
+    timings: Option<PathBuf>,
+    /// Where the run's own folder is made [default: /var/lib/tapio]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Measure nothing: print the table of a report that was printed with --json
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "agent", "timings"])]
+    table: Option<PathBuf>,
+}
+
 impl DemoArguments {
     fn server(&self) -> anyhow::Result<Option<ClickHouseServer>> {
         let Some(url) = self.clickhouse_url.clone() else { return Ok(None) };
@@ -102,7 +135,45 @@ impl DemoArguments {
 /// # Errors
 /// The demo could not be run to its end.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Command::Demo(demo) = arguments.command;
+    match arguments.command {
+        Command::Demo(demo) => run_demo_command(demo),
+        Command::Footprint(arguments) => run_footprint(arguments),
+    }
+}
+
+fn run_footprint(arguments: FootprintArguments) -> anyhow::Result<ExitCode> {
+    let report = match &arguments.table {
+        Some(file) => {
+            let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            serde_json::from_slice(&text).with_context(|| format!("{} is no report", file.display()))?
+        }
+        None => measure_footprint(&arguments)?,
+    };
+    let text = if arguments.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.table() };
+    stdout().write_all(text.as_bytes()).context("the report cannot be written")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure_footprint(arguments: &FootprintArguments) -> anyhow::Result<Report> {
+    let programs = programs_beside_own()?;
+    let beside = || programs.parent().map(|build| build.join("timings")).unwrap_or_default();
+    let options = footprint::Options {
+        seconds: arguments.seconds,
+        pods: arguments.pods.into(),
+        records_per_second: arguments.records_per_second,
+        agent: arguments.agent.clone().unwrap_or_else(|| programs.join("tapio-edge-agent")),
+        timings: arguments.timings.clone().unwrap_or_else(beside),
+        state_root: arguments
+            .state_dir
+            .as_ref()
+            .map_or_else(|| Ok(RunRecord::default_root()), std::path::absolute)?,
+        programs,
+    };
+    // Standard output is the report's alone.
+    footprint::run(&options, &Interrupt::install()?, |line| drop(writeln!(stderr(), "{line}")))
+}
+
+fn run_demo_command(demo: DemoArguments) -> anyhow::Result<ExitCode> {
     let server = demo.server()?;
     let options = options(demo)?;
     let interrupt = Interrupt::install()?;

@@ -9,6 +9,7 @@ pub mod command;
 pub mod compare;
 pub mod demo;
 pub mod drive;
+pub mod footprint;
 pub mod http1;
 pub mod interrupt;
 pub mod one_process;

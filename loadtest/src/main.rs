@@ -1,4 +1,5 @@
-//! Tapio's load side as a program: `demo` runs a real failure and shows what the running system says about it.
+//! Tapio's load side as a program: `demo` runs a real failure and shows what the running system says about it,
+//! `footprint` measures what the system costs.
 
 use std::io::{Write, stderr};
 use std::process::ExitCode;

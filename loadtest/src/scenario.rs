@@ -208,14 +208,21 @@ pub struct IdentityFile {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct IdentityPod {
-    pod_uid: String,
-    namespace: String,
-    pod: String,
-    workload: String,
-    workload_kind: String,
-    service: String,
-    node: String,
+pub(crate) struct IdentityPod {
+    pub(crate) pod_uid: String,
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) workload: String,
+    pub(crate) workload_kind: String,
+    pub(crate) service: String,
+    pub(crate) node: String,
+}
+
+impl IdentityFile {
+    pub(crate) fn of(mut pods: Vec<IdentityPod>) -> Self {
+        pods.sort_by(|left, right| left.pod_uid.cmp(&right.pod_uid));
+        Self { version: 1, pods }
+    }
 }
 
 impl Scenario {
@@ -301,7 +308,7 @@ impl Scenario {
     /// What the system may be told. The pods are in an order that says nothing: by uid.
     #[must_use]
     pub fn identity(&self) -> IdentityFile {
-        let mut pods: Vec<IdentityPod> = self
+        let pods = self
             .all_pods()
             .map(|pod| IdentityPod {
                 pod_uid: pod.pod_uid.clone(),
@@ -313,8 +320,7 @@ impl Scenario {
                 node: self.node.clone(),
             })
             .collect();
-        pods.sort_by(|left, right| left.pod_uid.cmp(&right.pod_uid));
-        IdentityFile { version: 1, pods }
+        IdentityFile::of(pods)
     }
 
     /// What really happens.

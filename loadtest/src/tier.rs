@@ -3,6 +3,7 @@
 //! Owns the process from start to end, also on failure and panic: SIGTERM to its own process id, then SIGKILL. Knows
 //! nothing of what the program does. Called by [`crate::demo`].
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
@@ -42,6 +43,21 @@ impl Tier {
         folder: &Path,
         record: &RunRecord,
     ) -> anyhow::Result<Self> {
+        Self::start_within(name, program, config, &[], folder, record)
+    }
+
+    /// As [`Tier::start`], through a command that becomes the program whose name and arguments are put behind it.
+    ///
+    /// # Errors
+    /// The program is not there or cannot be started.
+    pub fn start_within(
+        name: &str,
+        program: &Path,
+        config: &Path,
+        through: &[OsString],
+        folder: &Path,
+        record: &RunRecord,
+    ) -> anyhow::Result<Self> {
         if !program.is_file() {
             bail!(
                 "{} is not there: build it with `cargo build --release`, or run scripts/demo",
@@ -54,6 +70,7 @@ impl Tier {
         // The kernel ends the tier with the demo, also where the demo is killed and can end nothing.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "TERM", "--"])
+            .args(through)
             .arg(program)
             .arg("--config")
             .arg(config)

@@ -171,7 +171,10 @@ fn a_busy_server_tells_what_it_left_out() {
     distributor.work_off();
     let (mut told, mut missed) = (0, Missed::default());
     while let Some(delivery) = subscription.try_next() {
-        assert_eq!(missed.server_busy, 0, "what was left out is told in its place, behind all that was taken");
+        assert_eq!(
+            missed.server_busy, 0,
+            "what was left out is told in its place, behind all that was taken"
+        );
         told += delivery.events.len();
         missed.server_busy += delivery.missed.server_busy;
         missed.slow_subscriber += delivery.missed.slow_subscriber;

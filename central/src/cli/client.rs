@@ -55,6 +55,9 @@ pub enum ClientError {
         /// What is wrong with the answer.
         reason: String,
     },
+    /// There is an answer, and it says that this host is not fit.
+    #[error("this host does not allow an agent everything; each MISSING above says what to do")]
+    Unfit,
     /// The answer cannot be written out.
     #[error("cannot write the answer: {0}")]
     Write(#[source] std::io::Error),

@@ -1,5 +1,5 @@
 //! The demo's workload as a process: `serve` is one service, `drive` is the load, `occupy` has a port that is another's,
-//! `enter` joins a cgroup and becomes another program.
+//! `beat` is a pod of the measured node, `enter` joins a cgroup and becomes another program.
 //!
 //! Each process ends when its standard input closes, so that none outlives the process that started it.
 
@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tapio_loadtest::drive::{Load, Notice, RATE_MAX, SECONDS_MAX, run, say};
+use tapio_loadtest::footprint::pod;
 use tapio_loadtest::service::configuration::Settings;
 use tapio_loadtest::service::foreign::{self, Manner};
 use tapio_loadtest::service::leak::Leak;
@@ -37,6 +38,8 @@ enum Command {
     Drive(Drive),
     /// Take a port, as a process that belongs to no service, until standard input closes
     Occupy(Occupy),
+    /// Be one of many pods: do a round of work for each byte on standard input, until it closes
+    Beat,
     /// Join cgroups, then become another program under the same process id
     Enter(Enter),
 }
@@ -138,6 +141,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => run_service(serve),
         Command::Drive(drive) => run_load(drive),
         Command::Occupy(occupy) => take_port(occupy),
+        Command::Beat => pod::run(),
         Command::Enter(enter) => become_program(&enter),
     };
     match result {
