@@ -31,6 +31,7 @@ use crate::{
     live::Tap,
     losses::Losses,
     metrics::IntakeMetrics,
+    nodes::Nodes,
     pipeline::{positions::Positions, spooler::Command},
     rules::Rules,
 };
@@ -64,6 +65,7 @@ pub(crate) struct Parts {
     pub(crate) tap: Tap,
     pub(crate) rules: Arc<Rules>,
     pub(crate) losses: Arc<Losses>,
+    pub(crate) nodes: Nodes,
     pub(crate) metrics: IntakeMetrics,
     pub(crate) health: Health,
     /// How often a session writes down what its source can see.
@@ -89,6 +91,7 @@ struct Shared {
     tap: Tap,
     rules: Arc<Rules>,
     losses: Arc<Losses>,
+    nodes: Nodes,
     metrics: IntakeMetrics,
     progress: Progress,
     announce_interval: Duration,
@@ -125,6 +128,7 @@ impl Intake {
             tap,
             rules: parts.rules,
             losses: parts.losses,
+            nodes: parts.nodes,
             metrics: parts.metrics,
             progress,
             announce_interval: parts.announce_interval,

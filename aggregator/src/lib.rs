@@ -8,15 +8,19 @@ pub mod config;
 pub mod recent;
 pub mod run;
 
+mod accept;
 #[cfg(test)]
 mod allocations;
+mod chains;
 mod context;
+mod dashboard;
 mod engine;
 mod grpc;
 mod intake;
 mod live;
 mod losses;
 mod metrics;
+mod nodes;
 mod pipeline;
 mod rules;
 mod source;

@@ -31,6 +31,15 @@ pub(crate) struct Call {
     pub(crate) code: &'static str,
 }
 
+/// A request of the dashboard and how it was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Answered {
+    /// `page`, `incidents`, `nodes`, `status`, `updates` or `other`.
+    pub(crate) resource: &'static str,
+    /// The HTTP status.
+    pub(crate) status: u16,
+}
+
 /// Of the intake.
 #[derive(Clone, Debug)]
 pub(crate) struct IntakeMetrics {
@@ -93,6 +102,16 @@ pub(crate) struct GrpcMetrics {
     pub(crate) requests: Family<Call, Counter>,
 }
 
+/// Of the dashboard.
+#[derive(Clone, Debug)]
+pub(crate) struct DashboardMetrics {
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Drops,
+    pub(crate) streams: Gauge,
+    pub(crate) requests: Family<Answered, Counter>,
+    pub(crate) missed: Drops,
+}
+
 /// All of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -102,6 +121,7 @@ pub(crate) struct Metrics {
     pub(crate) engine: EngineMetrics,
     pub(crate) live: LiveMetrics,
     pub(crate) grpc: GrpcMetrics,
+    pub(crate) dashboard: DashboardMetrics,
 }
 
 /// Upper bounds of durations, seconds: from a quick sync to a struggling disk.
@@ -115,6 +135,7 @@ impl Metrics {
         let engine = registry.subsystem("engine");
         let live = registry.subsystem("live");
         let grpc = registry.subsystem("grpc");
+        let dashboard = registry.subsystem("dashboard");
         Self {
             intake: IntakeMetrics {
                 connections: intake.gauge("connections", "Connections of nodes that are open"),
@@ -177,6 +198,19 @@ impl Metrics {
                     "Calls that were answered, by method and status code",
                     Family::default(),
                 ),
+            },
+            dashboard: DashboardMetrics {
+                connections: dashboard.gauge("connections", "Connections that are open"),
+                connections_refused: dashboard
+                    .drops("connections_refused", "Connections that were closed at once, by reason"),
+                streams: dashboard.gauge("streams", "Pages that get updates"),
+                requests: dashboard.register(
+                    "requests",
+                    "Requests that were answered, by resource and status",
+                    Family::default(),
+                ),
+                missed: dashboard
+                    .drops("missed_revisions", "Revisions of findings that pages were not sent, by reason"),
             },
         }
     }

@@ -1,6 +1,9 @@
 //! The whole road, with real parts: QUIC, the spool, the embedded ClickHouse.
 
 #[cfg(test)]
+#[path = "road/dashboard.rs"]
+mod dashboard;
+#[cfg(test)]
 #[path = "road/findings.rs"]
 mod findings;
 #[cfg(test)]
