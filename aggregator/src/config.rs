@@ -58,6 +58,21 @@ pub static TIER: Tier = Tier {
             "Streams of findings and events at a time; one more is refused with the reason.",
         )
         .or("64"),
+        Key::text(
+            "dashboard.listen",
+            "The TCP address of the dashboard for people. Plain HTTP on loopback; any other address needs a certificate.",
+        )
+        .or("127.0.0.1:7404"),
+        Key::path("dashboard.certificate", "The certificate chain that the dashboard shows, PEM; with it, HTTPS.")
+            .optional(),
+        Key::path("dashboard.key", "Its private key, PEM.").optional(),
+        Key::integer(
+            "dashboard.streams_max",
+            1,
+            4_096,
+            "Pages that get updates at a time; one more is refused with the reason.",
+        )
+        .or("64"),
         Key::path("state.directory", "What must survive a restart; made where there is none."),
         Key::integer(
             "state.spool_bytes_max",
@@ -112,6 +127,8 @@ pub struct Config {
     pub intake: IntakeConfig,
     /// Where programs ask for findings and events.
     pub grpc: GrpcConfig,
+    /// Where people look at findings.
+    pub dashboard: DashboardConfig,
     /// What it keeps on disk.
     pub state: StateConfig,
     /// Where events and findings go.
@@ -159,6 +176,17 @@ pub struct GrpcConfig {
     /// address may ask.
     pub client_authority: Option<PathBuf>,
     /// Streams of findings and events at a time; one more is refused with the reason.
+    pub streams_max: usize,
+}
+
+/// The dashboard: HTTP on loopback, or HTTPS.
+#[derive(Clone, Debug)]
+pub struct DashboardConfig {
+    /// The TCP address that it listens on.
+    pub listen: SocketAddr,
+    /// The certificate chain and its private key; always there where other machines can reach the address.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Pages that get updates at a time; one more is refused with the reason.
     pub streams_max: usize,
 }
 
@@ -252,6 +280,7 @@ impl Config {
         let domain = settings.parse_text::<TrustDomain>("aggregator.trust_domain");
         let listen = settings.read("intake.listen", socket);
         let grpc = check_grpc(&mut settings);
+        let dashboard = check_dashboard(&mut settings);
         let store = check_store(&mut settings);
         let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
         settings.read(tier::LOG_KEY.path, telemetry::check_filter);
@@ -263,6 +292,7 @@ impl Config {
             Some(tenant),
             Some(listen),
             Some(grpc),
+            Some(dashboard),
             Some(store),
             Some(telemetry_listen),
             Some(certificate),
@@ -280,6 +310,7 @@ impl Config {
             tenant,
             listen,
             grpc,
+            dashboard,
             store,
             telemetry_listen,
             settings.path("identity.certificate"),
@@ -306,6 +337,7 @@ impl Config {
             identity: IdentityConfig { certificate, key, authority },
             intake: IntakeConfig { listen, connections_max },
             grpc,
+            dashboard,
             state: StateConfig {
                 directory,
                 spool_bytes_max,
@@ -328,19 +360,49 @@ fn check_grpc(settings: &mut Settings) -> Option<GrpcConfig> {
     let listen = settings.read("grpc.listen", socket);
     let client_authority = settings.path("grpc.client_authority");
     let streams_max = settings.integer("grpc.streams_max");
-    let (certificate, key) = match (settings.path("grpc.certificate"), settings.path("grpc.key")) {
-        (Some(certificate), Some(key)) => (certificate, key),
-        (None, None) => settings.path("identity.certificate").zip(settings.path("identity.key"))?,
-        (Some(_), None) => {
-            settings.refuse("grpc.key", "is missing: grpc.certificate needs the key that belongs to it");
-            return None;
-        }
-        (None, Some(_)) => {
-            settings.refuse("grpc.certificate", "is missing: grpc.key belongs to some certificate");
-            return None;
-        }
+    let (certificate, key) = match check_pair(settings, "grpc.certificate", "grpc.key")? {
+        Some(pair) => pair,
+        None => settings.path("identity.certificate").zip(settings.path("identity.key"))?,
     };
     Some(GrpcConfig { listen: listen?, certificate, key, client_authority, streams_max: streams_max? })
+}
+
+fn check_dashboard(settings: &mut Settings) -> Option<DashboardConfig> {
+    let listen = settings.read("dashboard.listen", socket);
+    let streams_max = settings.integer("dashboard.streams_max");
+    let tls = check_pair(settings, "dashboard.certificate", "dashboard.key")?;
+    let listen = listen?;
+    if tls.is_none() && !listen.ip().is_loopback() {
+        settings.refuse(
+            "dashboard.certificate",
+            format_args!(
+                "is missing: other machines can reach {listen}, which needs HTTPS; name dashboard.certificate and \
+                 dashboard.key, or listen on 127.0.0.1 or [::1]"
+            ),
+        );
+        return None;
+    }
+    Some(DashboardConfig { listen, tls, streams_max: streams_max? })
+}
+
+/// A certificate and its key; both or none. Nothing where one of the two is missing, which is then refused.
+fn check_pair(
+    settings: &mut Settings,
+    certificate: &'static str,
+    key: &'static str,
+) -> Option<Option<(PathBuf, PathBuf)>> {
+    match (settings.path(certificate), settings.path(key)) {
+        (None, None) => Some(None),
+        (Some(certificate), Some(key)) => Some(Some((certificate, key))),
+        (Some(_), None) => {
+            settings.refuse(key, format_args!("is missing: {certificate} needs the key that belongs to it"));
+            None
+        }
+        (None, Some(_)) => {
+            settings.refuse(certificate, format_args!("is missing: {key} belongs to some certificate"));
+            None
+        }
+    }
 }
 
 /// Keys that mean something with a server only.
@@ -440,6 +502,24 @@ mod tests {
         assert_eq!((config.intake.listen.port(), config.grpc.listen.port()), (7401, 7403));
         assert_eq!(config.grpc.certificate, config.identity.certificate);
         assert!(matches!(config.store, StoreConfig::Embedded { library: None }));
+    }
+
+    /// Scenario: dashboards on loopback and elsewhere, with a certificate, without, and with half of one.
+    /// Guarantees: what other machines can reach has a certificate, and what is missing is named.
+    #[test]
+    fn a_dashboard_for_others_needs_a_certificate() {
+        let parse =
+            |section: &str| Config::parse(Path::new("a.toml"), &format!("{GOOD}\n[dashboard]\n{section}"));
+        assert!(parse("").unwrap().dashboard.tls.is_none());
+        assert!(parse("listen = \"[::1]:0\"").unwrap().dashboard.tls.is_none());
+        let files = "certificate = \"d.pem\"\nkey = \"d.key\"";
+        let listen = "listen = \"0.0.0.0:7404\"\n";
+        assert!(parse(&format!("{listen}{files}")).unwrap().dashboard.tls.is_some());
+        let refusal = |section: &str| parse(section).unwrap_err().to_string();
+        assert!(refusal(listen).contains("dashboard.certificate"), "{}", refusal(listen));
+        assert!(refusal(listen).contains("127.0.0.1"), "{}", refusal(listen));
+        assert!(refusal("key = \"d.key\"").contains("dashboard.certificate"));
+        assert!(refusal("certificate = \"d.pem\"").contains("dashboard.key"));
     }
 
     /// Scenario: a file with nine wrong values and one with an unknown key.

@@ -9,7 +9,10 @@ pub(crate) mod queue;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -42,6 +45,7 @@ use self::{
     queue::Batch,
 };
 use crate::{
+    chains::{Chain, Chains},
     clock::now,
     context::{Context, Pods, entities::Seen},
     losses::Losses,
@@ -85,6 +89,8 @@ pub(crate) struct Parts {
     pub(crate) context: Context,
     pub(crate) seen: Arc<Seen>,
     pub(crate) recent: Recent,
+    pub(crate) chains: Chains,
+    pub(crate) watermark: Watermark,
     pub(crate) announced: Announced,
     /// What was announced within the replay window, each revision with its place.
     pub(crate) earlier: Vec<(u64, Finding)>,
@@ -101,6 +107,21 @@ pub(crate) struct Parts {
     pub(crate) metrics: EngineMetrics,
     pub(crate) progress: Progress,
     pub(crate) replay_window: Duration,
+}
+
+/// The event time up to which the engine has heard every live source, for whoever shows it. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watermark(Arc<AtomicU64>);
+
+impl Watermark {
+    /// The watermark of the last tick; zero before the first.
+    pub(crate) fn get(&self) -> UnixMicros {
+        UnixMicros(self.0.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, watermark: UnixMicros) {
+        self.0.store(watermark.0, Ordering::Relaxed);
+    }
 }
 
 /// The thread.
@@ -226,6 +247,7 @@ impl EngineThread {
     fn tick(&mut self) -> Result<bool, EngineThreadError> {
         let now = now();
         self.engine.tick(now);
+        self.parts.watermark.set(self.engine.watermark());
         let verdicts = self.engine.verdicts();
         self.parts.metrics.verdicts.set(i64::try_from(verdicts.len()).unwrap_or(i64::MAX));
         let pods = self.parts.context.pods();
@@ -242,6 +264,8 @@ impl EngineThread {
                 "a finding"
             );
             self.parts.metrics.findings.inc();
+            let calls = self.engine.calls_around(&finding.verdict);
+            self.parts.chains.put(&finding.id, Chain::new(calls, finding.first_symptom_at, &names));
             self.unwritten.push_back(finding);
         }
         let is_any_written = self.write_findings()?;

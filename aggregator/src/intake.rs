@@ -33,6 +33,7 @@ use crate::{
     live::Tap,
     losses::Losses,
     metrics::{IntakeMetrics, Waiting},
+    nodes::Nodes,
     pipeline::{positions::Positions, spooler::Command},
     rules::Rules,
 };
@@ -71,6 +72,7 @@ pub(crate) struct Parts {
     pub(crate) tap: Tap,
     pub(crate) rules: Arc<Rules>,
     pub(crate) losses: Arc<Losses>,
+    pub(crate) nodes: Nodes,
     pub(crate) metrics: IntakeMetrics,
     pub(crate) health: Health,
     /// How often a session writes down what its source can see.
@@ -98,6 +100,7 @@ struct Shared {
     tap: Tap,
     rules: Arc<Rules>,
     losses: Arc<Losses>,
+    nodes: Nodes,
     metrics: IntakeMetrics,
     progress: Progress,
     announce_interval: Duration,
@@ -136,6 +139,7 @@ impl Intake {
             tap,
             rules: parts.rules,
             losses: parts.losses,
+            nodes: parts.nodes,
             metrics: parts.metrics,
             progress,
             announce_interval: parts.announce_interval,

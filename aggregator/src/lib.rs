@@ -8,16 +8,20 @@ pub mod config;
 pub mod recent;
 pub mod run;
 
+mod accept;
 #[cfg(test)]
 mod allocations;
+mod chains;
 mod clock;
 mod context;
+mod dashboard;
 mod engine;
 mod grpc;
 mod intake;
 mod live;
 mod losses;
 mod metrics;
+mod nodes;
 mod patience;
 mod pipeline;
 mod rules;

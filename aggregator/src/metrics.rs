@@ -38,6 +38,15 @@ pub(crate) struct Call {
     pub(crate) code: &'static str,
 }
 
+/// A request of the dashboard and how it was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Answered {
+    /// `page`, `incidents`, `nodes`, `status`, `updates` or `other`.
+    pub(crate) resource: &'static str,
+    /// The HTTP status.
+    pub(crate) status: u16,
+}
+
 /// Of the intake.
 #[derive(Clone, Debug)]
 pub(crate) struct IntakeMetrics {
@@ -103,6 +112,16 @@ pub(crate) struct GrpcMetrics {
     pub(crate) requests: Family<Call, Counter>,
 }
 
+/// Of the dashboard.
+#[derive(Clone, Debug)]
+pub(crate) struct DashboardMetrics {
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Drops,
+    pub(crate) streams: Gauge,
+    pub(crate) requests: Family<Answered, Counter>,
+    pub(crate) missed: Drops,
+}
+
 /// All of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -114,6 +133,7 @@ pub(crate) struct Metrics {
     pub(crate) grpc: GrpcMetrics,
     /// By how many seconds the machine's clock stands behind.
     pub(crate) clock_behind: Gauge,
+    pub(crate) dashboard: DashboardMetrics,
 }
 
 /// Upper bounds of durations, seconds: from a quick sync to a struggling disk.
@@ -127,6 +147,7 @@ impl Metrics {
         let engine = registry.subsystem("engine");
         let live = registry.subsystem("live");
         let grpc = registry.subsystem("grpc");
+        let dashboard = registry.subsystem("dashboard");
         Self {
             intake: IntakeMetrics {
                 connections: intake.gauge("connections", "Connections of nodes that are open"),
@@ -206,6 +227,19 @@ impl Metrics {
                 "behind_seconds",
                 "By how much the machine's clock was set back behind the time that is told",
             ),
+            dashboard: DashboardMetrics {
+                connections: dashboard.gauge("connections", "Connections that are open"),
+                connections_refused: dashboard
+                    .drops("connections_refused", "Connections that were closed at once, by reason"),
+                streams: dashboard.gauge("streams", "Pages that get updates"),
+                requests: dashboard.register(
+                    "requests",
+                    "Requests that were answered, by resource and status",
+                    Family::default(),
+                ),
+                missed: dashboard
+                    .drops("missed_revisions", "Revisions of findings that pages were not sent, by reason"),
+            },
         }
     }
 }

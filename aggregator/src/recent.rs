@@ -91,6 +91,13 @@ impl Recent {
         self.lock().by_id.get(id).map(Arc::clone)
     }
 
+    /// The revisions of one finding that are still kept, the oldest first.
+    pub(crate) fn revisions(&self, id: &str) -> Vec<Arc<Finding>> {
+        let inner = self.lock();
+        let is_of = |(_place, finding): &&(u64, Arc<Finding>)| finding.id == id;
+        inner.revisions.iter().filter(is_of).map(|(_place, finding)| Arc::clone(finding)).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

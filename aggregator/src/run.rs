@@ -79,6 +79,8 @@ pub struct Running {
     pub http_addr: SocketAddr,
     /// Where programs ask for findings and events.
     pub grpc_addr: SocketAddr,
+    /// Where people look at findings.
+    pub dashboard_addr: SocketAddr,
     /// ClickHouse's HTTP address.
     pub store_url: String,
     /// The file that tells central where to read.
@@ -137,7 +139,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 pub async fn start(config: Config) -> Result<Running, RunError> {
     let rules = Rules::compile(config.rules.as_deref())?;
     let state = StateDirectory::open(&config.state.directory)?;
-    let Listening { endpoint, intake_addr, http_listener, http_addr, grpc } =
+    let Listening { endpoint, intake_addr, http_listener, http_addr, grpc, dashboard } =
         Listening::bind(&config).await?;
     let base = Base::new(&config, rules);
     // Cancelled when the start fails or is given up, so that no thread waits for a store that never comes.
@@ -160,7 +162,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let (engine, engine_queue) = engine::queue::queue();
 
     let mut encoder = Encoder::new(own(&config), base.context.clone())?;
-    announcements.iter().for_each(|(_node, announcement)| encoder.remember(announcement));
+    base.remember(&mut encoder, &announcements);
     let missing =
         announcements.into_iter().map(|(node, announcement)| (node, announcement.missing_probes())).collect();
     let fed = Fed { missing, queue: engine_queue };
@@ -212,8 +214,8 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         });
     }
     base.start_tasks(&mut tasks, &config, http_listener, writer, &spooler);
-    let grpc_addr = grpc.address;
-    base.start_grpc(&mut tasks, &config, grpc, live);
+    let (grpc_addr, dashboard_addr) = (grpc.address, dashboard.address);
+    base.start_servers(&mut tasks, &config, (grpc, dashboard), live);
     let mut sessions = JoinSet::new();
     let intake = Intake::new(intake::Parts {
         endpoint,
@@ -225,6 +227,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         tap,
         rules: Arc::new(base.rules.clone()),
         losses: Arc::clone(&base.losses),
+        nodes: base.nodes,
         metrics: base.metrics.intake,
         health: base.health.clone(),
         announce_interval: base.replay_window / 2,
@@ -238,6 +241,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         intake_addr,
         http_addr,
         grpc_addr,
+        dashboard_addr,
         store_url,
         connection_file: store_link::connection_file(&state),
         rule_set,

@@ -3,6 +3,8 @@
 #[cfg(test)]
 #[path = "road/away.rs"]
 mod away;
+#[path = "road/dashboard.rs"]
+mod dashboard;
 #[cfg(test)]
 #[path = "road/findings.rs"]
 mod findings;

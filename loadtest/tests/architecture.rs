@@ -98,6 +98,7 @@ fn arrows_point_down() {
         ("tapio-protocols", language.to_vec()),
         ("tapio-identity", language.to_vec()),
         ("tapio-store", language.to_vec()),
+        ("tapio-ui", vec![]),
         ("tapio-correlation", vec!["tapio-schemas", "tapio-baseline"]),
         ("tapio-compiler", vec!["tapio-schemas", "tapio-correlation"]),
     ]);

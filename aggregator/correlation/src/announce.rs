@@ -10,7 +10,7 @@ mod narrative;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use names::Names;
+pub use names::{Names, named_entity};
 use tapio_schemas::{
     entity::EntityKey,
     finding::{Finding, FindingState, mint_id, mint_incident_id},

@@ -6,6 +6,7 @@
 
 mod anchor;
 mod bind;
+mod calls;
 mod caps;
 mod conclude;
 mod evidence;
@@ -27,6 +28,7 @@ use tapio_schemas::{
     verdict::{Role, Stance, Verdict},
 };
 
+pub use self::calls::{Call, Calls};
 use self::{
     anchor::{AnchorGroup, GroupKey},
     bind::{Draft, View},

@@ -10,15 +10,13 @@ use hyper_util::{
 use tapio_daemon::{Progress, shutdown};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
-use crate::metrics::GrpcMetrics;
+use crate::{accept::accept, metrics::GrpcMetrics};
 
 /// Connections at a time; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
@@ -34,8 +32,6 @@ const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(20);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Bytes of answers that wait in a connection for each call, beside what its subscription holds.
 const SEND_BYTES_MAX: usize = 64 << 10;
-/// How long to wait when the system has no more file descriptors, instead of spinning.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What every connection is served with.
 #[derive(Clone)]
@@ -78,39 +74,8 @@ impl Connections {
 
     /// Serves until stopped; then open calls have `drain_time_max` to end.
     pub(super) async fn serve(self, listener: TcpListener, progress: &Progress, drain_time_max: Duration) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let mut open = JoinSet::new();
-        loop {
-            // Every branch is cancel-safe: a permit or a connection is lost by none of them.
-            let place = tokio::select! {
-                () = self.stop.cancelled() => break,
-                place = Arc::clone(&places).acquire_owned() => place,
-            };
-            let Ok(place) = place else { break };
-            let accepted = tokio::select! {
-                () = self.stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
-            };
-            while open.try_join_next().is_some() {}
-            match accepted {
-                Ok((stream, _peer)) => {
-                    progress.tick();
-                    progress.idle();
-                    progress.clear();
-                    let this = self.clone();
-                    open.spawn(async move {
-                        this.serve_connection(stream).await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection of gRPC");
-                    progress.fault(format!("connections cannot be accepted: {error}"));
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        drop(listener);
+        let serve = |stream| self.clone().serve_connection(stream);
+        let mut open = accept(listener, CONNECTIONS_MAX, "gRPC", progress, &self.stop, serve).await;
         shutdown::drain(&mut open, drain_time_max).await;
         self.calls.abort.cancel();
         self.calls.tracker.close();

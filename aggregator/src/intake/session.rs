@@ -31,6 +31,7 @@ use super::{CLOSE_ENDED, Shared, check::Checker, registry::Place};
 use crate::{
     clock::now as unix_now,
     metrics::Outcome,
+    nodes::Connected,
     pipeline::{
         positions::SourcePosition,
         record::{self, Kind},
@@ -67,6 +68,8 @@ pub(super) struct Session {
     counted: (u64, u64),
     /// What the source said that it can see.
     announcement: Option<Announcement>,
+    /// Its place among the nodes that people are shown.
+    connected: Option<Connected>,
     /// When that is to be written down again, so that the spool always holds it.
     announce_at: Option<Instant>,
     /// The probes that do not work on the node, as its hello said.
@@ -105,6 +108,7 @@ impl Session {
             fault: None,
             counted: (0, 0),
             announcement: None,
+            connected: None,
             announce_at: None,
             missing_probes: Vec::new(),
             shared,
@@ -136,9 +140,9 @@ impl Session {
         }
         self.connection.close(CLOSE_ENDED, b"");
         tracing::info!(node = self.node, "a session ended");
-        let Self { shared, place, mut handover, .. } = self;
+        let Self { shared, place, connected, mut handover, .. } = self;
         // The next session of the source need not wait for the engine.
-        drop(place);
+        drop((place, connected));
         tokio::select! {
             // The next start takes it from the spool.
             () = shared.accept.cancelled() => {}
@@ -373,13 +377,15 @@ impl Session {
             "a node's session is open"
         );
         self.missing_probes = missing_probes(&hello.capabilities);
-        self.announcement = Some(Announcement {
+        let announcement = Announcement {
             source: self.source,
             incarnation,
             capability: hello.capabilities.clone(),
             agent_version: hello.agent_version.clone(),
             ..Announcement::default()
-        });
+        };
+        self.connected = self.shared.nodes.connected(&self.node, &announcement, unix_now());
+        self.announcement = Some(announcement);
         self.announce();
         Ok(())
     }
@@ -410,6 +416,9 @@ impl Session {
             announcement.kernel_release = host.kernel_release;
             announcement.architecture = host.architecture;
             announcement.limits = host.limits.into_iter().collect();
+            if let Some(connected) = &self.connected {
+                connected.described(announcement);
+            }
             self.announce();
         }
     }

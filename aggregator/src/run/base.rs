@@ -25,20 +25,24 @@ use super::{
     threads::{self, Threads},
 };
 use crate::{
+    chains::Chains,
     clock::{self, now},
-    config::{Config, GrpcConfig},
+    config::{Config, DashboardConfig, GrpcConfig},
     context::{Context, entities::Seen},
+    dashboard,
     engine::{
-        self, EngineThread,
+        self, EngineThread, Watermark,
         outbox::{self, Announced, Outbox},
     },
     grpc,
     live::{Distributor, Live},
     losses::Losses,
     metrics::Metrics,
-    pipeline::{positions::Positions, spooler::Command},
+    nodes::Nodes,
+    pipeline::{encode::Encoder, positions::Positions, spooler::Command},
     recent::Recent,
     rules::Rules,
+    source::Announcement,
     state::StateDirectory,
     tasks,
 };
@@ -50,6 +54,7 @@ pub(super) struct Listening {
     pub(super) http_listener: TcpListener,
     pub(super) http_addr: SocketAddr,
     pub(super) grpc: GrpcListening,
+    pub(super) dashboard: DashboardListening,
 }
 
 /// gRPC's socket and what is spoken on it.
@@ -57,6 +62,14 @@ pub(super) struct GrpcListening {
     listener: TcpListener,
     pub(super) address: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
+}
+
+/// The dashboard's socket and what is spoken on it.
+pub(super) struct DashboardListening {
+    listener: TcpListener,
+    pub(super) address: SocketAddr,
+    /// None on loopback, where nothing was said of a certificate.
+    tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 impl Listening {
@@ -83,7 +96,14 @@ impl Listening {
         let listener = TcpListener::bind(listen).await.map_err(&refused)?;
         let address = listener.local_addr().map_err(&refused)?;
         let grpc = GrpcListening { listener, address, tls };
-        Ok(Self { endpoint, intake_addr, http_listener, http_addr, grpc })
+        let DashboardConfig { listen, tls, .. } = &config.dashboard;
+        let tls = tls.as_ref().map(|(certificate, key)| https::server_config(certificate, key));
+        let tls = tls.transpose().map_err(RunError::DashboardTls)?;
+        let refused = refuse("dashboard.listen", *listen);
+        let listener = TcpListener::bind(listen).await.map_err(&refused)?;
+        let address = listener.local_addr().map_err(&refused)?;
+        let dashboard = DashboardListening { listener, address, tls };
+        Ok(Self { endpoint, intake_addr, http_listener, http_addr, grpc, dashboard })
     }
 }
 
@@ -106,6 +126,9 @@ pub(super) struct Base {
     pub(super) context: Context,
     pub(super) seen: Arc<Seen>,
     pub(super) recent: Recent,
+    pub(super) chains: Chains,
+    pub(super) nodes: Nodes,
+    pub(super) watermark: Watermark,
     pub(super) positions: Arc<Positions>,
     pub(super) replay_window: Duration,
     pub(super) accept: CancellationToken,
@@ -129,6 +152,9 @@ impl Base {
             context: Context::default(),
             seen: Arc::new(Seen::new(config.tenant.as_str(), config.cluster.as_str())),
             recent: Recent::new(config.recent.findings_max),
+            chains: Chains::new(config.recent.findings_max),
+            nodes: Nodes::default(),
+            watermark: Watermark::default(),
             positions: Arc::default(),
             // The engine must see again all that a verdict may rest on.
             replay_window: config.state.replay_window.max(rules.horizon()),
@@ -177,6 +203,8 @@ impl Base {
             context: self.context.clone(),
             seen: Arc::clone(&self.seen),
             recent: self.recent.clone(),
+            chains: self.chains.clone(),
+            watermark: self.watermark.clone(),
             announced,
             earlier,
             findings_stored,
@@ -205,8 +233,27 @@ impl Base {
         Ok(())
     }
 
-    /// Starts gRPC.
-    pub(super) fn start_grpc(
+    /// Takes over what nodes said of themselves before this start.
+    pub(super) fn remember(&self, encoder: &mut Encoder, announcements: &[(String, Announcement)]) {
+        for (node, announcement) in announcements {
+            encoder.remember(announcement);
+            self.nodes.remember(node, announcement);
+        }
+    }
+
+    /// Starts what programs and people ask: gRPC and the dashboard.
+    pub(super) fn start_servers(
+        &self,
+        tasks: &mut JoinSet<Result<(), RunError>>,
+        config: &Config,
+        (grpc, dashboard): (GrpcListening, DashboardListening),
+        live: Live,
+    ) {
+        self.start_grpc(tasks, config, grpc, live);
+        self.start_dashboard(tasks, config, dashboard);
+    }
+
+    fn start_grpc(
         &self,
         tasks: &mut JoinSet<Result<(), RunError>>,
         config: &Config,
@@ -229,6 +276,40 @@ impl Base {
             stop: self.streams.clone(),
         };
         tasks.spawn(async move { Ok(grpc::serve(parts).await?) });
+    }
+
+    fn start_dashboard(
+        &self,
+        tasks: &mut JoinSet<Result<(), RunError>>,
+        config: &Config,
+        listening: DashboardListening,
+    ) {
+        let DashboardListening { listener, address, tls } = listening;
+        let parts = dashboard::Parts {
+            listener,
+            address,
+            tls,
+            streams_max: config.dashboard.streams_max,
+            about: dashboard::About {
+                aggregator: config.name.to_string(),
+                cluster: self.cluster.clone(),
+                tenant: self.tenant.clone(),
+                rule_set: self.rules.version(),
+                started_at: now(),
+            },
+            recent: self.recent.clone(),
+            chains: self.chains.clone(),
+            nodes: self.nodes.clone(),
+            watermark: self.watermark.clone(),
+            health: self.health.clone(),
+            progress: self.health.component("dashboard", SILENCE_MAX),
+            metrics: self.metrics.dashboard.clone(),
+            stop: self.streams.clone(),
+        };
+        tasks.spawn(async move {
+            dashboard::serve(parts).await;
+            Ok(())
+        });
     }
 
     pub(super) fn start_tasks(

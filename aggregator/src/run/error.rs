@@ -59,6 +59,9 @@ pub enum RunError {
     /// The certificate or key of gRPC cannot be used.
     #[error("gRPC cannot be served")]
     GrpcTls(#[source] HttpsError),
+    /// The certificate or key of the dashboard cannot be used.
+    #[error("the dashboard cannot be served")]
+    DashboardTls(#[source] HttpsError),
     /// gRPC cannot be set up.
     #[error("gRPC cannot be served")]
     Grpc(#[from] GrpcError),

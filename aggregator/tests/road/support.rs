@@ -119,6 +119,8 @@ impl World {
             listen = "127.0.0.1:0"
             certificate = {:?}
             key = {:?}
+            [dashboard]
+            listen = "127.0.0.1:0"
             [state]
             directory = {:?}
             [store]
@@ -143,8 +145,14 @@ impl World {
 
     /// An aggregator whose store is not there: what arrives waits in the spool.
     pub(crate) async fn without_store(&self) -> Running {
-        let store = "mode = \"server\"\nurl = \"http://127.0.0.1:9\"";
-        tapio_aggregator::start(self.config(store)).await.unwrap()
+        self.without_store_by(|_config| {}).await
+    }
+
+    /// The same, with another configuration.
+    pub(crate) async fn without_store_by(&self, change: impl FnOnce(&mut Config)) -> Running {
+        let mut config = self.config("mode = \"server\"\nurl = \"http://127.0.0.1:9\"");
+        change(&mut config);
+        tapio_aggregator::start(config).await.unwrap()
     }
 
     /// A bare connection of a peer with a certificate of this name.

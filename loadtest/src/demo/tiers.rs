@@ -39,6 +39,7 @@ pub struct Tiers {
     cluster: String,
     api: String,
     grpc: String,
+    dashboard: String,
     authority: PathBuf,
     /// The `tapio` program.
     command: PathBuf,
@@ -82,7 +83,7 @@ impl Tiers {
         let seen =
             || health().is_ok_and(|answer| answer.sources.iter().any(|source| source.node == stage.node));
         wait(&mut agent, &mut [&mut aggregator, &mut central], stage.interrupt, ROAD_WAIT_MAX, seen)?;
-        let Settings { cluster, api, grpc, authority, .. } = settings;
+        let Settings { cluster, api, grpc, dashboard, authority, .. } = settings;
         let is_store_embedded = server.is_none();
         let command = stage.programs.join("tapio");
         Ok(Self {
@@ -93,6 +94,7 @@ impl Tiers {
             cluster,
             api,
             grpc,
+            dashboard,
             authority,
             command,
             store,
@@ -139,6 +141,7 @@ impl System for Tiers {
         };
         let sql = format!("curl -u {account} {url} -d 'SHOW TABLES FROM tapio'");
         [
+            ("dashboard", format!("{}  (open it in a browser)", self.dashboard)),
             ("REST", format!("{}/api/v1  (certificate: {authority})", self.api)),
             ("command", command),
             ("gRPC", format!("{}  (TLS, reflection, the same certificate)", self.grpc)),

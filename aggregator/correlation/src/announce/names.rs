@@ -2,6 +2,7 @@
 
 use tapio_schemas::{
     entity::{EntityKey, EntityKind, PodIdentity},
+    finding::NamedEntity,
     units::UnixMicros,
 };
 
@@ -9,6 +10,14 @@ use tapio_schemas::{
 pub trait Names {
     /// The pod in which `entity` ran at `at`, if it is known by name.
     fn pod(&self, entity: &EntityKey, at: UnixMicros) -> Option<PodIdentity>;
+}
+
+/// An entity with the names that are known for it at `at`.
+#[must_use]
+pub fn named_entity(entity: &EntityKey, at: UnixMicros, names: &dyn Names) -> NamedEntity {
+    let pod = names.pod(entity, at);
+    let name = pod.as_ref().map_or_else(|| plain_name(entity), |pod| pod.display_name().to_owned());
+    NamedEntity { entity: entity.clone(), name, pod }
 }
 
 /// The name of an entity where nobody knows a better one.

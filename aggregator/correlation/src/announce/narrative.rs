@@ -9,7 +9,7 @@ use tapio_schemas::{
     verdict::{Evidence, Stance, Verdict},
 };
 
-use super::names::{Names, plain_name};
+use super::names::{Names, named_entity, plain_name};
 use crate::{
     rule::{Rule, Step},
     template::{Part, Place, Template, Unit, What},
@@ -70,9 +70,7 @@ fn named(verdict: &Verdict, names: &dyn Names) -> Vec<NamedEntity> {
         if named.iter().any(|known| known.entity == *entity) {
             return;
         }
-        let pod = names.pod(entity, at);
-        let name = pod.as_ref().map_or_else(|| plain_name(entity), |pod| pod.display_name().to_owned());
-        named.push(NamedEntity { entity: entity.clone(), name, pod });
+        named.push(named_entity(entity, at, names));
     };
     for line in &verdict.evidence {
         add(&line.subject, line.first.middle());

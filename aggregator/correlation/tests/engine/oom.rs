@@ -135,3 +135,27 @@ fn inferred_links_say_so() {
     let same = verdict.evidence.iter().find(|line| line.step == "same-trace").unwrap();
     assert_eq!(same.link, LinkKind::Inferred);
 }
+
+/// Scenario: somebody calls shop, and thirty others call payment without harm; ledger is called by payment.
+/// Guarantees: the calls that lead to the fault are told, those of entities with evidence first, up to who noticed
+/// nothing; what does not fit is counted, and what the fault itself calls is not told.
+#[test]
+fn the_calls_that_lead_to_the_fault_are_told() {
+    let mut story = classic().listens(-60_000, "front", 79).calls(-40_000, "front", 80);
+    for number in 0..30 {
+        story = story.calls(-40_000, &format!("other{number}"), 81);
+    }
+    let engine = story.engine(500);
+    let told = engine.calls_around(&story.verdict(500));
+    let [first, .., last] = told.calls.as_slice() else { panic!("{told:?}") };
+    assert_eq!((&first.from, &first.to), (&container("shop"), &container("payment")));
+    assert_eq!(first.link, LinkKind::Observed);
+    assert_eq!((told.calls.len(), told.left_out), (24, 8));
+    assert_eq!(last.to, container("payment"), "the nearest come first");
+    let few = classic().listens(-60_000, "front", 79).calls(-40_000, "front", 80);
+    let told = few.engine(500).calls_around(&few.verdict(500));
+    let pairs: Vec<_> = told.calls.iter().map(|call| (call.from.clone(), call.to.clone())).collect();
+    let called = |from, to| (container(from), container(to));
+    assert_eq!(pairs, [called("shop", "payment"), called("front", "shop")]);
+    assert_eq!(told.left_out, 0);
+}

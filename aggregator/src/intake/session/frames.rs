@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tapio_correlation::{SourceContext, observe_batch};
 use tapio_schemas::{
     ledger::Stage,
+    observation::Input,
     units::{Micros, UnixMicros},
 };
 use tapio_wire::{
@@ -92,6 +93,12 @@ impl Session {
             }
             Content::Frame { position, gap, inputs, events } => {
                 if self.position.accept(position, || append(receipt(position))) {
+                    let now = unix_now();
+                    for input in &inputs {
+                        if let Input::Progress(progress) = input {
+                            self.shared.nodes.heard(progress, now);
+                        }
+                    }
                     self.handover.think(inputs);
                     if let Some(bytes) = live {
                         tap.offer(position.of_source(self.source), &self.node, bytes, events);

@@ -56,6 +56,8 @@ pub(crate) struct Settings {
     pub(crate) api: String,
     /// The aggregator's gRPC address.
     pub(crate) grpc: String,
+    /// The dashboard's address.
+    pub(crate) dashboard: String,
     /// The certificate that the certificates of the API and of gRPC are signed by.
     pub(crate) authority: PathBuf,
 }
@@ -68,9 +70,9 @@ impl Settings {
         identities: &Path,
         server: Option<&ClickHouseServer>,
     ) -> anyhow::Result<Self> {
-        let ports = free_ports(3)?;
-        let [intake, api, grpc] = ports.as_slice() else {
-            anyhow::bail!("three ports were asked for");
+        let ports = free_ports(4)?;
+        let [intake, api, grpc, dashboard] = ports.as_slice() else {
+            anyhow::bail!("four ports were asked for");
         };
         // A server of the user's may hold other runs, also running ones.
         let cluster = folder.file_name().context("a run has a folder")?.to_string_lossy().into_owned();
@@ -85,6 +87,7 @@ impl Settings {
             store_account: folder.join("aggregator").join("connection.toml"),
             api: format!("https://127.0.0.1:{api}"),
             grpc: format!("127.0.0.1:{grpc}"),
+            dashboard: format!("http://127.0.0.1:{dashboard}"),
             authority: keys.api.authority.clone(),
         };
         let agent = table([
@@ -122,6 +125,7 @@ impl Settings {
                     ("key", text(&keys.grpc.key)),
                 ]),
             ),
+            ("dashboard", table([("listen", loopback(*dashboard))])),
             ("state", table([("directory", state("aggregator"))])),
             ("store", store),
             ("context", table([("identities", text(identities))])),
