@@ -144,13 +144,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let base = Base::new(&config, rules);
     // Cancelled when the start fails or is given up, so that no thread waits for a store that never comes.
     let given_up = base.stop.clone().drop_guard();
-    let opened = {
-        let (state, config, positions) = (state.clone(), spool_config(&config), Arc::clone(&base.positions));
-        // Reading a spool through takes as long as the disk needs for it.
-        tokio::task::spawn_blocking(move || open(&state, config, &positions)).await
-    };
-    let Opened { spool, marks, stored, pending, announcements } =
-        opened.map_err(|_panicked| RunError::Panicked { name: "start" })??;
+    let Opened { spool, marks, stored, pending, announcements } = read_state(&state, &config, &base).await?;
     let link = StoreLink::open(&config.store, &state).await?;
     let writer = BlockWriter::new(link.writer().clone(), INSERT_TIME_MAX);
 
@@ -264,6 +258,13 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         losses: base.losses,
         own_name: config.name.to_string(),
     })
+}
+
+/// Opens what is on the disk, which takes as long as the disk needs to read a spool through.
+async fn read_state(state: &StateDirectory, config: &Config, base: &Base) -> Result<Opened, RunError> {
+    let (state, config, positions) = (state.clone(), spool_config(config), Arc::clone(&base.positions));
+    let opened = tokio::task::spawn_blocking(move || open(&state, config, &positions)).await;
+    opened.map_err(|_panicked| RunError::Panicked { name: "start" })?
 }
 
 impl Running {

@@ -3,6 +3,7 @@
 #[cfg(test)]
 #[path = "road/away.rs"]
 mod away;
+#[cfg(test)]
 #[path = "road/dashboard.rs"]
 mod dashboard;
 #[cfg(test)]

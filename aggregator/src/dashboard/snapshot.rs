@@ -14,9 +14,9 @@ use tapio_schemas::{
 use super::{About, Shared};
 use crate::{
     chains::Chain,
+    clock::now,
     nodes::{ACTIVITY_SECS, NodeState, NodeStatus},
     recent::{Following, Recent},
-    run::now,
 };
 
 /// Findings that one answer holds: all that are open, then the latest.
