@@ -93,7 +93,7 @@ fn a_refused_connect_is_seen_from_every_side() {
     assert_eq!((failures.len(), closes.len()), (1, 1), "{failures:?} {closes:?}");
     assert_eq!(i64::from(failures[0].number), libc::SYS_connect);
     assert_eq!((failures[0].errno, failures[0].count), (libc::ECONNREFUSED as u16, 1));
-    assert_eq!((failures[0].address, failures[0].flags), (mapped(address), FLAG_ADDRESS));
+    assert_eq!((failures[0].address, failures[0].flags), (mapped(address), FLAG_ADDRESS | FLAG_TCP));
     assert_eq!(failures[0].header.tgid, std::process::id());
     assert_eq!((closes[0].old_state, closes[0].new_state), (SYN_SENT, CLOSE));
     assert_eq!(closes[0].sock_errno, libc::ECONNREFUSED as u16);

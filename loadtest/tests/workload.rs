@@ -337,13 +337,12 @@ fn a_taken_port_ends_every_restart() {
         let position = scenario.active_restart().unwrap().position;
         assert_eq!(account.exits[position].code(), Some(1));
         assert_eq!(pids.len(), 4, "three containers, and the process that has the port");
-        let summary = account.summary.unwrap();
-        println!("port-in-use, {:?}: {summary:?}", scenario.foreign);
-        assert!(summary.answered > 20, "{summary:?}");
-        let failed: Vec<_> =
-            account.lines.iter().filter(|line| line.service == scenario.gateway.service).collect();
-        let is_failed = |line: &&&TruthLine| line.status.is_none_or(|status| status >= 404);
-        assert!(failed.iter().filter(is_failed).count() > 5, "{summary:?}");
+        // A sender whose calls are never answered may have no time for its summary.
+        let sent = account.lines.iter().filter(|line| line.service == scenario.gateway.service);
+        let (failed, answered): (Vec<_>, Vec<_>) =
+            sent.partition(|line| line.status.is_none_or(|status| status >= 500));
+        println!("port-in-use, {:?}: {} failed", scenario.foreign, failed.len());
+        assert!(answered.len() > 20 && failed.len() > 2, "{} {}", answered.len(), failed.len());
     }
 }
 

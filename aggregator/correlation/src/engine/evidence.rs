@@ -83,7 +83,8 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
 fn telling_item<'a>(step: &Step, group: &'a Group) -> Option<&'a Observation> {
     let items = group.items.iter().map(AsRef::as_ref);
     match step.role() {
-        Role::Cause => items.max_by_key(|item: &&Observation| (end_of(item).latest, item.id)),
+        // One clock stamped them all: how wrong it may have been when a frame left changes nothing about their order.
+        Role::Cause => items.max_by_key(|item: &&Observation| (end_of(item).middle(), item.id)),
         Role::Fault | Role::Effect | Role::Symptom => None,
     }
 }

@@ -92,6 +92,22 @@ fn the_missing_file_is_the_cause() {
     );
 }
 
+/// Scenario: the file that may be absent was told in a frame that left when the node's clock was less sure than later.
+/// Guarantees: the file that was missed last is named all the same.
+#[test]
+fn how_sure_the_clock_was_orders_nothing() {
+    let started = |mut story: Story, millis: i64, number: u64| {
+        let name = format!("payment-{number}");
+        story.error_micros = 5_000;
+        story = story.runs_in(millis, &name, "payment").misses(millis, &name, number, "/etc/override.json");
+        story.error_micros = 40;
+        story.misses(millis + 1, &name, number, "/etc/config.json").exits_failing(millis + 2, &name, number)
+    };
+    let story = started(started(restarted(), 300, 1), 1_300, 2).heard(-30_000, 4_000);
+    let path = verdict(&story).first(Role::Cause).unwrap().attributes["kernel.path"].clone();
+    assert_eq!(path, Value::Text("/etc/config.json".to_owned()));
+}
+
 /// Scenario: a container of the pod, and a program in it, were started before the fault.
 /// Guarantees: both are told as changes of the pod.
 #[test]
