@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 
 import { offset } from '../../web/format';
 import type { Finding, Incidents } from '../../web/model';
-import { dashboard, findings, inaccessible, keep, launch, open, services } from './surroundings';
+import { dashboard, findings, inaccessible, keep, launch, open, road, services } from './surroundings';
 import type { Watched } from './surroundings';
 
 // The leak takes up to half a minute to become a failure; a busy machine takes longer.
@@ -215,15 +215,19 @@ test('names are text', async () => {
 // Scenario: the network between page and aggregator is cut for a while.
 // Guarantees: the page says that what it shows is old, and goes on by itself when the network is back.
 test('lost contact is said, and ends by itself', async () => {
-  const { page } = await open(browser, {}, `/#${id}`);
+  const way = await road();
+  const context = await browser.newContext({ viewport: { width: 1360, height: 900 } });
+  const page = await context.newPage();
+  await page.goto(`${way.address}/#${id}`);
   await page.waitForSelector('.trust-pill.good, .trust-pill.doubt');
   const pill = () => page.locator('.trust-pill').innerText();
-  await page.context().setOffline(true);
+  way.cut();
   await expect.poll(pill, { timeout: 30_000 }).toContain('No contact with the aggregator');
   await keep(page, 'no-contact');
-  await page.context().setOffline(false);
+  way.mend();
   await expect.poll(pill, { timeout: 30_000 }).not.toContain('No contact');
-  await page.context().close();
+  await context.close();
+  way.close();
 });
 
 // Scenario: another page's name points at the dashboard's address.

@@ -3,6 +3,8 @@
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { connect, createServer } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 
 import { chromium } from 'playwright-core';
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
@@ -52,6 +54,51 @@ export async function open(browser: Browser, options: BrowserContextOptions, pat
 
 export async function keep(page: Page, name: string): Promise<void> {
   await page.screenshot({ path: `${artefacts}/${name}.png`, fullPage: true });
+}
+
+export interface Road {
+  /** Where the dashboard is to be had over this road, without a slash behind it. */
+  address: string;
+  /** Ends all connections, and refuses others until it is mended. */
+  cut(): void;
+  mend(): void;
+  close(): void;
+}
+
+/** A road of its own to the dashboard, as a forwarded port is one, that can be cut. */
+export async function road(): Promise<Road> {
+  const { hostname, port } = new URL(dashboard);
+  const sockets = new Set<Socket>();
+  let isCut = false;
+  const cut = () => {
+    isCut = true;
+    for (const socket of sockets) socket.destroy();
+    sockets.clear();
+  };
+  const server = createServer((here) => {
+    if (isCut) return void here.destroy();
+    const there = connect(Number(port), hostname);
+    for (const [one, other] of [[here, there], [there, here]] as const) {
+      sockets.add(one);
+      one.on('error', () => one.destroy());
+      one.on('close', () => {
+        sockets.delete(one);
+        other.destroy();
+      });
+      one.pipe(other);
+    }
+  });
+  await new Promise<void>((ready) => server.listen(0, '127.0.0.1', ready));
+  const own = (server.address() as AddressInfo).port;
+  return {
+    address: `http://127.0.0.1:${own}`,
+    cut,
+    mend: () => void (isCut = false),
+    close: () => {
+      cut();
+      server.close();
+    },
+  };
 }
 
 /** What the `tapio` command says, over REST and the store: another road than the dashboard's. */
