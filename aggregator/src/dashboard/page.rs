@@ -87,10 +87,11 @@ pub(super) async fn guard(State(shared): State<Arc<Shared>>, request: Request, n
 /// Whether a Host header names loopback, at whatever port: ports are forwarded.
 fn is_this_machine(host: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
-    if authority.as_str().contains('@') {
+    let name = authority.host();
+    let is_port_odd = authority.port_u16().is_none() && authority.as_str() != name;
+    if is_port_odd || authority.as_str().contains('@') {
         return false;
     }
-    let name = authority.host();
     let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     name.eq_ignore_ascii_case("localhost")
         || literal.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
