@@ -52,12 +52,12 @@ impl History {
         page: &Page,
     ) -> Result<Vec<StoredEntity>, HistoryError> {
         // The whole life of each, also the part before `since`: an entity that was not seen for a while has two rows.
-        // Rows that a merge has not replaced yet change none of the columns, so that `FINAL` would be for nothing.
+        // `FINAL`, because names that come later stand in a newer row with the same `until`.
         let mut select = self.select(
             "cluster, kind, id, min(since) AS first_time, max(until) AS last_time, \
              toUnixTimestamp64Micro(first_time) AS first_micros, toUnixTimestamp64Micro(last_time) AS last_micros, \
              argMax(names, until) AS newest_names",
-            "tapio.entities",
+            "tapio.entities FINAL",
         );
         let tenant = select.bind("String", &self.tenant);
         select

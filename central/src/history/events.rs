@@ -141,8 +141,8 @@ impl History {
     /// # Errors
     /// As [`History::events`].
     pub async fn event(&self, id: EventId, now: UnixMicros) -> Result<Option<StoredEvent>, HistoryError> {
-        // No key of the events holds their ids. The frame's row says in which cluster and around when to look; what has
-        // none is under way, and so recent.
+        // No key of the events holds their ids. The frame's row says in which cluster and around when to look; what is
+        // under way has none yet.
         let mut frame =
             self.select("cluster, toUnixTimestamp64Micro(max(received_at)) AS received", "tapio.frames");
         frame
@@ -151,11 +151,8 @@ impl History {
             .and("sequence = ?", "UInt64", id.frame.sequence.0);
         let rows = self.rows(frame.build("GROUP BY cluster LIMIT 1")).await?;
         let frame = rows.first().map(|row| (text(row, "cluster"), UnixMicros(number(row, "received"))));
-        let (newest, oldest) = match frame {
-            Some((_, received)) => (received, UnixMicros(0)),
-            None => (now, now.minus(UNDER_WAY_MAX)),
-        };
-        for (since, until) in windows(oldest, newest, None) {
+        let newest = frame.map_or(now, |(_, received)| received);
+        for (since, until) in windows(UnixMicros(0), newest, None) {
             let found = self.event_between(id, frame.map(|(cluster, _)| cluster), since, until).await?;
             if found.is_some() {
                 return Ok(found);
@@ -188,8 +185,6 @@ impl History {
 /// a page of the last month mostly finds it in the last minute.
 const WINDOW_FIRST: Micros = Micros::from_secs(60);
 const WINDOW_GROWTH: u64 = 16;
-/// A frame is complete within this time of its first event's storing, or the aggregator is not at work.
-const UNDER_WAY_MAX: Micros = Micros::from_secs(3_600);
 
 /// Splits the time from `since` to `until` into windows, the newest first: its end is open if `until` is none, because
 /// a node's clock may be ahead, and the second begins before `newest`. None overlaps another.

@@ -65,7 +65,9 @@ fn clusters_add_up_their_nodes() {
     assert!(now().since(day.last_seen) < Micros::from_secs(30));
     let gone: StoredCluster = world.api.get("/clusters/c3", &[("since", "7d")]).unwrap();
     assert_eq!((gone.nodes, gone.last_event), (NodeCounts { live: 0, silent: 1 }, None));
-    assert_eq!(world.refused("/clusters/c3").status, 404);
+    let silent: StoredCluster = world.api.get("/clusters/c3", &[]).unwrap();
+    assert_eq!((silent.nodes, silent.last_seen), (NodeCounts::default(), gone.last_seen));
+    assert_eq!(world.refused("/clusters/c4").status, 404);
 
     for limit in 1..=3 {
         let seen: Vec<StoredCluster> = world.walk("/clusters", &[("since", "7d")], limit, |world, _page| {
