@@ -256,6 +256,7 @@ impl Capture {
         for (subject, reason, count) in self.shared.losses.take() {
             tally.add_at(Stage::EdgeSpool, Fate::Lost, subject, reason, count);
         }
+        self.outgoing.tell_again(self.shared.losses.take_untold());
         let dropped = self.watched.take_dropped_failures();
         tally.add(Fate::Lost, ProbeId::FailedSyscall.name(), "reading-dropped", dropped);
         self.metrics.told(tally);

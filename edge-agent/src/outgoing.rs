@@ -45,6 +45,8 @@ pub(crate) struct Outbound {
     /// How many events it has.
     pub(crate) events: u32,
     pub(crate) bytes: Vec<u8>,
+    /// Its ledger, to be told again if the spool refuses it.
+    pub(crate) ledger: Vec<LedgerEntry>,
 }
 
 /// The batch that is being filled.
@@ -93,6 +95,11 @@ impl Outgoing {
             since,
             rule_set: (RuleSetVersion::default(), 0),
         })
+    }
+
+    /// Has the next frame tell what a lost one told.
+    pub(crate) fn tell_again(&mut self, ledger: Vec<LedgerEntry>) {
+        self.untold.extend(ledger);
     }
 
     /// Writes an event; `false` when it has to be written again after a flush.
@@ -199,7 +206,15 @@ impl Outgoing {
             return Err("spool-behind");
         }
         self.waiting_bytes += bytes.len();
-        self.waiting.push_back(Outbound { position: id.into(), events: summary.rows, bytes });
+        let mut ledger = self.untold.clone();
+        ledger.push(LedgerEntry {
+            stage: Stage::Batch,
+            fate: Fate::Carried,
+            subject: "events".to_owned(),
+            reason: String::new(),
+            count: summary.rows.into(),
+        });
+        self.waiting.push_back(Outbound { position: id.into(), events: summary.rows, bytes, ledger });
         // That the thread is gone is found out with the next frame.
         let _handed_over = self.hand_over();
         Ok(())

@@ -64,7 +64,13 @@ impl Spooler {
         let mut is_well = true;
         loop {
             let (appended, is_frame) = match self.outbound.recv_timeout(TURN) {
-                Ok(frame) => (self.shelf.append(frame.position, frame.events, &frame.bytes), true),
+                Ok(Outbound { position, events, bytes, ledger }) => {
+                    let appended = self.shelf.append(position, events, &bytes);
+                    if appended.is_err() {
+                        self.losses.tell_again(ledger);
+                    }
+                    (appended, true)
+                }
                 Err(RecvTimeoutError::Timeout) => (Ok(()), false),
                 Err(RecvTimeoutError::Disconnected) => break,
             };

@@ -2,7 +2,12 @@
 //!
 //! Written by the spool's thread and the uplink, taken by the capture thread into the next frame's ledger.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tapio_schemas::ledger::LedgerEntry;
 
 /// Why a frame did not stay until it was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,12 +53,16 @@ struct Count {
 
 /// What was lost.
 #[derive(Debug, Default)]
-pub(crate) struct Losses([Count; Loss::ALL.len()]);
+pub(crate) struct Losses {
+    counts: [Count; Loss::ALL.len()],
+    /// Lines of the ledgers of refused frames, each once: as many as there are subjects and reasons.
+    untold: Mutex<Vec<LedgerEntry>>,
+}
 
 impl Losses {
     /// Counts a frame of so many events.
     pub(crate) fn add(&self, loss: Loss, events: u32) {
-        let Some(count) = self.0.get(loss as usize) else { return };
+        let Some(count) = self.counts.get(loss as usize) else { return };
         count.frames.fetch_add(1, Ordering::Relaxed);
         // How many events were in what cannot be read is not known: it counts as one.
         let events = if loss == Loss::NoFrame { 1 } else { u64::from(events) };
@@ -62,14 +71,34 @@ impl Losses {
 
     /// What is to be told in the ledger: subject, reason, count. It is told once.
     pub(crate) fn take(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
-        Loss::ALL.into_iter().zip(&self.0).map(|(loss, count)| {
+        Loss::ALL.into_iter().zip(&self.counts).map(|(loss, count)| {
             let subject = if loss == Loss::NoFrame { "frames" } else { "events" };
             (subject, loss.label(), count.untold.swap(0, Ordering::Relaxed))
         })
     }
 
+    /// Keeps what a refused frame would have told for the next.
+    pub(crate) fn tell_again(&self, ledger: Vec<LedgerEntry>) {
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in ledger {
+            let key = |entry: &LedgerEntry| (entry.stage, entry.fate);
+            let known = untold.iter_mut().find(|known| {
+                key(known) == key(&entry) && known.subject == entry.subject && known.reason == entry.reason
+            });
+            match known {
+                Some(known) => known.count = known.count.saturating_add(entry.count),
+                None => untold.push(entry),
+            }
+        }
+    }
+
+    /// What refused frames would have told. It is told once.
+    pub(crate) fn take_untold(&self) -> Vec<LedgerEntry> {
+        std::mem::take(&mut self.untold.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Frames lost since the start.
     pub(crate) fn frames(&self, loss: Loss) -> u64 {
-        self.0.get(loss as usize).map_or(0, |count| count.frames.load(Ordering::Relaxed))
+        self.counts.get(loss as usize).map_or(0, |count| count.frames.load(Ordering::Relaxed))
     }
 }
