@@ -132,6 +132,10 @@ fn command(tier: &'static Tier, version: &'static str) -> Command {
             .value_name(value_name(key))
             .help(help(key))
             .help_heading(format!("Configuration, [{table}]"));
+        let arg = match key.short_flag {
+            Some(flag) => arg.visible_alias(flag),
+            None => arg,
+        };
         match key.shape {
             Shape::List { .. } => arg.action(ArgAction::Append),
             _ => arg.action(ArgAction::Set),

@@ -28,6 +28,8 @@ pub struct Key {
     pub is_secret: bool,
     /// Whether SIGHUP applies a change to a running process.
     pub is_reloadable: bool,
+    /// A shorter option that says the same, without its dashes.
+    pub short_flag: Option<&'static str>,
 }
 
 /// What can be written for a key.
@@ -68,7 +70,15 @@ pub enum Presence {
 
 impl Key {
     const fn new(path: &'static str, shape: Shape, doc: &'static str) -> Self {
-        Self { path, doc, shape, presence: Presence::Required, is_secret: false, is_reloadable: false }
+        Self {
+            path,
+            doc,
+            shape,
+            presence: Presence::Required,
+            is_secret: false,
+            is_reloadable: false,
+            short_flag: None,
+        }
     }
 
     /// A text.
@@ -125,6 +135,12 @@ impl Key {
         Self { is_reloadable: true, ..self }
     }
 
+    /// A shorter option says the same; without its dashes.
+    #[must_use]
+    pub const fn or_flag(self, flag: &'static str) -> Self {
+        Self { short_flag: Some(flag), ..self }
+    }
+
     /// The table and the name in it.
     #[must_use]
     pub fn table_and_name(&self) -> (&'static str, &'static str) {
@@ -178,7 +194,10 @@ impl Tier {
                 faults.push(format!("{}: its default {text:?} {reason}", key.path));
             }
             for other in self.keys.iter().skip(index + 1) {
-                if self.variable(key) == self.variable(other) || key.flag() == other.flag() {
+                let flags = |key: &Key| [Some(key.flag()), key.short_flag.map(str::to_owned)];
+                let meets =
+                    flags(key).iter().flatten().any(|flag| flags(other).contains(&Some(flag.clone())));
+                if self.variable(key) == self.variable(other) || meets {
                     faults.push(format!("{} and {} have one variable or option", key.path, other.path));
                 }
             }

@@ -9,7 +9,7 @@ static TIER: Tier = Tier {
     about: "Tests.",
     keys: &[
         Key::text("node.name", "Its name."),
-        Key::path("state.directory", "Where it keeps what it has."),
+        Key::path("state.directory", "Where it keeps what it has.").or_flag("state"),
         Key::integer("spool.quota_bytes", 1_048_576, 1 << 40, "Its size.").or("4194304").reloadable(),
         Key::choice("spool.policy", &["refuse", "evict"], "What it does when it is full.").or("refuse"),
         Key::list("uplink.aggregators", 0, 2, "Where it sends.").or(""),
@@ -115,7 +115,8 @@ fn all_faults_are_reported_at_once() {
 }
 
 /// Scenario: command lines.
-/// Guarantees: every key has an option, the modes are understood, and what is not understood is refused.
+/// Guarantees: every key has an option, some a shorter one as well, the modes are understood, and what is not understood
+/// is refused.
 #[test]
 fn every_key_has_an_option() {
     let words = ["tapio-test", "--node-name", "n", "--uplink-aggregators", "a", "--uplink-aggregators", "b"];
@@ -130,6 +131,10 @@ fn every_key_has_an_option() {
     );
     for (word, mode) in [("--check-config", Mode::Check), ("--print-config", Mode::Print)] {
         assert_eq!(Invocation::from_words(&TIER, ["tapio-test", word]).expect("understood").mode(), mode);
+    }
+    for option in ["--state-directory", "--state"] {
+        let invocation = Invocation::from_words(&TIER, ["tapio-test", option, "/var"]).expect("understood");
+        assert_eq!(invocation.settings().expect("no file").text("state.directory").as_deref(), Some("/var"));
     }
     assert!(Invocation::from_words(&TIER, ["tapio-test", "--spool-quota", "1"]).is_err());
 }
@@ -158,6 +163,7 @@ fn the_reference_names_every_key() {
         "`4194304`",
         "`TAPIO_TEST_SPOOL_QUOTA_BYTES`",
         "`--spool-quota-bytes`",
+        "`--state-directory`, `--state`",
         "SIGHUP",
         "required",
     ] {
