@@ -89,6 +89,20 @@ pub static TIER: Tier = Tier {
         Key::secret("store.reader_password", "`server`: that account's password."),
         Key::path("store.reader_password_file", "`server`: the file that holds that account's password.").optional(),
         Key::path("context.identities", "A file of pods' names (JSON); read again when it changes.").optional(),
+        Key::path(
+            "record.directory",
+            "A folder for recordings of what the engine takes, for `tapio replay`; made where there is none. They hold \
+             the events of the cluster: whoever may read it sees them.",
+        )
+        .optional()
+        .or_flag("record"),
+        Key::integer(
+            "record.bytes_max",
+            16 << 20,
+            1 << 44,
+            "Bytes that recordings may use in that folder; the oldest files are removed.",
+        )
+        .or("1073741824"),
         Key::path("rules.directory", "A folder of rules of your own, beside the built-in ones.").optional(),
         Key::text("telemetry.listen", "The loopback address of `/metrics` and `/healthz`; port 0 takes any.")
             .or("127.0.0.1:7402"),
@@ -120,6 +134,8 @@ pub struct Config {
     pub identities: Option<PathBuf>,
     /// Rules of the user, beside the built-in ones.
     pub rules: Option<PathBuf>,
+    /// Whether what the engine takes is recorded, and where.
+    pub record: Option<RecordConfig>,
     /// The loopback address of `/metrics` and `/healthz`.
     pub telemetry_listen: SocketAddr,
     /// What is kept in memory for live questions.
@@ -217,6 +233,15 @@ impl fmt::Debug for Password {
     }
 }
 
+/// Recordings for `tapio replay`.
+#[derive(Clone, Debug)]
+pub struct RecordConfig {
+    /// The folder; made where there is none.
+    pub directory: PathBuf,
+    /// Bytes that recordings may use there; the oldest files are removed.
+    pub bytes_max: u64,
+}
+
 /// Limits of what is kept in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct RecentConfig {
@@ -256,6 +281,11 @@ impl Config {
         let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
         settings.read(tier::LOG_KEY.path, telemetry::check_filter);
         let (identities, rules) = (settings.path("context.identities"), settings.path("rules.directory"));
+        let record_bytes_max = settings.integer("record.bytes_max");
+        let record = settings
+            .path("record.directory")
+            .zip(record_bytes_max)
+            .map(|(directory, bytes_max)| RecordConfig { directory, bytes_max });
         let (
             Some(aggregator),
             Some(trust_domain),
@@ -314,6 +344,7 @@ impl Config {
             store,
             identities,
             rules,
+            record,
             telemetry_listen,
             recent: RecentConfig { findings_max },
         }))

@@ -8,25 +8,24 @@ pub(crate) mod outbox;
 pub(crate) mod queue;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     thread,
     time::Duration,
 };
 
 use tapio_correlation::{
-    Announcer, Engine, EngineStats, Limits, Names, RuleSet, SourceContext,
-    announce::{AnnounceLimits, Owner},
-    observe_batch,
+    Analysis, AnalysisLimits, RuleSet, SourceContext, analysis::AnalysisStats, observe_batch,
 };
 use tapio_daemon::Progress;
+use tapio_recording::revision_bytes;
 use tapio_schemas::{
-    entity::{EntityKey, EntityKind, PodIdentity},
+    entity::{EntityKey, EntityKind},
     finding::Finding,
     ids::{ClusterId, TenantId},
     ledger::Stage,
     observation::Input,
-    units::{Micros, UnixMicros},
+    units::Micros,
 };
 use tapio_spool::{Item, Ordinal, Reader, SpoolError};
 use tapio_wire::frame::{FrameDecoder, FrameFault, FrameLimits};
@@ -42,7 +41,7 @@ use self::{
     queue::Batch,
 };
 use crate::{
-    context::{Context, Pods, entities::Seen},
+    context::{Context, entities::Seen},
     losses::Losses,
     metrics::EngineMetrics,
     pipeline::{
@@ -50,6 +49,7 @@ use crate::{
         store::lost_records,
     },
     recent::Recent,
+    recording::Recorder,
     run::now,
     source::Announcement,
 };
@@ -78,6 +78,7 @@ pub enum EngineThreadError {
 /// What the thread is made of.
 pub(crate) struct Parts {
     pub(crate) rules: Arc<RuleSet>,
+    pub(crate) limits: AnalysisLimits,
     pub(crate) tenant: TenantId,
     pub(crate) cluster: ClusterId,
     pub(crate) context: Context,
@@ -92,7 +93,8 @@ pub(crate) struct Parts {
     pub(crate) replay: Reader,
     pub(crate) replay_until: Ordinal,
     /// The probes that each node lacks, by its name, as it said last.
-    pub(crate) missing: HashMap<String, Vec<String>>,
+    pub(crate) missing: HashMap<String, Arc<[String]>>,
+    pub(crate) recorder: Recorder,
     pub(crate) queue: mpsc::Receiver<Batch>,
     pub(crate) runtime: Handle,
     pub(crate) losses: Arc<Losses>,
@@ -103,40 +105,21 @@ pub(crate) struct Parts {
 
 /// The thread.
 pub(crate) struct EngineThread {
-    engine: Engine,
-    announcer: Announcer,
+    analysis: Analysis,
     parts: Parts,
-    told: EngineStats,
-    /// Findings that the announcer had forgotten when it was asked last.
-    told_forgotten: u64,
-}
-
-/// Names, joined from what the identities say and what events told.
-struct JoinedNames<'a> {
-    engine: &'a Engine,
-    pods: &'a Pods,
-}
-
-impl Names for JoinedNames<'_> {
-    fn pod(&self, entity: &EntityKey, at: UnixMicros) -> Option<PodIdentity> {
-        let pod = self.engine.pod_of(entity, at)?;
-        self.pods.get(&pod.id).cloned()
-    }
+    told: AnalysisStats,
 }
 
 impl EngineThread {
     pub(crate) fn new(mut parts: Parts) -> Self {
-        let engine = Engine::new(Arc::clone(&parts.rules), Limits::default());
-        let mut announcer = Announcer::new(AnnounceLimits::default());
-        let mut latest: BTreeMap<String, Finding> = BTreeMap::new();
+        let (tenant, cluster) = (parts.tenant.clone(), parts.cluster.clone());
+        let analysis = Analysis::new(Arc::clone(&parts.rules), tenant, cluster, parts.limits);
         parts.recent.begin(parts.announced.first(), parts.announced.next());
-        for (place, finding) in std::mem::take(&mut parts.earlier) {
-            parts.recent.put(place, Arc::new(finding.clone()));
-            latest.insert(finding.id.clone(), finding);
+        for (place, finding) in &parts.earlier {
+            parts.recent.put(*place, Arc::new(finding.clone()));
         }
-        announcer.adopt(latest.into_values());
         parts.announced.wake(parts.outbox.clone());
-        Self { engine, announcer, parts, told: EngineStats::default(), told_forgotten: 0 }
+        Self { analysis, parts, told: AnalysisStats::default() }
     }
 
     /// Works until nobody can hand anything over any more.
@@ -144,6 +127,7 @@ impl EngineThread {
     /// # Errors
     /// When the disk under the state directory fails.
     pub(crate) fn run(mut self) -> Result<(), EngineThreadError> {
+        self.adopt();
         self.replay()?;
         let runtime = self.parts.runtime.clone();
         let mut next_tick = Instant::now();
@@ -184,16 +168,26 @@ impl EngineThread {
             }
         }
         self.tick()?;
+        self.parts.recorder.finish();
         self.parts.announced.close()?;
         self.parts.progress.finish();
         Ok(())
     }
 
+    /// Takes over what was announced before this process started.
+    fn adopt(&mut self) {
+        let earlier = std::mem::take(&mut self.parts.earlier);
+        let earlier = earlier.into_iter().map(|(_place, finding)| finding);
+        let recorder = &mut self.parts.recorder;
+        self.analysis.adopt(earlier.inspect(|finding| recorder.earlier(finding)));
+    }
+
     fn take(&mut self, batch: Batch) {
         self.parts.metrics.inputs.inc_by(batch.inputs.len() as u64);
+        self.parts.recorder.frame(batch.kept);
         for input in batch.inputs {
             self.note(&input);
-            self.engine.insert(input);
+            self.analysis.insert(input);
         }
     }
 
@@ -214,15 +208,12 @@ impl EngineThread {
     /// Tells the engine the time and announces what follows; returns whether there was anything.
     fn tick(&mut self) -> Result<bool, EngineThreadError> {
         let now = now();
-        self.engine.tick(now);
-        let verdicts = self.engine.verdicts();
-        self.parts.metrics.verdicts.set(i64::try_from(verdicts.len()).unwrap_or(i64::MAX));
         let pods = self.parts.context.pods();
-        let names = JoinedNames { engine: &self.engine, pods: &pods };
-        let owner = Owner { tenant: &self.parts.tenant, cluster: &self.parts.cluster };
-        self.announcer.follow(&self.engine);
-        let findings = self.announcer.fold(&verdicts, &names, now, owner, &self.parts.rules);
-        for finding in &findings {
+        self.parts.recorder.names(&pods);
+        self.analysis.rename(pods);
+        let findings = self.analysis.tick(now);
+        let revisions: Vec<_> = findings.iter().map(revision_bytes).collect();
+        for (finding, bytes) in findings.iter().zip(&revisions) {
             tracing::info!(
                 id = finding.id,
                 revision = finding.revision,
@@ -231,7 +222,7 @@ impl EngineThread {
                 "a finding"
             );
             let place = self.parts.announced.next();
-            let evicted = self.parts.announced.append(finding)?;
+            let evicted = self.parts.announced.append(bytes)?;
             if evicted > 0 {
                 // Whether those were stored is not known here; the outbox counts those that were not.
                 tracing::warn!(evicted, "findings were let go before the replay window was over");
@@ -239,6 +230,7 @@ impl EngineThread {
             self.parts.metrics.findings.inc();
             self.parts.recent.put(place, Arc::new(finding.clone()));
         }
+        self.parts.recorder.tick(now, revisions);
         self.count_losses();
         let waiting = self.parts.announced.next().saturating_sub(self.parts.findings_stored.get());
         self.parts.metrics.findings_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
@@ -247,9 +239,9 @@ impl EngineThread {
 
     /// Counts what the engine gave up since the last time.
     fn count_losses(&mut self) {
-        let stats = self.engine.stats();
-        let (was, is) = (self.told, stats);
-        let forgotten = self.announcer.forgotten();
+        let stats = self.analysis.stats();
+        let (was, is) = (self.told.engine, stats.engine);
+        self.parts.metrics.verdicts.set(i64::try_from(is.drafts).unwrap_or(i64::MAX));
         // Of faults it is known how many are over budget now: those that were before are counted already.
         let faults = is.faults_skipped.saturating_sub(was.faults_skipped) as u64;
         for (subject, reason, lost) in [
@@ -257,7 +249,7 @@ impl EngineThread {
             ("relations", "relations-full", is.evicted_relations - was.evicted_relations),
             ("frames", "frames-full", is.evicted_frames - was.evicted_frames),
             ("faults", "faults-full", faults),
-            ("findings", "findings-full", forgotten - self.told_forgotten),
+            ("findings", "findings-full", stats.findings_forgotten - self.told.findings_forgotten),
         ] {
             if lost > 0 {
                 self.parts.metrics.drops.add(reason, lost);
@@ -265,7 +257,6 @@ impl EngineThread {
             }
         }
         self.told = stats;
-        self.told_forgotten = forgotten;
     }
 
     /// Lets go of findings that are stored and older than the replay window.
@@ -315,10 +306,12 @@ impl EngineThread {
                 Kind::Frame => {
                     // What cannot be opened the feeder counts.
                     let Ok((header, view)) = decoder.decode(record.body, None) else { continue };
+                    let missing = missing.get(record.name).map_or_else(Arc::default, Arc::clone);
+                    self.parts.recorder.frame_again(record.name, &missing, arrival, record.body);
                     let context = SourceContext {
                         node: record.name,
                         clock_error: Micros(header.meta.clock.error_micros),
-                        missing_probes: missing.get(record.name).map_or(&[], Vec::as_slice),
+                        missing_probes: &missing,
                     };
                     let rules = Arc::clone(&self.parts.rules);
                     observe_batch(&view, header.meta.id, &context, &rules, &mut |input| inputs.push(input));
@@ -326,18 +319,19 @@ impl EngineThread {
                 }
                 Kind::Source => {
                     if let Ok(announcement) = serde_json::from_slice::<Announcement>(record.body) {
-                        missing.insert(record.name.to_owned(), announcement.missing_probes());
+                        missing.insert(record.name.to_owned(), announcement.missing_probes().into());
                     }
                 }
                 Kind::OwnLedger | Kind::GivenUp => {}
             }
             for input in inputs.drain(..) {
                 self.note(&input);
-                self.engine.insert(input);
+                self.analysis.insert(input);
             }
             if records.is_multiple_of(REPLAY_TICK_RECORDS) {
                 // What is old is let go as it was then; nothing is announced before all is seen again.
-                self.engine.tick(arrival);
+                self.parts.recorder.catch_up(arrival);
+                self.analysis.catch_up(arrival);
                 self.count_losses();
             }
             self.parts.progress.tick();

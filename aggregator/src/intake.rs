@@ -32,6 +32,7 @@ use crate::{
     losses::Losses,
     metrics::IntakeMetrics,
     pipeline::{positions::Positions, spooler::Command},
+    recording::Tape,
     rules::Rules,
 };
 
@@ -62,6 +63,7 @@ pub(crate) struct Parts {
     pub(crate) spooler: mpsc::Sender<Command>,
     pub(crate) engine: engine::queue::Queue,
     pub(crate) tap: Tap,
+    pub(crate) tape: Tape,
     pub(crate) rules: Arc<Rules>,
     pub(crate) losses: Arc<Losses>,
     pub(crate) metrics: IntakeMetrics,
@@ -87,6 +89,7 @@ struct Shared {
     spooler: mpsc::Sender<Command>,
     engine: engine::queue::Queue,
     tap: Tap,
+    tape: Tape,
     rules: Arc<Rules>,
     losses: Arc<Losses>,
     metrics: IntakeMetrics,
@@ -123,6 +126,7 @@ impl Intake {
             spooler,
             engine,
             tap,
+            tape: parts.tape,
             rules: parts.rules,
             losses: parts.losses,
             metrics: parts.metrics,

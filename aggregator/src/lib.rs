@@ -18,6 +18,7 @@ mod live;
 mod losses;
 mod metrics;
 mod pipeline;
+mod recording;
 mod rules;
 mod source;
 mod state;

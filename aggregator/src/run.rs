@@ -158,10 +158,8 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
 
     let mut encoder = Encoder::new(own(&config), base.context.clone())?;
     announcements.iter().for_each(|(_node, announcement)| encoder.remember(announcement));
-    let missing =
-        announcements.into_iter().map(|(node, announcement)| (node, announcement.missing_probes())).collect();
-    let fed = Fed { missing, queue: engine_queue };
-    base.start_engine(&mut threads, &state, &spool, fed, &writer, ready.clone())?;
+    let fed = Fed { announcements, queue: engine_queue, record: config.record.as_ref() };
+    let tape = base.start_engine(&mut threads, &state, &spool, fed, &writer, ready.clone())?;
     let feeder = Feeder {
         reader: spool.read_from(Ordinal(stored.until)),
         shared: Arc::clone(&shared),
@@ -217,6 +215,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         spooler: spooler.clone(),
         engine: engine.clone(),
         tap,
+        tape,
         rules: Arc::new(base.rules.clone()),
         losses: Arc::clone(&base.losses),
         metrics: base.metrics.intake,
@@ -319,7 +318,7 @@ impl Running {
             Err(_elapsed) => tracing::warn!("not everything is stored, the rest waits in the spool"),
         }
         self.stop.cancel();
-        for name in ["store", "findings"] {
+        for name in ["store", "findings", "recording"] {
             result = result.and(self.threads.join(name, THREAD_TIME_MAX).await);
         }
         shutdown::drain(&mut self.tasks, THREAD_TIME_MAX).await;

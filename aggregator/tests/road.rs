@@ -10,6 +10,9 @@ mod grpc;
 #[path = "road/grpc_python.rs"]
 mod grpc_python;
 #[cfg(test)]
+#[path = "road/recording.rs"]
+mod recording;
+#[cfg(test)]
 #[path = "road/recovering.rs"]
 mod recovering;
 #[cfg(test)]

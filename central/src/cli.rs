@@ -3,6 +3,7 @@
 pub mod client;
 mod events;
 pub mod render;
+pub mod replay;
 
 use std::{io::Write, path::PathBuf};
 
@@ -10,7 +11,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tapio_schemas::{finding::Finding, units::UnixMicros};
 use time::OffsetDateTime;
 
-use self::client::{ApiClient, ClientError};
+use self::{
+    client::{ApiClient, ClientError},
+    replay::ReplayFailure,
+};
 use crate::{
     api::rest::{health::HealthAnswer, ledger::LedgerAnswer, page::List},
     history::nodes::StoredNode,
@@ -73,6 +77,8 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         limit: u32,
     },
+    /// Tell the engine again what an aggregator recorded: the same findings, byte for byte, or those of other rules.
+    Replay(replay::ReplayArguments),
     /// Show in one screen whether to trust the system now.
     Status,
     /// Print the completions of a shell; its documentation says where they belong.
@@ -82,14 +88,47 @@ enum Command {
     },
 }
 
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// There is no answer of the API.
+    #[error(transparent)]
+    Api(#[from] ClientError),
+    /// A replay failed.
+    #[error(transparent)]
+    Replay(#[from] ReplayFailure),
+}
+
+impl CommandError {
+    /// The exit status of the process.
+    #[must_use]
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Api(_) => 1,
+            Self::Replay(failure) => failure.exit_status(),
+        }
+    }
+
+    /// Whether the reader of a pipe went away, as `tapio findings | head` does.
+    #[must_use]
+    pub fn is_broken_pipe(&self) -> bool {
+        match self {
+            Self::Api(ClientError::Write(error)) | Self::Replay(ReplayFailure::Write(error)) => {
+                error.kind() == std::io::ErrorKind::BrokenPipe
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Runs the command and writes its answer to `out`.
 ///
 /// # Errors
-/// When the API does not answer or refuses, or `out` cannot be written.
-pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError> {
+/// When the API does not answer or refuses, a replay fails, or `out` cannot be written.
+pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), CommandError> {
     let client = || ApiClient::new(&arguments.api, arguments.ca.as_deref());
     let now = now();
-    match &arguments.command {
+    let answered = match &arguments.command {
         Command::Findings { state, cluster, since, limit } => {
             let limit = limit.to_string();
             let mut query = vec![("since", since.as_str()), ("limit", &limit)];
@@ -114,6 +153,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError
             show(arguments.json, out, &list, |list, out| render::nodes::list(list, now, out))
         }
         Command::Completions { shell } => completions(*shell, out),
+        Command::Replay(replay) => return Ok(replay::run(replay, arguments.json, out)?),
         Command::Status => {
             let client = client()?;
             let health = client.get::<HealthAnswer>("/health", &[])?;
@@ -122,7 +162,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError
             let status = render::Status { health, ledger, open: open.items };
             show(arguments.json, out, &status, |status, out| render::status(status, now, out))
         }
-    }
+    };
+    Ok(answered?)
 }
 
 fn completions(shell: clap_complete::Shell, out: &mut dyn Write) -> Result<(), ClientError> {

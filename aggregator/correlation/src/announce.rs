@@ -10,7 +10,8 @@ mod narrative;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use names::Names;
+pub use names::{Names, Pods};
+use serde::{Deserialize, Serialize};
 use tapio_schemas::{
     entity::EntityKey,
     finding::{Finding, FindingState, mint_id, mint_incident_id},
@@ -26,7 +27,8 @@ use crate::{
 };
 
 /// The bounds of the fold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AnnounceLimits {
     /// The most findings remembered; the resolved and oldest are forgotten first.
     pub findings_max: usize,

@@ -20,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
 use tapio_schemas::{
     entity::{EntityKey, EntityKind, Relation},
     observation::{Input, Observation},
@@ -37,7 +38,8 @@ use self::{
 use crate::rule::RuleSet;
 
 /// The bounds of an engine. Each is a policy: what goes beyond is evicted oldest first, or waits no longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// The most observations kept; the oldest are evicted, and verdicts that overlap them are capped.
     pub observations_max: usize,

@@ -66,7 +66,7 @@ pub(super) struct Session {
     /// When that is to be written down again, so that the spool always holds it.
     announce_at: Option<Instant>,
     /// The probes that do not work on the node, as its hello said.
-    missing_probes: Vec<String>,
+    missing_probes: Arc<[String]>,
     started: Instant,
     /// When the peer's certificate is no longer valid.
     expires_at: Option<Instant>,
@@ -102,7 +102,7 @@ impl Session {
             counted: (0, 0),
             announcement: None,
             announce_at: None,
-            missing_probes: Vec::new(),
+            missing_probes: Arc::default(),
             shared,
             connection,
             node,
@@ -358,7 +358,7 @@ impl Session {
             received = %marks.received,
             "a node's session is open"
         );
-        self.missing_probes = missing_probes(&hello.capabilities);
+        self.missing_probes = missing_probes(&hello.capabilities).into();
         self.announcement = Some(Announcement {
             source: self.source,
             incarnation,

@@ -1,12 +1,12 @@
 //! What nearly every part of the tier holds, the sockets, and how the engine and the small tasks are started.
 
 use std::{
-    collections::HashMap,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
 
+use tapio_correlation::AnalysisLimits;
 use tapio_daemon::{Health, Registry, http};
 use tapio_identity::{Credentials, https, quic};
 use tapio_schemas::ids::{ClusterId, TenantId};
@@ -25,7 +25,7 @@ use super::{
     threads::{self, Threads},
 };
 use crate::{
-    config::{Config, GrpcConfig},
+    config::{Config, GrpcConfig, RecordConfig},
     context::{Context, entities::Seen},
     engine::{
         self, EngineThread,
@@ -37,7 +37,9 @@ use crate::{
     metrics::Metrics,
     pipeline::{positions::Positions, spooler::Command},
     recent::Recent,
+    recording::{self, Recorder, Tape, Writer},
     rules::Rules,
+    source::Announcement,
     state::StateDirectory,
     tasks,
 };
@@ -87,10 +89,12 @@ impl Listening {
 }
 
 /// What the engine is fed with beside the spool.
-pub(super) struct Fed {
-    /// The probes that each node lacks, by its name.
-    pub(super) missing: HashMap<String, Vec<String>>,
+pub(super) struct Fed<'a> {
+    /// What each node said last, with its name.
+    pub(super) announcements: Vec<(String, Announcement)>,
     pub(super) queue: mpsc::Receiver<engine::queue::Batch>,
+    /// Where that is recorded.
+    pub(super) record: Option<&'a RecordConfig>,
 }
 
 /// What nearly every part holds.
@@ -140,16 +144,20 @@ impl Base {
         }
     }
 
-    /// Starts the engine's thread and that of its findings' way into the store. The replay is its first work, so nothing that comes later can overtake it.
+    /// Starts the engine's thread, that of its findings' way into the store, and that of the recording. The replay is
+    /// its first work, so nothing that comes later can overtake it.
     pub(super) fn start_engine(
         &self,
         threads: &mut Threads,
         state: &StateDirectory,
         spool: &Spool,
-        fed: Fed,
+        fed: Fed<'_>,
         writer: &BlockWriter,
         ready: watch::Receiver<bool>,
-    ) -> Result<(), RunError> {
+    ) -> Result<Tape, RunError> {
+        let limits = AnalysisLimits::default();
+        let (tape, recorder) = self.start_recording(threads, fed.record, limits)?;
+        let lacks = |(node, said): (String, Announcement)| (node, said.missing_probes().into());
         let (announced, earlier) = Announced::open(state)?;
         let (outbox, findings_stored) = Outbox::new(
             state,
@@ -169,6 +177,7 @@ impl Base {
             .spawn("findings", move || if wait() { outbox.run().map_err(RunError::from) } else { Ok(()) })?;
         let thread = EngineThread::new(engine::Parts {
             rules: Arc::clone(self.rules.engine()),
+            limits,
             tenant: self.tenant.clone(),
             cluster: self.cluster.clone(),
             context: self.context.clone(),
@@ -180,7 +189,8 @@ impl Base {
             outbox,
             replay: spool.read_from(spool.first()),
             replay_until: spool.next(),
-            missing: fed.missing,
+            missing: fed.announcements.into_iter().map(lacks).collect(),
+            recorder,
             queue: fed.queue,
             runtime: Handle::current(),
             losses: Arc::clone(&self.losses),
@@ -189,7 +199,38 @@ impl Base {
             replay_window: self.replay_window,
         });
         threads.spawn("engine", move || thread.run().map_err(RunError::from))?;
-        Ok(())
+        Ok(tape)
+    }
+
+    /// Starts the thread that records what the engine takes, where that is asked for.
+    fn start_recording(
+        &self,
+        threads: &mut Threads,
+        config: Option<&RecordConfig>,
+        limits: AnalysisLimits,
+    ) -> Result<(Tape, Recorder), RunError> {
+        let Some(config) = config else { return Ok(recording::nothing()) };
+        let (tape, recorder, source) = recording::recording();
+        let writer = Writer::open(
+            config,
+            recording::Parts {
+                rules: Arc::clone(self.rules.engine()),
+                tenant: self.tenant.clone(),
+                cluster: self.cluster.clone(),
+                limits,
+                began: now(),
+                source,
+                runtime: Handle::current(),
+                metrics: self.metrics.recording.clone(),
+                progress: self.health.component("recording", SILENCE_MAX),
+                stop: self.stop.clone(),
+            },
+        )?;
+        threads.spawn("recording", move || {
+            writer.run();
+            Ok(())
+        })?;
+        Ok((tape, recorder))
     }
 
     /// Starts the thread that brings events to subscribers.

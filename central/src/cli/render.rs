@@ -2,6 +2,7 @@
 
 pub(crate) mod events;
 pub(crate) mod nodes;
+pub(crate) mod replay;
 
 use std::io::{self, Write};
 

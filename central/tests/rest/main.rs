@@ -15,6 +15,7 @@
 mod clusters;
 mod command;
 mod command_lists;
+mod command_replay;
 mod entities;
 mod events;
 mod exchange;
