@@ -4,6 +4,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -28,6 +29,7 @@ use crate::{
         encode::{Encoder, Own},
         record::{self, Kind, Record},
     },
+    recording::{self, Tape},
     run::now,
 };
 
@@ -108,6 +110,20 @@ fn checking_a_frame_allocates_nothing() {
     };
     check(&large);
     assert_eq!((check(&small), check(&large)), (0, 0));
+}
+
+/// Scenario: accepted frames of 100 and of 10,000 events are kept for a recording; then nothing is recorded.
+/// Guarantees: a frame that is recorded costs the intake one allocation, whatever is in it; otherwise none.
+#[test]
+fn recording_costs_the_intake_little() {
+    let (tape, _recorder, _source) = recording::recording();
+    let (off, _recorder) = recording::nothing();
+    let missing = Arc::from(["exit: failed".to_owned()]);
+    let frames = [100, 10_000].map(|events| Bytes::from(frame(SourceId([1; 16]), events)));
+    // As they arrive they are shared already: the spool has them too.
+    let _shared = frames.clone();
+    let keep = |tape: &Tape, frame| count(|| drop(tape.keep("n1", &missing, now(), frame)));
+    assert_eq!(frames.each_ref().map(|frame| (keep(&tape, frame), keep(&off, frame))), [(1, 0); 2]);
 }
 
 /// Scenario: an accepted frame comes to where subscribers are fed, and there are none; then there is one.

@@ -103,6 +103,13 @@ pub trait System {
 
     /// Ends all tiers in order; returns those that did not end as they should.
     fn stop(self) -> Vec<anyhow::Error>;
+
+    /// Replays what a system that has ended recorded on this stage, and holds it against what was live: what the system
+    /// itself noted, and these findings, as REST gave them. Returns how many revisions there were.
+    ///
+    /// # Errors
+    /// The replay gives anything else.
+    fn replay(stage: Stage<'_>, findings: &[Value]) -> anyhow::Result<usize>;
 }
 
 /// How a demo ended.
@@ -195,9 +202,11 @@ fn stage<S: System>(
     let mut workload = Workload::start(scenario, surroundings)?;
     printer.started(scenario);
     let running = Running { workload: &mut workload, surroundings, system: &mut system };
+    let mut findings = None;
     let ending = match watch(scenario, running, interrupt, printer)? {
         None => Ending::Interrupted,
         Some(answer) => {
+            findings = Some(answer.findings.clone());
             let report = conclude(scenario, &system, answer)?;
             printer.verdict(&report, &system);
             if options.keep {
@@ -213,6 +222,10 @@ fn stage<S: System>(
     }
     for fault in system.stop() {
         printer.unclean(&format!("{fault:#}"));
+    }
+    if let Some(findings) = findings {
+        let revisions = S::replay(stage, &findings).context("what was recorded gives something else")?;
+        printer.line(&format!("replayed from its recording: the same {revisions} revisions, byte for byte"));
     }
     Ok(ending)
 }

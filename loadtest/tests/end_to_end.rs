@@ -19,8 +19,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::Parser as _;
 use serde_json::Value;
-use tapio_central::api::rest::page::List;
+use tapio_central::{api::rest::page::List, cli};
 use tapio_loadtest::{
     cgroup::Hierarchy,
     compare::{Outcome, judge},
@@ -312,6 +313,23 @@ fn survivors(run: &Run) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// The recording, replayed by the people's command, gives what was live byte for byte, and what REST gave.
+fn assert_replay_is_what_was_live(recordings: &Path, findings: &[Value]) {
+    let words = ["tapio", "replay", recordings.to_str().unwrap(), "--json"];
+    let mut revisions = Vec::new();
+    cli::run(&cli::Arguments::try_parse_from(words).unwrap(), &mut revisions).unwrap();
+    let text = String::from_utf8(revisions).unwrap();
+    let revisions: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for finding in findings {
+        assert!(
+            revisions.contains(finding),
+            "the replay has no {} revision {}",
+            finding["id"],
+            finding["revision"]
+        );
+    }
+}
+
 fn leak(runtime: Runtime, label: &str) {
     if not_proven("a leak is found by its evidence, and what happened is what is stored") {
         return;
@@ -324,7 +342,7 @@ fn leak(runtime: Runtime, label: &str) {
     assert_nothing_is_stored_twice(&run);
     let judgement = judge(&run.scenario.truth(), &run.scenario.members(), &run.findings);
     assert!(judgement.right, "{}: {:#?}", judgement.wrong_because, run.findings);
-    run.tiers.stop().unwrap();
+    assert_replay_is_what_was_live(&run.tiers.stop().unwrap(), &run.findings);
 }
 
 /// The body of an HTTP answer.
@@ -398,5 +416,5 @@ fn health_makes_no_finding() {
     assert_nothing_is_stored_twice(&run);
     let judgement = judge(&run.scenario.truth(), &run.scenario.members(), &run.findings);
     assert_eq!(judgement.outcome, Outcome::None, "{:#?}", run.findings);
-    run.tiers.stop().unwrap();
+    assert_replay_is_what_was_live(&run.tiers.stop().unwrap(), &run.findings);
 }
