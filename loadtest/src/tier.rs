@@ -49,7 +49,9 @@ impl Tier {
             );
         }
         let log = folder.join(format!("{name}.log"));
-        let output = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        // Behind what an earlier process of the tier has logged, if there was one.
+        let output = File::options().create(true).append(true).open(&log);
+        let output = output.with_context(|| format!("cannot create {}", log.display()))?;
         let errors = output.try_clone().context("cannot share the log file")?;
         // The kernel ends the tier with the demo, also where the demo is killed and can end nothing.
         let child = Command::new("setpriv")
@@ -139,6 +141,18 @@ impl Tier {
         if !exit.success() {
             bail!("{} did not end in order ({exit}); the end of its log:\n{}", self.name, self.log_end());
         }
+        Ok(())
+    }
+
+    /// Kills the tier with SIGKILL, as the kernel would, and waits until it is gone.
+    ///
+    /// # Errors
+    /// It had ended by itself before, or the kernel refuses.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.check()?;
+        self.stopped = true;
+        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+        self.child.wait().with_context(|| format!("cannot wait for {}", self.name))?;
         Ok(())
     }
 
