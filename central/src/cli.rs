@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use self::client::{ApiClient, ClientError};
 use crate::{
     api::rest::{health::HealthAnswer, ledger::LedgerAnswer, page::List},
-    history::nodes::StoredNode,
+    history::{clusters::StoredCluster, nodes::StoredNode},
 };
 
 /// Tapio: the root cause of a failure, and its proof.
@@ -125,11 +125,30 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError
         Command::Status => {
             let client = client()?;
             let health = client.get::<HealthAnswer>("/health", &[])?;
-            let ledger = client.get::<LedgerAnswer>("/ledger", &[("since", "5m")])?;
-            let open = client.get::<List<Finding>>("/findings", &[("state", "open"), ("since", "24h")])?;
-            let status = render::Status { health, ledger, open: open.items };
-            show(arguments.json, out, &status, |status, out| render::status(status, now, out))
+            // Health says that the store does not answer; the rest is then empty, and the answer is no.
+            let ledger = unless_failed(client.get::<LedgerAnswer>("/ledger", &[("since", "5m")]))?;
+            let open = [("state", "open"), ("since", "24h")];
+            let open = unless_failed(client.get::<List<Finding>>("/findings", &open))?;
+            let clusters =
+                unless_failed(client.get::<List<StoredCluster>>("/clusters", &[("since", "24h")]))?;
+            let status = render::status::Status::judged(
+                health,
+                clusters.map(|list| list.items).unwrap_or_default(),
+                ledger.unwrap_or_default(),
+                open.map(|list| list.items).unwrap_or_default(),
+                now,
+            );
+            show(arguments.json, out, &status, |status, out| render::status::status(status, now, out))
         }
+    }
+}
+
+/// What the API answered; nothing where it says that it cannot answer now.
+fn unless_failed<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(ClientError::Refused(problem)) if problem.status >= 500 => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

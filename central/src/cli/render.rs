@@ -2,10 +2,10 @@
 
 pub(crate) mod events;
 pub(crate) mod nodes;
+pub mod status;
 
 use std::io::{self, Write};
 
-use serde::Serialize;
 use tapio_schemas::{
     finding::{Finding, FindingState},
     units::{Micros, UnixMicros},
@@ -13,25 +13,10 @@ use tapio_schemas::{
 };
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::api::rest::{
-    health::{HealthAnswer, SILENT_AFTER_MICROS},
-    ledger::LedgerAnswer,
-    page::List,
-};
+use crate::api::rest::page::List;
 
 /// An id is shown with this many characters; they tell a fleet's open findings apart.
 const SHORT_ID_CHARS: usize = 10;
-
-/// What `tapio status` shows.
-#[derive(Debug, Serialize)]
-pub struct Status {
-    /// Central's own word.
-    pub health: HealthAnswer,
-    /// What was carried and lost in the last minutes.
-    pub ledger: LedgerAnswer,
-    /// The open findings.
-    pub open: Vec<Finding>,
-}
 
 /// A finding as a story: one sentence, the chain, then what it rests on.
 ///
@@ -159,49 +144,6 @@ pub fn findings(list: &List<Finding>, now: UnixMicros, out: &mut dyn Write) -> i
     }
     if list.next_cursor.is_some() {
         writeln!(out, "there are more; narrow with --since, --state, --cluster or raise --limit")?;
-    }
-    Ok(())
-}
-
-/// One screen: health, sources, losses, open findings.
-///
-/// # Errors
-/// When `out` cannot be written.
-pub fn status(status: &Status, now: UnixMicros, out: &mut dyn Write) -> io::Result<()> {
-    let health = &status.health;
-    writeln!(out, "{} is {} (version {})", health.central, health.status, health.version)?;
-    for reason in &health.reasons {
-        writeln!(out, "  {reason}")?;
-    }
-    writeln!(out, "sources heard in the last day: {}", health.sources.len())?;
-    for source in &health.sources {
-        let silent = now.since(source.last_seen);
-        let word = if silent.0 > SILENT_AFTER_MICROS { "silent" } else { "live" };
-        let working = source
-            .capability
-            .iter()
-            .filter(|probe| probe.state == tapio_schemas::capability::ProbeState::Working)
-            .count();
-        writeln!(
-            out,
-            "  {:<24} {word:<6} last heard {} ago, {working} of {} probes work",
-            source.node,
-            length(silent),
-            source.capability.len()
-        )?;
-    }
-    writeln!(
-        out,
-        "last 5 minutes: {} records, {} lost",
-        grouped(status.ledger.records),
-        grouped(status.ledger.lost)
-    )?;
-    for line in status.ledger.items.iter().filter(|line| line.fate == "lost") {
-        writeln!(out, "  {} lost {} at {} ({})", line.node, grouped(line.count), line.stage, line.reason)?;
-    }
-    writeln!(out, "open findings: {}", status.open.len())?;
-    for finding in &status.open {
-        writeln!(out, "  {}  {}", short(&finding.id), finding.title)?;
     }
     Ok(())
 }

@@ -119,7 +119,7 @@ fn a_finding_is_explained() {
 }
 
 /// Scenario: `tapio status` with a live and a silent source, losses, and findings of which one is resolved.
-/// Guarantees: the screen and the JSON name them all.
+/// Guarantees: the answer comes first, with the heaviest reason; the screen names them all and fits; the JSON too.
 #[test]
 fn status_is_one_screen() {
     let Some(mut world) = World::start() else { return };
@@ -146,22 +146,25 @@ fn status_is_one_screen() {
 
     let screen = world.printed(&["status"]);
     for expected in [
-        "central-test is degraded",
-        "n2 was last heard 50",
-        "sources heard in the last day: 2",
-        "live",
-        "silent",
-        "1 of 2 probes work",
-        "last 5 minutes: 18,204 records, 204 lost",
-        "n1 lost 204 at kernel (ring-full)",
-        "open findings: 2",
+        "trust: no\n",
+        "1 of 2 nodes are silent: n2 (8 min)",
+        "lost 204 of 18,204 records in 5 minutes: n1 204 at kernel",
+        "central   central-test",
+        "nodes     1 live, 1 silent",
+        "records   18,204 in 5 minutes, 204 lost",
+        "findings  2 open",
         &findings[2].title,
     ] {
         assert!(screen.contains(expected), "{expected:?} is missing in\n{screen}");
     }
     assert!(!screen.contains(&findings[0].title), "{screen}");
+    assert!(
+        screen.lines().count() <= 24 && screen.lines().all(|line| line.chars().count() <= 80),
+        "{screen}"
+    );
     let json: serde_json::Value = serde_json::from_str(&world.printed(&["status", "--json"])).unwrap();
     assert_eq!(json["health"]["status"], "degraded");
+    assert_eq!(json["trust"]["answer"], "no");
     assert_eq!(json["ledger"]["lost"], 204);
     assert_eq!(json["open"].as_array().unwrap().len(), 2);
 }
