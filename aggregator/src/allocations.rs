@@ -4,6 +4,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ use crate::{
         encode::{Encoder, Own},
         record::{self, Kind, Record},
     },
+    recording::{self, Tape},
 };
 
 /// Counts what each thread asks for, and leaves the rest to the system's allocator.
@@ -110,6 +112,20 @@ fn checking_a_frame_allocates_nothing() {
     assert_eq!((check(&small), check(&large)), (0, 0));
 }
 
+/// Scenario: accepted frames of 100 and of 10,000 events are kept for a recording; then nothing is recorded.
+/// Guarantees: a frame that is recorded costs the intake one allocation, whatever is in it; otherwise none.
+#[test]
+fn recording_costs_the_intake_little() {
+    let (tape, _recorder, _source) = recording::recording();
+    let (off, _recorder) = recording::nothing();
+    let missing = Arc::from(["exit: failed".to_owned()]);
+    let frames = [100, 10_000].map(|events| Bytes::from(frame(SourceId([1; 16]), events)));
+    // As they arrive they are shared already: the spool has them too.
+    let _shared = frames.clone();
+    let keep = |tape: &Tape, frame| count(|| drop(tape.keep("n1", &missing, now(), frame)));
+    assert_eq!(frames.each_ref().map(|frame| (keep(&tape, frame), keep(&off, frame))), [(1, 0); 2]);
+}
+
 /// Scenario: an accepted frame comes to where subscribers are fed, and there are none; then there is one.
 /// Guarantees: without subscribers nothing is allocated; with one, what is allocated is of the frame, not of its events.
 #[test]
@@ -121,7 +137,7 @@ fn subscribers_cost_the_intake_nothing_where_there_are_none() {
     let offer = |bytes: &Bytes, events| {
         count(|| {
             // As the session does.
-            if let Some(bytes) = tap.is_wanted().then(|| bytes.clone()) {
+            if let Some(bytes) = tap.is_wanted("n1").then(|| bytes.clone()) {
                 tap.offer(Position::new(1, 1).of_source(source), "n1", bytes, events);
             }
         })

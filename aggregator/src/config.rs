@@ -51,6 +51,13 @@ pub static TIER: Tier = Tier {
              the address may ask.",
         )
         .optional(),
+        Key::choice(
+            "grpc.machines_may_read",
+            &["no", "yes"],
+            "Whether clients that show the certificate of a node or an aggregator are answered too, where \
+             `grpc.client_authority` is named. `no` keeps what all nodes tell from whoever holds the key of one.",
+        )
+        .or("no"),
         Key::integer(
             "grpc.streams_max",
             1,
@@ -104,6 +111,20 @@ pub static TIER: Tier = Tier {
         Key::secret("store.reader_password", "`server`: that account's password."),
         Key::path("store.reader_password_file", "`server`: the file that holds that account's password.").optional(),
         Key::path("context.identities", "A file of pods' names (JSON); read again when it changes.").optional(),
+        Key::path(
+            "record.directory",
+            "A folder for recordings of what the engine takes, for `tapio replay`; made where there is none. They hold \
+             the events of the cluster: whoever may read it sees them.",
+        )
+        .optional()
+        .or_flag("record"),
+        Key::integer(
+            "record.bytes_max",
+            16 << 20,
+            1 << 44,
+            "Bytes that recordings may use in that folder; the oldest files are removed.",
+        )
+        .or("1073741824"),
         Key::path("rules.directory", "A folder of rules of your own, beside the built-in ones.").optional(),
         Key::text("telemetry.listen", "The loopback address of `/metrics` and `/healthz`; port 0 takes any.")
             .or("127.0.0.1:7402"),
@@ -137,6 +158,8 @@ pub struct Config {
     pub identities: Option<PathBuf>,
     /// Rules of the user, beside the built-in ones.
     pub rules: Option<PathBuf>,
+    /// Whether what the engine takes is recorded, and where.
+    pub record: Option<RecordConfig>,
     /// The loopback address of `/metrics` and `/healthz`.
     pub telemetry_listen: SocketAddr,
     /// What is kept in memory for live questions.
@@ -175,6 +198,8 @@ pub struct GrpcConfig {
     /// The certificates of the authority that must vouch for clients. Where none is named, anybody who can reach the
     /// address may ask.
     pub client_authority: Option<PathBuf>,
+    /// Whether nodes and aggregators may read too, where an authority for clients is named.
+    pub machines_may_read: bool,
     /// Streams of findings and events at a time; one more is refused with the reason.
     pub streams_max: usize,
 }
@@ -245,6 +270,15 @@ impl fmt::Debug for Password {
     }
 }
 
+/// Recordings for `tapio replay`.
+#[derive(Clone, Debug)]
+pub struct RecordConfig {
+    /// The folder; made where there is none.
+    pub directory: PathBuf,
+    /// Bytes that recordings may use there; the oldest files are removed.
+    pub bytes_max: u64,
+}
+
 /// Limits of what is kept in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct RecentConfig {
@@ -285,6 +319,11 @@ impl Config {
         let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
         settings.read(tier::LOG_KEY.path, telemetry::check_filter);
         let (identities, rules) = (settings.path("context.identities"), settings.path("rules.directory"));
+        let record_bytes_max = settings.integer("record.bytes_max");
+        let record = settings
+            .path("record.directory")
+            .zip(record_bytes_max)
+            .map(|(directory, bytes_max)| RecordConfig { directory, bytes_max });
         let (
             Some(aggregator),
             Some(trust_domain),
@@ -346,6 +385,7 @@ impl Config {
             store,
             identities,
             rules,
+            record,
             telemetry_listen,
             recent: RecentConfig { findings_max },
         }))
@@ -359,12 +399,14 @@ fn socket(text: &str) -> Result<SocketAddr, String> {
 fn check_grpc(settings: &mut Settings) -> Option<GrpcConfig> {
     let listen = settings.read("grpc.listen", socket);
     let client_authority = settings.path("grpc.client_authority");
+    let machines_may_read = settings.text("grpc.machines_may_read").is_some_and(|word| word == "yes");
     let streams_max = settings.integer("grpc.streams_max");
     let (certificate, key) = match check_pair(settings, "grpc.certificate", "grpc.key")? {
         Some(pair) => pair,
         None => settings.path("identity.certificate").zip(settings.path("identity.key"))?,
     };
-    Some(GrpcConfig { listen: listen?, certificate, key, client_authority, streams_max: streams_max? })
+    let (listen, streams_max) = (listen?, streams_max?);
+    Some(GrpcConfig { listen, certificate, key, client_authority, machines_may_read, streams_max })
 }
 
 fn check_dashboard(settings: &mut Settings) -> Option<DashboardConfig> {
@@ -417,12 +459,17 @@ const SERVER_KEYS: [&str; 7] = [
 ];
 
 fn check_store(settings: &mut Settings) -> Option<StoreConfig> {
+    let mode = settings.text("store.mode");
+    // A variable or option that names the mode means it, whatever the file says for the other one.
+    let of_the_other: &[&str] =
+        if mode.as_deref() == Some("embedded") { &SERVER_KEYS } else { &["store.library"] };
+    settings.displace("store.mode", of_the_other);
     let library = settings.path("store.library");
     let (url, user) = (settings.text("store.url"), settings.text("store.user"));
     let reader_user = settings.text("store.reader_user");
     let password = check_password(settings, "store.password", "store.password_file");
     let reader_password = check_password(settings, "store.reader_password", "store.reader_password_file");
-    if settings.text("store.mode")? == "embedded" {
+    if mode? == "embedded" {
         for key in SERVER_KEYS {
             settings.require(
                 !settings.is_given(key),
@@ -452,6 +499,8 @@ fn check_store(settings: &mut Settings) -> Option<StoreConfig> {
 }
 
 fn check_password(settings: &mut Settings, text_key: &str, file_key: &str) -> Password {
+    settings.displace(text_key, &[file_key]);
+    settings.displace(file_key, &[text_key]);
     match (settings.text(text_key), settings.path(file_key)) {
         (None, None) => Password::None,
         (None, Some(path)) => Password::File(path),

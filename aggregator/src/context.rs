@@ -16,6 +16,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use serde::Deserialize;
+use tapio_correlation::Pods;
 use tapio_schemas::entity::PodIdentity;
 use thiserror::Error;
 
@@ -65,14 +66,6 @@ struct RawFile {
     pods: Vec<serde_json::Value>,
 }
 
-/// The names known at one moment.
-#[derive(Debug, Default)]
-pub(crate) struct Pods {
-    by_uid: HashMap<String, PodIdentity>,
-    /// Rises with each change, so that others see that there is something new.
-    generation: u64,
-}
-
 /// The names, shared.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Context {
@@ -87,30 +80,8 @@ impl Context {
 
     /// Puts other names in force.
     fn replace(&self, by_uid: HashMap<String, PodIdentity>) {
-        let generation = self.pods.load().generation + 1;
-        self.pods.store(Arc::new(Pods { by_uid, generation }));
-    }
-}
-
-impl Pods {
-    /// The pod of a uid.
-    pub(crate) fn get(&self, uid: &str) -> Option<&PodIdentity> {
-        self.by_uid.get(uid)
-    }
-
-    /// All pods.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &PodIdentity> {
-        self.by_uid.values()
-    }
-
-    /// How many pods have names.
-    pub(crate) fn len(&self) -> usize {
-        self.by_uid.len()
-    }
-
-    /// Which change of the names this is.
-    pub(crate) const fn generation(&self) -> u64 {
-        self.generation
+        let generation = self.pods.load().generation() + 1;
+        self.pods.store(Arc::new(Pods::new(by_uid, generation)));
     }
 }
 

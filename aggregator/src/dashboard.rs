@@ -1,11 +1,11 @@
 //! The dashboard: one page for people, what it shows as JSON, and what changes as server-sent events.
 //!
 //! Plain HTTP on loopback, where only names of this machine are answered (a page elsewhere must not read findings by
-//! letting its own name point here); HTTPS anywhere else. It answers from [`crate::recent`], [`crate::chains`] and
-//! [`crate::nodes`] and must never ask the store: history is central's. Connections, streams and answers are bounded;
-//! nobody is waited for. [`crate::run`] starts it.
+//! letting its own name point here); HTTPS anywhere else, and on loopback where it has a certificate. It answers from
+//! [`crate::recent`], [`crate::chains`] and [`crate::nodes`] and must never ask the store: history is central's.
+//! Connections, streams and answers are bounded; nobody is waited for. [`crate::run`] starts it.
 
-mod connection;
+mod grouping;
 mod page;
 mod problem;
 mod snapshot;
@@ -14,8 +14,13 @@ mod updates;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, middleware, routing::get};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use serde::Serialize;
-use tapio_daemon::{Health, Progress, shutdown};
+use tapio_daemon::{Health, Progress};
 use tapio_schemas::{
     ids::{ClusterId, RuleSetVersion, TenantId},
     units::UnixMicros,
@@ -23,16 +28,19 @@ use tapio_schemas::{
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use self::connection::Connections;
 use crate::{
-    accept::accept, chains::Chains, engine::Watermark, metrics::DashboardMetrics, nodes::Nodes,
+    chains::Chains,
+    connections::{Connections, Stream},
+    engine::Watermark,
+    metrics::DashboardMetrics,
+    nodes::Nodes,
     recent::Recent,
 };
 
-/// Connections at a time; more wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 256;
-/// How long open requests may take to end once they were told to.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+/// A client that has not sent a request's head by then is dropped, also between two requests.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+/// Bytes of a request's head, and of what waits to be sent.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
 
 /// What never changes while the aggregator runs.
 #[derive(Clone, Debug, Serialize)]
@@ -75,8 +83,8 @@ struct Shared {
     streams: Arc<Semaphore>,
     streams_max: usize,
     stop: CancellationToken,
-    /// Other machines' names are answered too.
-    is_public: bool,
+    /// Browsers hold the name that they asked by against the certificate; without one, only loopback's are answered.
+    is_encrypted: bool,
 }
 
 /// Serves until stopped, and until every request has ended or its time is over.
@@ -94,17 +102,43 @@ pub(crate) async fn serve(parts: Parts) {
         streams: Arc::new(Semaphore::new(streams_max)),
         streams_max,
         stop: parts.stop.clone(),
-        is_public: !address.ip().is_loopback(),
+        is_encrypted,
     };
-    let connections = Connections::new(tls, router(Arc::new(shared)), parts.metrics, parts.stop.clone());
+    let refused = parts.metrics.connections_refused.clone();
+    let connections = Connections::new("the dashboard", tls, refused, parts.stop);
+    let speaker = Speaker {
+        connections: connections.clone(),
+        router: router(Arc::new(shared)),
+        metrics: parts.metrics,
+    };
     let scheme = if is_encrypted { "https" } else { "http" };
     tracing::info!(%address, scheme, "the dashboard is served");
     parts.progress.idle();
-    let serve = |stream| connections.clone().serve(stream);
-    let mut open =
-        accept(listener, CONNECTIONS_MAX, "the dashboard", &parts.progress, &parts.stop, serve).await;
-    shutdown::drain(&mut open, DRAIN_TIME_MAX).await;
+    connections.serve(listener, &parts.progress, move |stream| speaker.clone().speak(stream)).await;
     parts.progress.finish();
+}
+
+/// What every connection is served with: HTTP/1.
+#[derive(Clone)]
+struct Speaker {
+    connections: Connections,
+    router: Router,
+    metrics: DashboardMetrics,
+}
+
+impl Speaker {
+    async fn speak(self, stream: Stream) {
+        self.metrics.connections.inc();
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIME_MAX)
+            .max_buf_size(BUFFER_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router));
+        // The time for a request's head ends idle connections.
+        let never = std::future::pending();
+        self.connections.drive(connection, |connection| connection.graceful_shutdown(), never).await;
+        self.metrics.connections.dec();
+    }
 }
 
 fn router(shared: Arc<Shared>) -> Router {

@@ -17,14 +17,11 @@ use std::{
     time::Duration,
 };
 
-use tapio_correlation::{
-    Announcer, Engine, EngineStats, Limits, Names, RuleSet, SourceContext,
-    announce::{AnnounceLimits, Owner},
-    observe_batch,
-};
+use tapio_correlation::{Analysis, AnalysisLimits, RuleSet, SourceContext, analysis::GivenUp, observe_batch};
 use tapio_daemon::Progress;
+use tapio_recording::revision_bytes;
 use tapio_schemas::{
-    entity::{EntityKey, EntityKind, PodIdentity},
+    entity::{EntityKey, EntityKind},
     finding::Finding,
     ids::{ClusterId, TenantId},
     ledger::Stage,
@@ -47,7 +44,7 @@ use self::{
 use crate::{
     chains::{Chain, Chains},
     clock::now,
-    context::{Context, Pods, entities::Seen},
+    context::{Context, entities::Seen},
     losses::Losses,
     metrics::EngineMetrics,
     pipeline::{
@@ -55,6 +52,7 @@ use crate::{
         store::lost_records,
     },
     recent::Recent,
+    recording::Recorder,
     source::Announcement,
 };
 
@@ -84,6 +82,7 @@ pub enum EngineThreadError {
 /// What the thread is made of.
 pub(crate) struct Parts {
     pub(crate) rules: Arc<RuleSet>,
+    pub(crate) limits: AnalysisLimits,
     pub(crate) tenant: TenantId,
     pub(crate) cluster: ClusterId,
     pub(crate) context: Context,
@@ -100,7 +99,8 @@ pub(crate) struct Parts {
     pub(crate) replay: Reader,
     pub(crate) replay_until: Ordinal,
     /// The probes that each node lacks, by its name, as it said last.
-    pub(crate) missing: HashMap<String, Vec<String>>,
+    pub(crate) missing: HashMap<String, Arc<[String]>>,
+    pub(crate) recorder: Recorder,
     pub(crate) queue: mpsc::Receiver<Batch>,
     pub(crate) runtime: Handle,
     pub(crate) losses: Arc<Losses>,
@@ -126,49 +126,24 @@ impl Watermark {
 
 /// The thread.
 pub(crate) struct EngineThread {
-    engine: Engine,
-    announcer: Announcer,
+    analysis: Analysis,
     parts: Parts,
-    told: EngineStats,
-    /// Announced, but not on the disk, because that is full.
-    unwritten: VecDeque<Finding>,
-    /// Findings that the announcer had forgotten when it was asked last.
-    told_forgotten: u64,
-}
-
-/// Names, joined from what the identities say and what events told.
-struct JoinedNames<'a> {
-    engine: &'a Engine,
-    pods: &'a Pods,
-}
-
-impl Names for JoinedNames<'_> {
-    fn pod(&self, entity: &EntityKey, at: UnixMicros) -> Option<PodIdentity> {
-        let pod = self.engine.pod_of(entity, at)?;
-        self.pods.get(&pod.id).cloned()
-    }
+    /// What was given up in all, by reason and subject, as it was told last.
+    told: BTreeMap<(&'static str, String), u64>,
+    /// Announced, but not on the disk, because that is full: each with its bytes.
+    unwritten: VecDeque<(Finding, Vec<u8>)>,
 }
 
 impl EngineThread {
     pub(crate) fn new(mut parts: Parts) -> Self {
-        let engine = Engine::new(Arc::clone(&parts.rules), Limits::default());
-        let mut announcer = Announcer::new(AnnounceLimits::default());
-        let mut latest: BTreeMap<String, Finding> = BTreeMap::new();
+        let (tenant, cluster) = (parts.tenant.clone(), parts.cluster.clone());
+        let analysis = Analysis::new(Arc::clone(&parts.rules), tenant, cluster, parts.limits);
         parts.recent.begin(parts.announced.first(), parts.announced.next());
-        for (place, finding) in std::mem::take(&mut parts.earlier) {
-            parts.recent.put(place, Arc::new(finding.clone()));
-            latest.insert(finding.id.clone(), finding);
+        for (place, finding) in &parts.earlier {
+            parts.recent.put(*place, Arc::new(finding.clone()));
         }
-        announcer.adopt(latest.into_values());
         parts.announced.wake(parts.outbox.clone());
-        Self {
-            engine,
-            announcer,
-            parts,
-            told: EngineStats::default(),
-            unwritten: VecDeque::new(),
-            told_forgotten: 0,
-        }
+        Self { analysis, parts, told: BTreeMap::new(), unwritten: VecDeque::new() }
     }
 
     /// Works until nobody can hand anything over any more.
@@ -176,6 +151,7 @@ impl EngineThread {
     /// # Errors
     /// When the disk under the state directory fails.
     pub(crate) fn run(mut self) -> Result<(), EngineThreadError> {
+        self.adopt();
         self.replay()?;
         let runtime = self.parts.runtime.clone();
         let mut next_tick = Instant::now();
@@ -216,16 +192,26 @@ impl EngineThread {
             }
         }
         self.tick()?;
+        self.parts.recorder.finish();
         self.parts.announced.close()?;
         self.parts.progress.finish();
         Ok(())
     }
 
+    /// Takes over what was announced before this process started.
+    fn adopt(&mut self) {
+        let earlier = std::mem::take(&mut self.parts.earlier);
+        let earlier = earlier.into_iter().map(|(_place, finding)| finding);
+        let recorder = &mut self.parts.recorder;
+        self.analysis.adopt(earlier.inspect(|finding| recorder.earlier(finding)));
+    }
+
     fn take(&mut self, batch: Batch) {
         self.parts.metrics.inputs.inc_by(batch.inputs.len() as u64);
+        self.parts.recorder.frame(batch.kept);
         for input in batch.inputs {
             self.note(&input);
-            self.engine.insert(input);
+            self.analysis.insert(input);
         }
     }
 
@@ -246,27 +232,21 @@ impl EngineThread {
     /// Tells the engine the time and announces what follows; returns whether there was anything.
     fn tick(&mut self) -> Result<bool, EngineThreadError> {
         let now = now();
-        self.engine.tick(now);
-        self.parts.watermark.set(self.engine.watermark());
-        let verdicts = self.engine.verdicts();
-        self.parts.metrics.verdicts.set(i64::try_from(verdicts.len()).unwrap_or(i64::MAX));
         let pods = self.parts.context.pods();
-        let names = JoinedNames { engine: &self.engine, pods: &pods };
-        let owner = Owner { tenant: &self.parts.tenant, cluster: &self.parts.cluster };
-        self.announcer.follow(&self.engine);
-        let findings = self.announcer.fold(&verdicts, &names, now, owner, &self.parts.rules);
-        for finding in findings {
-            tracing::info!(
-                id = finding.id,
-                revision = finding.revision,
-                state = finding.state.as_str(),
-                title = finding.title,
-                "a finding"
-            );
+        self.parts.recorder.names(&pods);
+        self.analysis.rename(pods);
+        let findings = self.analysis.tick(now);
+        self.parts.watermark.set(self.analysis.watermark());
+        let revisions: Vec<_> = findings.iter().map(revision_bytes).collect();
+        // What was announced is recorded whether or not a disk takes it now.
+        self.parts.recorder.tick(now, &revisions);
+        for (finding, bytes) in findings.into_iter().zip(revisions) {
+            log(&finding, self.parts.recent.finding(&finding.id).as_deref());
             self.parts.metrics.findings.inc();
-            let calls = self.engine.calls_around(&finding.verdict);
-            self.parts.chains.put(&finding.id, Chain::new(calls, finding.first_symptom_at, &names));
-            self.unwritten.push_back(finding);
+            let calls = self.analysis.calls_around(&finding.verdict);
+            let chain = Chain::new(calls, finding.first_symptom_at, &self.analysis.names());
+            self.parts.chains.put(&finding.id, chain);
+            self.unwritten.push_back((finding, bytes));
         }
         let is_any_written = self.write_findings()?;
         self.count_losses();
@@ -279,9 +259,9 @@ impl EngineThread {
     /// tick. Returns whether anything was written.
     fn write_findings(&mut self) -> Result<bool, EngineThreadError> {
         let mut is_any_written = false;
-        while let Some(finding) = self.unwritten.front() {
+        while let Some((_finding, bytes)) = self.unwritten.front() {
             let place = self.parts.announced.next();
-            let evicted = match self.parts.announced.append(finding) {
+            let evicted = match self.parts.announced.append(bytes) {
                 Ok(evicted) => evicted,
                 Err(error @ SpoolError::DiskFull { .. }) => {
                     self.wait_for_room(&error);
@@ -294,7 +274,7 @@ impl EngineThread {
                 tracing::warn!(evicted, "findings were let go before the replay window was over");
             }
             is_any_written = true;
-            if let Some(finding) = self.unwritten.pop_front() {
+            if let Some((finding, _bytes)) = self.unwritten.pop_front() {
                 self.parts.recent.put(place, Arc::new(finding));
             }
         }
@@ -318,25 +298,23 @@ impl EngineThread {
 
     /// Counts what the engine gave up since the last time.
     fn count_losses(&mut self) {
-        let stats = self.engine.stats();
-        let (was, is) = (self.told, stats);
-        let forgotten = self.announcer.forgotten();
-        // Of faults it is known how many are over budget now: those that were before are counted already.
-        let faults = is.faults_skipped.saturating_sub(was.faults_skipped) as u64;
-        for (subject, reason, lost) in [
-            ("observations", "observations-full", is.evicted_observations - was.evicted_observations),
-            ("relations", "relations-full", is.evicted_relations - was.evicted_relations),
-            ("frames", "frames-full", is.evicted_frames - was.evicted_frames),
-            ("faults", "faults-full", faults),
-            ("findings", "findings-full", forgotten - self.told_forgotten),
-        ] {
+        let drafts = self.analysis.stats().engine.drafts;
+        self.parts.metrics.verdicts.set(i64::try_from(drafts).unwrap_or(i64::MAX));
+        // Several kinds of observations are told under one name.
+        let mut sums: BTreeMap<(&'static str, String), u64> = BTreeMap::new();
+        for GivenUp { subject, reason, count } in self.analysis.given_up() {
+            *sums.entry((reason, subject.to_owned())).or_default() += count;
+        }
+        for ((reason, subject), count) in &sums {
+            // Of faults it is known how many are over budget now: those that were before are counted already.
+            let before = self.told.get(&(reason, subject.clone())).copied().unwrap_or_default();
+            let lost = count.saturating_sub(before);
             if lost > 0 {
                 self.parts.metrics.drops.add(reason, lost);
-                self.parts.losses.lost(Stage::Engine, subject, reason, lost);
+                self.parts.losses.lost_of(Stage::Engine, subject.clone(), reason, lost);
             }
         }
-        self.told = stats;
-        self.told_forgotten = forgotten;
+        self.told = sums;
     }
 
     /// Lets go of findings that are stored and older than the replay window.
@@ -386,10 +364,12 @@ impl EngineThread {
                 Kind::Frame => {
                     // What cannot be opened the feeder counts.
                     let Ok((header, view)) = decoder.decode(record.body, None) else { continue };
+                    let missing = missing.get(record.name).map_or_else(Arc::default, Arc::clone);
+                    self.parts.recorder.frame_again(record.name, &missing, arrival, record.body);
                     let context = SourceContext {
                         node: record.name,
                         clock_error: Micros(header.meta.clock.error_micros),
-                        missing_probes: missing.get(record.name).map_or(&[], Vec::as_slice),
+                        missing_probes: &missing,
                     };
                     let rules = Arc::clone(&self.parts.rules);
                     observe_batch(&view, header.meta.id, &context, &rules, &mut |input| inputs.push(input));
@@ -397,19 +377,21 @@ impl EngineThread {
                 }
                 Kind::Source => {
                     if let Ok(announcement) = serde_json::from_slice::<Announcement>(record.body) {
-                        missing.insert(record.name.to_owned(), announcement.missing_probes());
+                        missing.insert(record.name.to_owned(), announcement.missing_probes().into());
                     }
                 }
                 Kind::OwnLedger | Kind::GivenUp => {}
             }
             for input in inputs.drain(..) {
                 self.note(&input);
-                self.engine.insert(input);
+                self.analysis.insert(input);
             }
             if records.is_multiple_of(REPLAY_TICK_RECORDS) {
                 // What is old is let go as it was then; nothing is announced before all is seen again.
                 // A machine whose clock was set back since then must not put the engine's ahead of it.
-                self.engine.tick(arrival.min(now()));
+                let then = arrival.min(now());
+                self.parts.recorder.catch_up(then);
+                self.analysis.catch_up(then);
                 self.count_losses();
             }
             self.parts.progress.tick();
@@ -418,5 +400,47 @@ impl EngineThread {
             tracing::info!(frames, "the engine has seen again what the spool holds");
         }
         Ok(())
+    }
+}
+
+/// A finding is news when it is new, its state or verdict is another, or nobody sees its symptom any more, or again; its
+/// other revisions are details.
+fn log(finding: &Finding, before: Option<&Finding>) {
+    let (id, revision, title) = (&finding.id, finding.revision, &finding.title);
+    let state = finding.state.as_str();
+    if is_news(finding, before) {
+        tracing::info!(id, revision, state, title, "a finding");
+    } else {
+        tracing::debug!(id, revision, state, title, "a finding goes on");
+    }
+}
+
+fn is_news(finding: &Finding, before: Option<&Finding>) -> bool {
+    before.is_none_or(|before| {
+        before.state != finding.state
+            || before.title != finding.title
+            || before.unobserved.is_empty() != finding.unobserved.is_empty()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tapio_schemas::{finding::FindingState, intent::Severity};
+
+    use super::*;
+    use crate::recent::tests::finding;
+
+    /// Scenario: a finding that is new, that has more evidence, another verdict, another state.
+    /// Guarantees: all but more evidence is news.
+    #[test]
+    fn only_news_is_logged_as_such() {
+        let of = |revision, state| finding(1, revision, state, Severity::Error);
+        let first = of(1, FindingState::Open);
+        let mut other = (*of(2, FindingState::Open)).clone();
+        assert!(is_news(&first, None));
+        assert!(!is_news(&other, Some(&first)));
+        assert!(is_news(&of(3, FindingState::Resolved), Some(&first)));
+        other.title.push_str(", or of another cause");
+        assert!(is_news(&other, Some(&first)));
     }
 }

@@ -4,6 +4,7 @@
 //! hold no state of their own. Connections, streams and what waits for each are bounded; nobody is waited for. Must
 //! never ask the store: history is central's. [`crate::run`] starts it.
 
+mod answers;
 mod connection;
 mod correlation;
 mod event;
@@ -11,7 +12,7 @@ mod health;
 mod refusal;
 mod stream;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use tapio_daemon::{Health, Progress};
 use tapio_proto::v1::{
@@ -23,13 +24,17 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use self::{connection::Connections, correlation::Correlation, event::Events, stream::Streams};
-use crate::{live::Live, metrics::GrpcMetrics, recent::Recent};
+use self::{
+    answers::Budget,
+    connection::{Speaker, Tasks},
+    correlation::Correlation,
+    event::Events,
+    stream::Streams,
+};
+use crate::{connections::Connections, live::Live, metrics::GrpcMetrics, recent::Recent};
 
 /// Bytes of a request: none needs more than some names.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
-/// How long open calls may take to end once they were told to.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Why gRPC cannot be served.
 #[derive(Debug, Error)]
@@ -44,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) listener: TcpListener,
     pub(crate) address: SocketAddr,
     pub(crate) tls: Arc<rustls::ServerConfig>,
+    /// Whether nodes and aggregators may read too, where clients show certificates.
+    pub(crate) machines_may_read: bool,
     pub(crate) streams_max: usize,
     pub(crate) cluster: ClusterId,
     pub(crate) recent: Recent,
@@ -62,8 +69,10 @@ pub(crate) struct Parts {
 /// # Errors
 /// When the built-in descriptors cannot be read.
 pub(crate) async fn serve(parts: Parts) -> Result<(), GrpcError> {
-    let Parts { listener, address, tls, streams_max, cluster, recent, live, health, progress, .. } = parts;
-    let streams = Streams::new(streams_max, parts.metrics.clone(), parts.stop.clone());
+    let Parts { listener, address, streams_max, cluster, recent, live, health, progress, metrics, .. } =
+        parts;
+    let streams = Streams::new(streams_max, metrics.clone(), parts.stop.clone());
+    let answers = Budget::new(metrics.calls_refused);
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let [reflection, reflection_alpha] = [(); 2].map(|()| {
         tonic_reflection::server::Builder::configure()
@@ -71,7 +80,7 @@ pub(crate) async fn serve(parts: Parts) -> Result<(), GrpcError> {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     });
     let refused = |error| GrpcError::Reflection(Box::new(error));
-    let correlation = Correlation::new(recent, streams.clone());
+    let correlation = Correlation::new(recent, streams.clone(), answers);
     let events = Events::new(live, cluster, streams);
     let routes =
         Routes::new(CorrelationServiceServer::new(correlation).max_decoding_message_size(REQUEST_BYTES_MAX))
@@ -83,10 +92,19 @@ pub(crate) async fn serve(parts: Parts) -> Result<(), GrpcError> {
             .prepare();
     let mut tasks = JoinSet::new();
     tasks.spawn(health::report(reporter, health, parts.ending));
-    let connections = Connections::new(tls, routes, parts.metrics, parts.stop);
+    let connections = Connections::new("gRPC", Some(parts.tls), metrics.connections_refused, parts.stop);
+    let speaker = Speaker {
+        connections: connections.clone(),
+        routes,
+        open: metrics.connections,
+        machines_may_read: parts.machines_may_read,
+        calls: Tasks::default(),
+    };
     tracing::info!(%address, "gRPC is served");
     progress.idle();
-    connections.serve(listener, &progress, DRAIN_TIME_MAX).await;
+    let calls = speaker.calls.clone();
+    connections.serve(listener, &progress, move |stream| speaker.clone().speak(stream)).await;
+    calls.end().await;
     tasks.shutdown().await;
     progress.finish();
     Ok(())

@@ -35,6 +35,7 @@ use crate::{
     metrics::{IntakeMetrics, Waiting},
     nodes::Nodes,
     pipeline::{positions::Positions, spooler::Command},
+    recording::Tape,
     rules::Rules,
 };
 
@@ -70,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) spooler: mpsc::Sender<Command>,
     pub(crate) engine: engine::queue::Queue,
     pub(crate) tap: Tap,
+    pub(crate) tape: Tape,
     pub(crate) rules: Arc<Rules>,
     pub(crate) losses: Arc<Losses>,
     pub(crate) nodes: Nodes,
@@ -98,6 +100,7 @@ struct Shared {
     spooler: mpsc::Sender<Command>,
     engine: engine::queue::Queue,
     tap: Tap,
+    tape: Tape,
     rules: Arc<Rules>,
     losses: Arc<Losses>,
     nodes: Nodes,
@@ -137,6 +140,7 @@ impl Intake {
             spooler,
             engine,
             tap,
+            tape: parts.tape,
             rules: parts.rules,
             losses: parts.losses,
             nodes: parts.nodes,

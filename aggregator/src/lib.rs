@@ -8,11 +8,11 @@ pub mod config;
 pub mod recent;
 pub mod run;
 
-mod accept;
 #[cfg(test)]
 mod allocations;
 mod chains;
 mod clock;
+mod connections;
 mod context;
 mod dashboard;
 mod engine;
@@ -24,6 +24,7 @@ mod metrics;
 mod nodes;
 mod patience;
 mod pipeline;
+mod recording;
 mod rules;
 mod source;
 mod state;

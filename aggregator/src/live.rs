@@ -111,9 +111,10 @@ impl Live {
 }
 
 impl Tap {
-    /// Whether anybody would see a frame that is offered now: the one thing that is asked for each frame.
-    pub(crate) fn is_wanted(&self) -> bool {
-        !self.live.subscribers.load().is_empty()
+    /// Whether anybody may want something of a frame of `node` that is offered now: the one thing that is asked for each
+    /// frame, before it is opened.
+    pub(crate) fn is_wanted(&self, node: &str) -> bool {
+        self.live.subscribers.load().iter().any(|subscriber| subscriber.filter.wants_node(node))
     }
 
     /// Offers an accepted frame. Never waits: where there is no room its events are counted as missed.

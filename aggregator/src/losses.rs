@@ -1,9 +1,12 @@
 //! The aggregator's own ledger: what its stages carried and lost since it was last written down.
 //!
 //! Counted by every stage; taken at intervals and spooled like a frame, so that it is stored exactly once too. Lines
-//! are few: stages and reasons are closed sets.
+//! are few: stages and reasons are closed sets, and subjects are those or named by the rules in force.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    borrow::Cow,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -23,11 +26,11 @@ pub(crate) struct Losses {
 }
 
 /// A line of the ledger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Line {
     stage: &'static str,
     fate: &'static str,
-    subject: &'static str,
+    subject: Cow<'static, str>,
     reason: &'static str,
 }
 
@@ -58,13 +61,26 @@ impl Losses {
         self.count(stage, Fate::Lost, subject, reason, count);
     }
 
+    /// Counts what was lost of something that the rules name.
+    pub(crate) fn lost_of(&self, stage: Stage, subject: String, reason: &'static str, count: u64) {
+        self.count(stage, Fate::Lost, subject, reason, count);
+    }
+
     /// Counts what came twice and was handed on once.
     pub(crate) fn folded(&self, stage: Stage, subject: &'static str, reason: &'static str, count: u64) {
         self.count(stage, Fate::Folded, subject, reason, count);
     }
 
-    fn count(&self, stage: Stage, fate: Fate, subject: &'static str, reason: &'static str, count: u64) {
-        self.lock().add(stage, fate, subject, reason, count);
+    fn count(
+        &self,
+        stage: Stage,
+        fate: Fate,
+        subject: impl Into<Cow<'static, str>>,
+        reason: &'static str,
+        count: u64,
+    ) {
+        let subject = subject.into();
+        self.lock().add(stage, fate, &subject, reason, count);
         let line = Line { stage: stage.as_str(), fate: fate.as_str(), subject, reason };
         self.items.get_or_create(&line).inc_by(count);
     }

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     run_tier(
         Invocation::of_this_process(&TIER, env!("CARGO_PKG_VERSION")),
         Config::check,
-        |config| run::check(config).map_err(RunError::into_failure),
+        run::check,
         |config, shutdown| async { run(config, shutdown).await.map_err(RunError::into_failure) },
     )
 }

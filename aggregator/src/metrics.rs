@@ -97,6 +97,16 @@ pub(crate) struct EngineMetrics {
     pub(crate) drops: Drops,
 }
 
+/// Of the recording of what the engine takes.
+#[derive(Clone, Debug)]
+pub(crate) struct RecordingMetrics {
+    pub(crate) entries: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) used_bytes: Gauge,
+    pub(crate) removed: Counter,
+    pub(crate) ended: Drops,
+}
+
 /// Of events on their way to subscribers.
 #[derive(Clone, Debug)]
 pub(crate) struct LiveMetrics {
@@ -109,6 +119,7 @@ pub(crate) struct GrpcMetrics {
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Drops,
     pub(crate) streams: Gauge,
+    pub(crate) calls_refused: Drops,
     pub(crate) requests: Family<Call, Counter>,
 }
 
@@ -129,6 +140,7 @@ pub(crate) struct Metrics {
     pub(crate) spool: SpoolMetrics,
     pub(crate) store: StoreMetrics,
     pub(crate) engine: EngineMetrics,
+    pub(crate) recording: RecordingMetrics,
     pub(crate) live: LiveMetrics,
     pub(crate) grpc: GrpcMetrics,
     /// By how many seconds the machine's clock stands behind.
@@ -145,6 +157,7 @@ impl Metrics {
         let spool = registry.subsystem("spool");
         let store = registry.subsystem("store");
         let engine = registry.subsystem("engine");
+        let recording = registry.subsystem("recording");
         let live = registry.subsystem("live");
         let grpc = registry.subsystem("grpc");
         let dashboard = registry.subsystem("dashboard");
@@ -209,6 +222,14 @@ impl Metrics {
                 verdicts: engine.gauge("verdicts", "Verdicts at the last tick"),
                 drops: engine.drops("dropped", "What the engine gave up, by reason"),
             },
+            recording: RecordingMetrics {
+                entries: recording.counter("entries", "Frames, names and ticks that were recorded"),
+                bytes: recording.counter("bytes", "Bytes that were written to recordings"),
+                used_bytes: recording.gauge("used_bytes", "Bytes that recordings use"),
+                removed: recording.counter("files_removed", "Files of recordings that made room for others"),
+                ended: recording
+                    .drops("ended_early", "Recordings that ended before the engine did, by reason"),
+            },
             live: LiveMetrics {
                 missed: live.drops("missed_events", "Events that subscribers were not sent, by reason"),
             },
@@ -217,6 +238,8 @@ impl Metrics {
                 connections_refused: grpc
                     .drops("connections_refused", "Connections that were closed at once, by reason"),
                 streams: grpc.gauge("streams", "Streams of findings and events that are open"),
+                calls_refused: grpc
+                    .drops("calls_refused", "Calls that were refused for want of room, by reason"),
                 requests: grpc.register(
                     "requests",
                     "Calls that were answered, by method and status code",

@@ -2,6 +2,9 @@
 //!
 //! Told by the sessions, read by [`crate::dashboard`]. Must never be asked for history, which is the store's. Bounded:
 //! so many nodes as sources, of each the last [`ACTIVITY_SECS`] seconds in steps.
+//!
+//! Sessions must not wait for readers: the table is locked to find nodes only, and whoever reads then locks one node
+//! after the other, never the table behind a node.
 
 mod activity;
 
@@ -12,7 +15,7 @@ use std::{
 
 use serde::Serialize;
 use tapio_schemas::{
-    capability::{ProbeCapability, ProbeState},
+    capability::ProbeCapability,
     ids::Incarnation,
     ledger::LedgerEntry,
     observation::SourceProgress,
@@ -20,17 +23,24 @@ use tapio_schemas::{
 };
 
 use self::activity::Activity;
-pub(crate) use self::activity::{ACTIVITY_SECS, Step};
+pub(crate) use self::activity::{ACTIVITY_SECS, STEP_SECS, Step};
 use crate::{pipeline::positions::SOURCES_MAX, source::Announcement};
 
 /// A node that said nothing for so long is silent: agents send something every second.
 pub(crate) const SILENT_AFTER: Micros = Micros::from_secs(10);
 
+/// So old a summary still serves: every stream asks for one every few seconds.
+const SUMMARY_AGE_MAX: Micros = Micros::from_secs(1);
+
 /// The nodes. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Nodes {
-    inner: Arc<Mutex<BTreeMap<String, Node>>>,
+    table: Arc<Mutex<Table>>,
+    /// When it was made, and what it says.
+    summary: Arc<Mutex<Option<(UnixMicros, Summary)>>>,
 }
+
+type Table = BTreeMap<String, Arc<Mutex<Node>>>;
 
 #[derive(Debug, Default)]
 struct Node {
@@ -38,6 +48,8 @@ struct Node {
     sessions: u32,
     session_since: UnixMicros,
     announcement: Announcement,
+    /// What it announced of its probes, read.
+    capability: Vec<ProbeCapability>,
     /// When its last frame arrived; zero if none did since this aggregator's start.
     heard_at: UnixMicros,
     /// The event time up to which it has told everything.
@@ -92,20 +104,33 @@ pub(crate) struct NodeStatus {
     pub(crate) steps: Vec<Step>,
 }
 
-/// How it stands with a node, in short.
-#[derive(Clone, Copy, Debug)]
+/// How it stands with all nodes.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Summary {
-    pub(crate) state: NodeState,
+    pub(crate) counts: Counts,
+    /// Records and losses of the last [`ACTIVITY_SECS`] seconds.
     pub(crate) records: u64,
     pub(crate) lost: u64,
-    pub(crate) has_failed_probes: bool,
+}
+
+/// How many nodes there are of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Counts {
+    pub(crate) known: usize,
+    pub(crate) live: usize,
+    pub(crate) silent: usize,
+    pub(crate) disconnected: usize,
+    /// Nodes that lost something in the last [`ACTIVITY_SECS`] seconds.
+    pub(crate) with_losses: usize,
+    /// Nodes on which a probe was refused.
+    pub(crate) with_failed_probes: usize,
 }
 
 impl Nodes {
     /// Notes what a node said of itself before this aggregator started.
     pub(crate) fn remember(&self, node: &str, announcement: &Announcement) {
-        if let Some(known) = entry(&mut self.lock(), node) {
-            known.announcement = announcement.clone();
+        if let Some(known) = entry(&mut lock(&self.table), node) {
+            lock(&known).describe(announcement);
         }
     }
 
@@ -116,79 +141,137 @@ impl Nodes {
         announcement: &Announcement,
         now: UnixMicros,
     ) -> Option<Connected> {
-        let mut nodes = self.lock();
-        let known = entry(&mut nodes, node)?;
+        let mut table = lock(&self.table);
+        let known = entry(&mut table, node)?;
+        // With the table locked: a node without a session may make room for another.
+        let mut known = lock(&known);
         known.sessions += 1;
         known.session_since = now;
-        known.announcement = announcement.clone();
+        known.describe(announcement);
         Some(Connected { nodes: self.clone(), node: node.to_owned() })
     }
 
     /// Notes what a frame says of its node.
     pub(crate) fn heard(&self, progress: &SourceProgress, now: UnixMicros) {
-        let mut nodes = self.lock();
-        let Some(known) = nodes.get_mut(&progress.node) else { return };
-        known.heard_at = now;
-        known.heard_until = known.heard_until.max(progress.ledger.until);
-        known.clock_error = progress.clock_error;
-        known.activity.add(&progress.ledger, now);
+        self.change(&progress.node, |known| {
+            known.heard_at = now;
+            known.heard_until = known.heard_until.max(progress.ledger.until);
+            known.clock_error = progress.clock_error;
+            known.activity.add(&progress.ledger, now);
+        });
     }
 
-    /// All nodes, those with something to look after first.
-    pub(crate) fn status(&self, now: UnixMicros) -> Vec<NodeStatus> {
-        let mut all: Vec<_> = self.lock().iter().map(|(name, node)| node.status(name, now)).collect();
-        let is_blind = |probe: &&ProbeCapability| matches!(probe.state, ProbeState::Failed { .. });
-        let trouble =
-            |node: &NodeStatus| (node.state, node.lost, node.capability.iter().filter(is_blind).count());
-        all.sort_by_key(|node| std::cmp::Reverse(trouble(node)));
-        all
+    /// At most `nodes_max` nodes, those with something to look after first, and how many more there are.
+    pub(crate) fn status(&self, now: UnixMicros, nodes_max: usize) -> (Vec<NodeStatus>, usize) {
+        let mut all: Vec<_> = self
+            .all()
+            .into_iter()
+            .map(|(name, node)| {
+                let trouble = lock(&node).trouble(now);
+                (std::cmp::Reverse(trouble), name, node)
+            })
+            .collect();
+        let left_out = all.len().saturating_sub(nodes_max);
+        all.sort_by(|(trouble, name, _), (other, others_name, _)| (trouble, name).cmp(&(other, others_name)));
+        all.truncate(nodes_max);
+        (all.into_iter().map(|(_trouble, name, node)| lock(&node).status(name, now)).collect(), left_out)
     }
 
-    /// In short how it stands with each node.
-    pub(crate) fn summaries(&self, now: UnixMicros) -> Vec<Summary> {
-        let nodes = self.lock();
-        let summary = |node: &Node| {
-            let (records, lost) = node.activity.totals(now);
-            let has_failed_probes = node.announcement.capability.iter().any(|line| line.contains("=failed:"));
-            Summary { state: node.state(now), records, lost, has_failed_probes }
-        };
-        nodes.values().map(summary).collect()
+    /// In short how it stands with all nodes, at most [`SUMMARY_AGE_MAX`] ago.
+    pub(crate) fn summary(&self, now: UnixMicros) -> Summary {
+        let mut kept = lock(&self.summary);
+        match *kept {
+            Some((at, summary)) if at <= now && now.since(at) < SUMMARY_AGE_MAX => summary,
+            _ => {
+                let summary = self.sum(now);
+                *kept = Some((now, summary));
+                summary
+            }
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Node>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sum(&self, now: UnixMicros) -> Summary {
+        let mut sum = Summary::default();
+        let counts = &mut sum.counts;
+        for (_name, node) in self.all() {
+            let (state, lost, failed) = {
+                let mut node = lock(&node);
+                let (records, lost) = node.activity.totals(now);
+                sum.records += records;
+                (node.state(now), lost, node.failed_probes())
+            };
+            sum.lost += lost;
+            counts.known += 1;
+            match state {
+                NodeState::Live => counts.live += 1,
+                NodeState::Silent => counts.silent += 1,
+                NodeState::Disconnected => counts.disconnected += 1,
+            }
+            counts.with_losses += usize::from(lost > 0);
+            counts.with_failed_probes += usize::from(failed > 0);
+        }
+        sum
     }
+
+    fn all(&self) -> Vec<(String, Arc<Mutex<Node>>)> {
+        lock(&self.table).iter().map(|(name, node)| (name.clone(), Arc::clone(node))).collect()
+    }
+
+    fn change(&self, node: &str, change: impl FnOnce(&mut Node)) {
+        let known = lock(&self.table).get(node).map(Arc::clone);
+        if let Some(known) = known {
+            change(&mut lock(&known));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connected {
     /// Notes what the node said of itself since.
     pub(crate) fn described(&self, announcement: &Announcement) {
-        if let Some(known) = self.nodes.lock().get_mut(&self.node) {
-            known.announcement = announcement.clone();
-        }
+        self.nodes.change(&self.node, |known| known.describe(announcement));
     }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        if let Some(known) = self.nodes.lock().get_mut(&self.node) {
-            known.sessions = known.sessions.saturating_sub(1);
-        }
+        self.nodes.change(&self.node, |known| known.sessions = known.sessions.saturating_sub(1));
     }
 }
 
 /// The node of that name; where there are too many, one that is gone makes room. The intake accepts no more sources
 /// than fit.
-fn entry<'a>(nodes: &'a mut BTreeMap<String, Node>, node: &str) -> Option<&'a mut Node> {
-    if !nodes.contains_key(node) && nodes.len() >= SOURCES_MAX {
-        let gone = nodes.iter().filter(|(_name, known)| known.sessions == 0);
-        let oldest = gone.min_by_key(|(_name, known)| known.heard_at).map(|(name, _known)| name.clone())?;
-        nodes.remove(&oldest);
+fn entry(table: &mut Table, node: &str) -> Option<Arc<Mutex<Node>>> {
+    if !table.contains_key(node) && table.len() >= SOURCES_MAX {
+        let gone = table.iter().filter_map(|(name, known)| {
+            let known = lock(known);
+            (known.sessions == 0).then_some((known.heard_at, name))
+        });
+        let oldest = gone.min().map(|(_heard_at, name)| name.clone())?;
+        table.remove(&oldest);
     }
-    Some(nodes.entry(node.to_owned()).or_default())
+    Some(Arc::clone(table.entry(node.to_owned()).or_default()))
 }
 
 impl Node {
+    fn describe(&mut self, announcement: &Announcement) {
+        self.announcement = announcement.clone();
+        self.capability =
+            announcement.capability.iter().map(|line| ProbeCapability::announced(line)).collect();
+    }
+
+    fn failed_probes(&self) -> usize {
+        self.capability.iter().filter(|probe| probe.has_failed()).count()
+    }
+
+    /// The more of it, the sooner a person should look.
+    fn trouble(&mut self, now: UnixMicros) -> (NodeState, u64, usize) {
+        (self.state(now), self.activity.totals(now).1, self.failed_probes())
+    }
+
     fn state(&self, now: UnixMicros) -> NodeState {
         if self.sessions == 0 {
             NodeState::Disconnected
@@ -199,11 +282,11 @@ impl Node {
         }
     }
 
-    fn status(&self, name: &str, now: UnixMicros) -> NodeStatus {
-        let told = &self.announcement;
+    fn status(&mut self, name: String, now: UnixMicros) -> NodeStatus {
         let (records, lost) = self.activity.totals(now);
+        let told = &self.announcement;
         NodeStatus {
-            node: name.to_owned(),
+            node: name,
             state: self.state(now),
             session_since: if self.sessions == 0 { UnixMicros(0) } else { self.session_since },
             incarnation: told.incarnation,
@@ -211,8 +294,7 @@ impl Node {
             kernel_release: told.kernel_release.clone(),
             architecture: told.architecture.clone(),
             limits: told.limits.clone(),
-            // What is no capability was refused or counted elsewhere; here there is nothing to show of it.
-            capability: told.capability.iter().filter_map(|line| line.parse().ok()).collect(),
+            capability: self.capability.clone(),
             heard_at: self.heard_at,
             heard_until: self.heard_until,
             clock_error: self.clock_error,
@@ -254,14 +336,15 @@ mod tests {
         let announcement =
             Announcement { capability: vec!["exit=working".to_owned()], ..Announcement::default() };
         nodes.heard(&progress(0), UnixMicros(SECOND));
-        assert!(nodes.status(UnixMicros(SECOND)).is_empty(), "nobody is made up by a frame");
+        assert!(nodes.status(UnixMicros(SECOND), 9).0.is_empty(), "nobody is made up by a frame");
         let at = |seconds: u64| UnixMicros(1_000 * SECOND + seconds * SECOND);
         let first = nodes.connected("n1", &announcement, at(0)).unwrap();
         nodes.heard(&progress(0), at(1));
         nodes.heard(&progress(3), at(2));
-        let state = |seconds| nodes.status(at(seconds)).remove(0).state;
+        let told = |seconds| nodes.status(at(seconds), 9).0.remove(0);
+        let state = |seconds| told(seconds).state;
         assert_eq!(state(2), NodeState::Live);
-        let status = nodes.status(at(3)).remove(0);
+        let status = told(3);
         assert_eq!((status.records, status.lost), (23, 3));
         assert_eq!((status.losses.len(), status.losses[0].reason.as_str()), (1, "ring-full"));
         assert_eq!((status.clock_error, status.capability.len()), (Micros(40), 1));
@@ -270,7 +353,38 @@ mod tests {
         assert_eq!((state(5), state(15)), (NodeState::Live, NodeState::Silent));
         drop(second);
         assert_eq!(state(5), NodeState::Disconnected);
-        let later = nodes.status(at(ACTIVITY_SECS + 60)).remove(0);
+        let later = told(ACTIVITY_SECS + 60);
         assert_eq!((later.records, later.lost, later.losses.len()), (0, 0, 0));
+    }
+
+    /// Scenario: more nodes than are asked for: one that lost records, one with a probe in a state that this version does
+    /// not know, and others; then the second connects anew and its probes work.
+    /// Guarantees: those to look after come first, then by name, and the others are counted; a state that is not known is
+    /// a failure; the summary counts all, and is made again only when it is old.
+    #[test]
+    fn those_to_look_after_come_first() {
+        let nodes = Nodes::default();
+        let at = |millis: u64| UnixMicros(1_000 * SECOND + millis * 1_000);
+        let announced =
+            |line: &str| Announcement { capability: vec![line.to_owned()], ..Announcement::default() };
+        let working = announced("exit=working");
+        let mut open: Vec<_> = ["n5", "n4", "n3", "n1"]
+            .into_iter()
+            .map(|node| nodes.connected(node, &working, at(0)).unwrap())
+            .collect();
+        open.push(nodes.connected("n2", &announced("exit=resting"), at(0)).unwrap());
+        nodes.heard(&progress(0), at(1));
+        nodes.heard(&SourceProgress { node: "n4".to_owned(), ..progress(3) }, at(1));
+        let (told, left_out) = nodes.status(at(2), 3);
+        let names: Vec<_> = told.iter().map(|node| node.node.as_str()).collect();
+        assert_eq!((names, left_out), (vec!["n4", "n2", "n1"], 2));
+        assert!(told[1].capability[0].has_failed(), "{:?}", told[1].capability);
+        let summary = nodes.summary(at(2));
+        assert_eq!((summary.records, summary.lost), (23, 3));
+        let counts = summary.counts;
+        assert_eq!((counts.known, counts.live, counts.with_losses, counts.with_failed_probes), (5, 5, 1, 1));
+        open.push(nodes.connected("n2", &working, at(3)).unwrap());
+        assert_eq!(nodes.summary(at(900)).counts, counts, "it is kept");
+        assert_eq!(nodes.summary(at(1_100)).counts.with_failed_probes, 0);
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use tapio_schemas::finding::{Finding, FindingState};
 use tokio::sync::watch;
 
-pub use self::follow::{Cursor, Followed, Follower, Following, UnknownCursor};
+pub use self::follow::{Cursor, CursorError, Followed, Follower, Following};
 
 /// Revisions that are kept for those who follow: a follower that is further behind misses the oldest.
 const REVISIONS_MAX: usize = 1_024;
@@ -30,6 +30,8 @@ pub struct Recent {
 #[derive(Debug)]
 struct Inner {
     findings_max: usize,
+    /// Which numbering of places this is: no other state directory has the same.
+    log: u64,
     by_id: HashMap<String, Arc<Finding>>,
     /// Ids in the order in which they came to be known.
     order: VecDeque<String>,
@@ -45,6 +47,7 @@ impl Recent {
     pub(crate) fn new(findings_max: usize) -> Self {
         let inner = Inner {
             findings_max,
+            log: 0,
             by_id: HashMap::new(),
             order: VecDeque::new(),
             revisions: VecDeque::new(),
@@ -52,6 +55,11 @@ impl Recent {
             next: 0,
         };
         Self { inner: Arc::new(Mutex::new(inner)), changed: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Says which numbering of places this is: cursors of another are refused.
+    pub(crate) fn of_log(&self, log: u64) {
+        self.lock().log = log;
     }
 
     /// Says which places the revisions have that are known at the start: from `first` to before `next`.

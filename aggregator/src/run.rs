@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tapio_daemon::{Health, Registry, shutdown};
+use tapio_daemon::{Failure, Health, Registry, config::paths, shutdown};
 use tapio_schemas::ids::RuleSetVersion;
 use tapio_spool::{Ordinal, QuotaPolicy, Spool, SpoolConfig, SyncPolicy};
 use tapio_store::client::BlockWriter;
@@ -34,7 +34,8 @@ use self::{
 };
 use crate::{
     clock::now,
-    config::Config,
+    config::{Config, Password, StoreConfig},
+    context::{Context, Watch},
     engine,
     intake::{self, Intake},
     live,
@@ -157,10 +158,8 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
 
     let mut encoder = Encoder::new(own(&config), base.context.clone())?;
     base.remember(&mut encoder, &announcements);
-    let missing =
-        announcements.into_iter().map(|(node, announcement)| (node, announcement.missing_probes())).collect();
-    let fed = Fed { missing, queue: engine_queue };
-    base.start_engine(&mut threads, &state, &spool, fed, &writer, ready.clone())?;
+    let fed = Fed { announcements, queue: engine_queue, record: config.record.as_ref() };
+    let tape = base.start_engine(&mut threads, &state, &spool, fed, &writer, ready.clone())?;
     // Until the schema is up neither has anything to do.
     let storing = base.health.component("store", SILENCE_MAX);
     storing.idle();
@@ -219,6 +218,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         spooler: spooler.clone(),
         engine: engine.clone(),
         tap,
+        tape,
         rules: Arc::new(base.rules.clone()),
         losses: Arc::clone(&base.losses),
         nodes: base.nodes,
@@ -330,7 +330,7 @@ impl Running {
             Err(_elapsed) => tracing::warn!("not everything is stored, the rest waits in the spool"),
         }
         self.stop.cancel();
-        for name in ["store", "findings"] {
+        for name in ["store", "findings", "recording"] {
             result = result.and(self.threads.join(name, THREAD_TIME_MAX).await);
         }
         shutdown::drain(&mut self.tasks, THREAD_TIME_MAX).await;
@@ -442,11 +442,38 @@ fn load_marks(marks: &Marks, spool: &Spool) -> Result<(Stored, Option<Cut>), Run
     }
 }
 
-/// Checks what can be checked without starting anything: the rules.
-///
-/// # Errors
-/// When a rule is wrong; all faults are listed.
-pub fn check(config: &Config) -> Result<(), RunError> {
-    Rules::compile(config.rules.as_deref())?;
-    Ok(())
+/// All that is wrong with what the configuration names, without starting or changing anything: rules, certificates,
+/// names of pods, passwords, the engine's library, folders.
+pub fn check(config: &Config) -> Vec<Failure> {
+    let mut failures: Vec<Failure> = [
+        Rules::compile(config.rules.as_deref()).map(drop).map_err(RunError::from),
+        base::credentials(config).map(drop),
+        base::grpc_tls(config).map(drop),
+        base::dashboard_tls(config).map(drop),
+    ]
+    .into_iter()
+    .filter_map(Result::err)
+    .map(RunError::into_failure)
+    .collect();
+    if let Some(identities) = &config.identities {
+        let look = Watch::new(identities.clone(), Context::default()).look();
+        failures.extend(look.err().map(Failure::config));
+    }
+    if let StoreConfig::Server { password, reader, .. } = &config.store {
+        let passwords = [Some(password), reader.as_ref().map(|(_user, password)| password)];
+        let files = passwords.into_iter().flatten().filter_map(|password| match password {
+            Password::File(path) => Some(path),
+            Password::None | Password::Text(_) => None,
+        });
+        failures.extend(files.filter_map(|path| store_link::read_password(path).err()).map(Failure::config));
+    }
+    let mut paths = vec![paths::folder("state.directory", &config.state.directory)];
+    if let Some(record) = &config.record {
+        paths.push(paths::folder("record.directory", &record.directory));
+    }
+    if let StoreConfig::Embedded { library: Some(library) } = &config.store {
+        paths.push(paths::file("store.library", library));
+    }
+    failures.extend(paths.into_iter().filter_map(Result::err).map(Failure::config));
+    failures
 }

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
 /// No small durable file is larger; one that is was not written by us.
@@ -64,6 +64,12 @@ impl StateError {
     }
 }
 
+/// What names a spool of findings.
+#[derive(Debug, Deserialize, Serialize)]
+struct Log {
+    number: u64,
+}
+
 /// The state directory.
 #[derive(Clone, Debug)]
 pub(crate) struct StateDirectory {
@@ -95,6 +101,21 @@ impl StateDirectory {
     /// Announced findings that may not be stored yet.
     pub(crate) fn findings_spool(&self) -> PathBuf {
         self.root.join("findings")
+    }
+
+    /// The number of the findings' spool, made where it has none: it goes with the directory, so that places in another
+    /// one are told apart.
+    pub(crate) fn findings_log(&self) -> Result<u64, StateError> {
+        let path = self.findings_spool().join("log.json");
+        if let Some(Log { number }) = read_json(&path, "remove it: who follows findings then begins anew")? {
+            return Ok(number);
+        }
+        let number = getrandom::u64().map_err(|error| {
+            let error = io::Error::other(error.to_string());
+            StateError::io("get a random number for", &path, error)
+        })?;
+        replace_json(&path, &Log { number })?;
+        Ok(number)
     }
 
     /// The embedded engine's directory.

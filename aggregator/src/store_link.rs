@@ -240,7 +240,8 @@ async fn migrate(reader: &Reader) -> Result<Vec<u32>, MigrationError> {
     Ok(applied)
 }
 
-fn read_password(path: &Path) -> Result<String, StoreLinkError> {
+/// The password that stands in a file.
+pub(crate) fn read_password(path: &Path) -> Result<String, StoreLinkError> {
     let refuse = |reason: String| StoreLinkError::Password { path: path.to_owned(), reason };
     let text = fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
     let password = text.trim_end_matches(['\r', '\n']);

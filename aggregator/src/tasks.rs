@@ -1,12 +1,15 @@
-//! The small tasks beside the road: names that follow their file, entities into the store, the own ledger into the
-//! spool.
+//! The small tasks beside the road: names that follow their file, entities and the own health into the store, the own
+//! ledger into the spool.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tapio_daemon::Progress;
+use tapio_daemon::{Health, Progress};
 use tapio_schemas::ledger::Stage;
-use tapio_store::client::{BlockWriter, DeduplicationToken};
+use tapio_store::{
+    client::{BlockWriter, DeduplicationToken},
+    native::{BlockBuilder, BlockError, EncodedBlock},
+};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
@@ -29,6 +32,8 @@ use crate::{
 const NAMES_INTERVAL: Duration = Duration::from_secs(1);
 /// How often entities are stored.
 const ENTITIES_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the own health is stored.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the own ledger is written down.
 const LOSSES_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -132,6 +137,81 @@ pub(crate) async fn store_entities(
             seen.stored(&due);
         }
     }
+}
+
+/// Who an aggregator is.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnName {
+    pub(crate) tenant: String,
+    pub(crate) cluster: String,
+    pub(crate) name: String,
+}
+
+/// Stores what this process says of its own health, for those who ask elsewhere. What cannot be stored is not: the next
+/// word is newer.
+pub(crate) async fn store_health(
+    own: OwnName,
+    health: Health,
+    writer: BlockWriter,
+    metrics: StoreMetrics,
+    stop: CancellationToken,
+) -> Result<(), RunError> {
+    const TABLE: &str = "tiers";
+    let mut ticks = interval(HEALTH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // Cancel-safe: a tick that is dropped comes again.
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        let block = match health_row(&own, &health) {
+            Ok(block) => block,
+            Err(error) => {
+                tracing::error!(%error, "the own health cannot be encoded");
+                continue;
+            }
+        };
+        let Ok(token) = DeduplicationToken::new(format!("{TABLE}-{}-{}", own.name, now().0)) else {
+            continue;
+        };
+        let inserted = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            inserted = writer.insert(TABLE, &block, &token) => inserted,
+        };
+        match inserted {
+            Ok(_) => drop(metrics.rows.get_or_create(&Table { table: TABLE }).inc()),
+            Err(error) => tracing::debug!(%error, "the own health waits for the store"),
+        }
+    }
+}
+
+fn health_row(own: &OwnName, health: &Health) -> Result<EncodedBlock, BlockError> {
+    let status = health.status();
+    let reasons = serde_json::to_string(&status.reasons).unwrap_or_default();
+    let mut block = BlockBuilder::new([
+        ("tenant", "LowCardinality(String)"),
+        ("cluster", "LowCardinality(String)"),
+        ("tier", "LowCardinality(String)"),
+        ("name", "String"),
+        ("version", "LowCardinality(String)"),
+        ("status", "LowCardinality(String)"),
+        ("reasons", "String"),
+        ("reported_at", "DateTime64(6, 'UTC')"),
+    ])?;
+    for (name, column) in block.columns() {
+        match name {
+            "tenant" => column.push_bytes(own.tenant.as_bytes()),
+            "cluster" => column.push_bytes(own.cluster.as_bytes()),
+            "tier" => column.push_bytes(b"aggregator"),
+            "name" => column.push_bytes(own.name.as_bytes()),
+            "version" => column.push_bytes(env!("CARGO_PKG_VERSION").as_bytes()),
+            "status" => column.push_bytes(status.status.as_str().as_bytes()),
+            "reasons" => column.push_bytes(reasons.as_bytes()),
+            _ => column.push_unsigned(now().0),
+        }
+    }
+    block.encode()
 }
 
 /// Writes the own ledger down, through the spool, so that it is stored exactly once like everything else.

@@ -4,6 +4,9 @@
 #[path = "road/away.rs"]
 mod away;
 #[cfg(test)]
+#[path = "road/checking.rs"]
+mod checking;
+#[cfg(test)]
 #[path = "road/dashboard.rs"]
 mod dashboard;
 #[cfg(test)]
@@ -15,6 +18,9 @@ mod grpc;
 #[cfg(test)]
 #[path = "road/grpc_python.rs"]
 mod grpc_python;
+#[cfg(test)]
+#[path = "road/recording.rs"]
+mod recording;
 #[cfg(test)]
 #[path = "road/recovering.rs"]
 mod recovering;

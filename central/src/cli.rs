@@ -4,30 +4,47 @@ pub mod client;
 pub mod doctor;
 mod events;
 pub mod render;
+pub mod replay;
+pub mod terminal;
+mod unknown;
 
 use std::{io::Write, path::PathBuf};
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{
+    CommandFactory, Parser, Subcommand,
+    builder::{OsStringValueParser, TypedValueParser},
+};
+use serde::{Serialize, de::DeserializeOwned};
 use tapio_schemas::{finding::Finding, units::UnixMicros};
 use time::OffsetDateTime;
 
-use self::client::{ApiClient, ClientError};
+use self::{
+    client::{ApiClient, ClientError},
+    replay::ReplayFailure,
+    unknown::Asked,
+};
 use crate::{
-    api::rest::{health::HealthAnswer, ledger::LedgerAnswer, page::List},
+    api::rest::{page::List, status::StatusAnswer},
     history::nodes::StoredNode,
 };
 
 /// Tapio: the root cause of a failure, and its proof.
 #[derive(Debug, Parser)]
-#[command(name = "tapio", version)]
+#[command(
+    name = "tapio",
+    version,
+    after_help = "Exit status: 0 answered; 1 no answer, or a refusal, or doctor finds something missing; 2 wrong options. \
+    replay has its own: tapio replay --help."
+)]
 pub struct Arguments {
     /// Where central's API is.
     #[arg(long, global = true, env = "TAPIO_API", default_value = "https://127.0.0.1:7443")]
     api: String,
     /// The certificate authority of central's certificate, PEM. Without it, public authorities count.
-    #[arg(long, global = true, env = "TAPIO_CA", value_name = "FILE")]
+    #[arg(long, global = true, env = "TAPIO_CA", value_name = "FILE", value_parser = file_or_none())]
     ca: Option<PathBuf>,
-    /// Print the API's JSON instead of a table.
+    /// Print the API's JSON instead of a table. What would steer a terminal is escaped in its strings, but for replay,
+    /// which prints the bytes as they were announced.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -74,6 +91,8 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         limit: u32,
     },
+    /// Tell the engine again what an aggregator recorded: the same findings, byte for byte, or those of other rules.
+    Replay(replay::ReplayArguments),
     /// Show in one screen whether to trust the system now.
     Status,
     /// Show what this host allows an agent, what is missing, why, and what to do; exits with 1 if anything is.
@@ -85,22 +104,59 @@ enum Command {
     },
 }
 
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// There is no answer of the API.
+    #[error(transparent)]
+    Api(#[from] ClientError),
+    /// A replay failed.
+    #[error(transparent)]
+    Replay(#[from] ReplayFailure),
+}
+
+impl CommandError {
+    /// The exit status of the process.
+    #[must_use]
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Api(error) => error.exit_status(),
+            Self::Replay(failure) => failure.exit_status(),
+        }
+    }
+
+    /// Whether the reader of a pipe went away, as `tapio findings | head` does.
+    #[must_use]
+    pub fn is_broken_pipe(&self) -> bool {
+        match self {
+            Self::Api(ClientError::Write(error)) | Self::Replay(ReplayFailure::Write(error)) => {
+                error.kind() == std::io::ErrorKind::BrokenPipe
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Runs the command and writes its answer to `out`.
 ///
 /// # Errors
-/// When the API does not answer or refuses, or `out` cannot be written.
-pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError> {
-    let client = || ApiClient::new(&arguments.api, arguments.ca.as_deref());
+/// When the API does not answer or refuses, a replay fails, or `out` cannot be written.
+pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), CommandError> {
+    // An empty variable is none.
+    let authority = arguments.ca.as_deref().filter(|path| !path.as_os_str().is_empty());
+    let client = || ApiClient::new(&arguments.api, authority);
     let now = now();
-    match &arguments.command {
+    let answered = match &arguments.command {
         Command::Findings { state, cluster, since, limit } => {
             let limit = limit.to_string();
             let mut query = vec![("since", since.as_str()), ("limit", &limit)];
             query.extend(state.as_deref().map(|state| ("state", state)));
             query.extend(cluster.as_deref().map(|cluster| ("cluster", cluster)));
-            show(arguments.json, out, &client()?.get::<List<Finding>>("/findings", &query)?, |list, out| {
-                render::findings(list, now, out)
-            })
+            let client = client()?;
+            let list = client.get::<List<Finding>>("/findings", &query)?;
+            let asked = Asked { cluster: cluster.as_deref(), ..Asked::default() };
+            asked.explain_empty(list.items.is_empty(), &client);
+            show(arguments.json, out, &list, |list, out| render::findings(list, now, out))
         }
         Command::Explain { id } => {
             let finding =
@@ -113,7 +169,10 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError
             let mut query = vec![("since", since.as_str()), ("limit", &limit)];
             query.extend(cluster.as_deref().map(|cluster| ("cluster", cluster)));
             query.extend(state.as_deref().map(|state| ("state", state)));
-            let list = client()?.get::<List<StoredNode>>("/nodes", &query)?;
+            let client = client()?;
+            let list = client.get::<List<StoredNode>>("/nodes", &query)?;
+            let asked = Asked { cluster: cluster.as_deref(), ..Asked::default() };
+            asked.explain_empty(list.items.is_empty(), &client);
             show(arguments.json, out, &list, |list, out| render::nodes::list(list, now, out))
         }
         Command::Doctor(asked) => {
@@ -122,15 +181,17 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), ClientError
             if diagnosis.fit { Ok(()) } else { Err(ClientError::Unfit) }
         }
         Command::Completions { shell } => completions(*shell, out),
+        Command::Replay(replay) => return Ok(replay::run(replay, arguments.json, out)?),
         Command::Status => {
-            let client = client()?;
-            let health = client.get::<HealthAnswer>("/health", &[])?;
-            let ledger = client.get::<LedgerAnswer>("/ledger", &[("since", "5m")])?;
-            let open = client.get::<List<Finding>>("/findings", &[("state", "open"), ("since", "24h")])?;
-            let status = render::Status { health, ledger, open: open.items };
-            show(arguments.json, out, &status, |status, out| render::status(status, now, out))
+            let status = client()?.get::<StatusAnswer>("/status", &[])?;
+            show(arguments.json, out, &status, render::status::status)
         }
-    }
+    };
+    Ok(answered?)
+}
+
+fn file_or_none() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 fn completions(shell: clap_complete::Shell, out: &mut dyn Write) -> Result<(), ClientError> {
@@ -139,43 +200,23 @@ fn completions(shell: clap_complete::Shell, out: &mut dyn Write) -> Result<(), C
     out.write_all(&text).map_err(ClientError::Write)
 }
 
-fn show<T: serde::Serialize>(
+fn show<T: Clone + Serialize + DeserializeOwned>(
     json: bool,
     out: &mut dyn Write,
     answer: &T,
     render: impl Fn(&T, &mut dyn Write) -> std::io::Result<()>,
 ) -> Result<(), ClientError> {
-    let written = if json {
-        serde_json::to_writer_pretty(&mut *out, answer)
-            .map_err(std::io::Error::from)
-            .and_then(|()| writeln!(out))
+    let text = if json {
+        serde_json::to_string_pretty(answer).map(|text| terminal::json(&text) + "\n").map_err(Into::into)
     } else {
         let mut text = Vec::new();
-        render(answer, &mut text).and_then(|()| out.write_all(printable(&text).as_bytes()))
+        render(&terminal::plain(answer), &mut text)
+            .map(|()| terminal::printable(&String::from_utf8_lossy(&text)))
     };
+    let written = text.and_then(|text| out.write_all(text.as_bytes()));
     written.map_err(ClientError::Write)
-}
-
-/// `text` without what would steer a terminal: titles and reasons carry names that any observed program may choose.
-fn printable(text: &[u8]) -> String {
-    let shown =
-        |character: char| if character.is_control() && character != '\n' { '\u{fffd}' } else { character };
-    String::from_utf8_lossy(text).chars().map(shown).collect()
 }
 
 fn now() -> UnixMicros {
     UnixMicros(u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000).unwrap_or_default())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Scenario: a title in which a program put the sequences that clear a screen and set its title.
-    /// Guarantees: they are shown as damage, the rest unchanged.
-    #[test]
-    fn a_terminal_is_not_steered() {
-        let text = "a\u{1b}[2J\u{9b}1m\r\n→ ä\u{7}";
-        assert_eq!(printable(text.as_bytes()), "a\u{fffd}[2J\u{fffd}1m\u{fffd}\n→ ä\u{fffd}");
-    }
 }

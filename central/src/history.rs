@@ -11,6 +11,7 @@ pub mod findings;
 pub mod ledger;
 pub mod nodes;
 pub mod sources;
+pub mod status;
 
 use std::time::Duration;
 

@@ -64,8 +64,7 @@ pub async fn run(
         .map_err(|source| CentralError::Listen { address: config.listen, source })?;
     let api_address =
         listener.local_addr().map_err(|source| CentralError::Listen { address: config.listen, source })?;
-    let tls = tapio_identity::https::server_config(&config.certificate, &config.key)
-        .map_err(|error| CentralError::Identity(error.into()))?;
+    let tls = tls(&config)?;
     let history = History::new(&config.store, config.tenant.clone());
     let registry = Registry::new();
     let health = Health::new();
@@ -76,6 +75,9 @@ pub async fn run(
         Some(address) => Some(serve::telemetry(address, registry, health, &shutdown).await?),
         None => None,
     };
+    if let Some((telemetry_address, _)) = &telemetry {
+        tracing::info!(%telemetry_address, "answering what watches this tier");
+    }
     tracing::info!(address = %api_address, "answering the REST API");
     ready(Running { api: api_address, telemetry: telemetry.as_ref().map(|(address, _)| *address) });
     serve::https(listener, tls, api::router(state), &shutdown).await;
@@ -88,4 +90,15 @@ pub async fn run(
         tracing::warn!(%error, "the metrics server ended badly");
     }
     Ok(())
+}
+
+/// What is wrong with the files that the configuration names, without starting anything.
+#[must_use]
+pub fn check(config: &Config) -> Option<CentralError> {
+    tls(config).err()
+}
+
+fn tls(config: &Config) -> Result<Arc<rustls::ServerConfig>, CentralError> {
+    tapio_identity::https::server_config(&config.certificate, &config.key)
+        .map_err(|error| CentralError::Identity(error.into()))
 }

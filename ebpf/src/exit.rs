@@ -1,7 +1,7 @@
 //! Which processes end, and how?
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use tapio_kernel_abi::{Exit, KIND_EXIT, ProbeId};
+use tapio_kernel_abi::{Exit, KIND_EXIT, NAMESPACE_ROOT, ProbeId};
 
 use crate::{
     offsets::*,
@@ -37,6 +37,7 @@ pub fn on_exit(ctx: RawTracePointContext) -> i32 {
             pointer(task, &TASK_GROUP_LEADER).and_then(|leader| field::<u32>(leader, &TASK_EXIT_CODE))
         };
         let Some(status) = status else { return Outcome::Unreadable };
+        let namespace = pointer(task, &TASK_GROUP_LEADER).map_or(NAMESPACE_ROOT, task::namespace_place);
         emit::<Exit>(|record| {
             let signal = (status & 0x7f) as u8;
             // SAFETY: the record is reserved memory of its size.
@@ -46,7 +47,7 @@ pub fn on_exit(ctx: RawTracePointContext) -> i32 {
                 (*record).signal = signal;
                 (*record).exit_code = if signal == 0 { (status >> 8) as u8 } else { 0 };
                 (*record).core_dumped = (status >> 7 & 1) as u8;
-                (*record).reserved = 0;
+                (*record).namespace = namespace;
             }
             true
         })

@@ -2,7 +2,10 @@
 //!
 //! Failures of one process, call and errno are one key, whatever their paths and addresses: a program that searches
 //! a thousand paths must not cost a thousand records. Whether they were all alike is remembered, so that the path of
-//! one is never told of the others; and the last of them, because what a process missed last is often why it ends.
+//! one is never told of the others; and the last of them, which says most of why a process ended.
+//!
+//! Files that are gone are another matter: the first of them is where this start parts from those that went well. They
+//! have keys of their own, and the first few of a key a record each, which is sent at once, or is lost and counted so.
 //!
 //! There are two maps and one is active. To drain, the agent makes the other one active, waits until no program can
 //! still be running on the old one, and empties it at leisure: no count is lost between a read and a removal.
@@ -16,10 +19,14 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, PerCpuArray},
 };
-use tapio_kernel_abi::{FLAG_MIXED, FailedSyscall, FoldKey, FoldValue, KIND_FAILED_SYSCALL, ProbeStats};
+use tapio_kernel_abi::{
+    FLAG_MIXED, FLAG_VANISHED, FailedSyscall, FoldKey, FoldValue, KEY_VANISHED, KIND_FAILED_SYSCALL, ProbeStats,
+    VANISHED_MAX,
+};
 
 use crate::{
     offsets::*,
+    opened::mixed,
     outcome::{Outcome, count_map_full, emit_copy},
     task,
 };
@@ -47,9 +54,13 @@ const DETAIL_WORDS: usize = size_of::<FailedSyscall>() / 8 - DETAIL_AT;
 #[inline(always)]
 pub fn fold(stats: *mut ProbeStats, key: FoldKey, describe: impl FnOnce(*mut FailedSyscall)) -> Outcome {
     let Some(scratch) = FOLD_SCRATCH.get_ptr_mut(0) else { return Outcome::Unreadable };
+    let mut key = key;
     // SAFETY: the scratch value is this processor's own.
     let detail = unsafe {
         describe(&raw mut (*scratch).sample);
+        if (*scratch).sample.flags & FLAG_VANISHED != 0 {
+            key.number |= KEY_VANISHED;
+        }
         detail_of(&raw const (*scratch).sample)
     };
     if FOLDS_ACTIVE.get(0).copied().unwrap_or(0) & 1 == 0 {
@@ -57,6 +68,13 @@ pub fn fold(stats: *mut ProbeStats, key: FoldKey, describe: impl FnOnce(*mut Fai
     } else {
         fold_in(&FOLDS_ODD, stats, key, scratch, detail)
     }
+}
+
+/// The processor's own record to describe a call in.
+#[inline(always)]
+pub fn scratch() -> Option<*mut FailedSyscall> {
+    // SAFETY: the scratch value is this processor's own.
+    FOLD_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &raw mut (*scratch).sample })
 }
 
 /// Hash of the path and address, 0 where there is neither. Not against somebody who seeks collisions: all that those
@@ -74,8 +92,7 @@ unsafe fn detail_of(record: *const FailedSyscall) -> u64 {
         let words = record.cast::<u64>();
         let mut hash = 0u64;
         for index in 0..DETAIL_WORDS {
-            hash = (hash ^ *words.add(DETAIL_AT + index)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            hash ^= hash >> 32;
+            hash = mixed(hash, *words.add(DETAIL_AT + index));
         }
         hash
     }
@@ -90,7 +107,16 @@ fn fold_in(
     detail: u64,
 ) -> Outcome {
     let now = task::now();
+    let is_vanished = key.number & KEY_VANISHED != 0;
     if let Some(value) = folds.get_ptr_mut(key) {
+        // SAFETY: the map's value stays while programs run.
+        if is_vanished && unsafe { is_untold(value, detail) } {
+            // SAFETY: the scratch value is this processor's own.
+            return unsafe {
+                write_header(scratch);
+                send_alone(scratch)
+            };
+        }
         if !is_due(value, scratch, now, detail) {
             return Outcome::Folded;
         }
@@ -120,11 +146,12 @@ fn fold_in(
     // SAFETY: the scratch value is this processor's own.
     unsafe {
         write_header(scratch);
-        (*scratch).sample.count = 1;
         (*scratch).pending = 0;
         (*scratch).detail = detail;
         (*scratch).mixed = 0;
         (*scratch).writing = 0;
+        (*scratch).told = [0; VANISHED_MAX];
+        (*scratch).told[0] = detail;
         (*scratch).emitted_at_nanos = now;
         (*scratch).last_at_nanos = now;
         match folds.insert(key, &*scratch, NOEXIST) {
@@ -132,11 +159,48 @@ fn fold_in(
             Err(error) if error == -EEXIST => return add(folds, key, scratch, now, detail),
             Err(_) => count_map_full(stats),
         }
-        match emit_copy((&raw const (*scratch).sample).cast(), size_of::<FailedSyscall>() as u64) {
-            Outcome::Emitted => Outcome::Emitted,
-            _ => add(folds, key, scratch, now, detail),
+        match send_alone(scratch) {
+            Outcome::RingFull if !is_vanished => add(folds, key, scratch, now, detail),
+            outcome => outcome,
         }
     }
+}
+
+/// Sends the failure by itself.
+///
+/// # Safety
+/// The scratch value, which describes the failure and has its header, is this processor's own.
+#[inline(always)]
+unsafe fn send_alone(scratch: *mut FoldValue) -> Outcome {
+    // SAFETY: the caller vouches for the value.
+    unsafe {
+        (*scratch).sample.count = 1;
+        emit_copy((&raw const (*scratch).sample).cast(), size_of::<FailedSyscall>() as u64)
+    }
+}
+
+/// Whether a file that is gone has had no record of its own, and may have one: then it counts as told.
+///
+/// # Safety
+/// `value` is a live value of the map.
+#[inline(always)]
+unsafe fn is_untold(value: *mut FoldValue, detail: u64) -> bool {
+    for place in 0..VANISHED_MAX {
+        // SAFETY: the caller vouches for the value; its places are only touched atomically.
+        unsafe {
+            let told = &raw mut (*value).told[place];
+            let known = told.read_volatile();
+            if known == detail {
+                return false;
+            }
+            if known == 0
+                && atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(told, 0, detail).1
+            {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// # Safety

@@ -16,6 +16,7 @@ mod fold;
 mod fork;
 mod offsets;
 mod oom;
+mod opened;
 mod outcome;
 mod payload;
 mod read;

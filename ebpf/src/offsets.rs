@@ -20,6 +20,11 @@ globals! {
     TASK_START_BOOTTIME: u32,
     TASK_EXIT_CODE: u32,
     TASK_SIGNAL: u32,
+    /// Where the task's `struct pid` is; 0 = not told.
+    TASK_THREAD_PID: u32,
+    PID_LEVEL: u32,
+    /// Where the ids are, of the machine's own pid namespace first.
+    PID_NUMBERS: u32,
     TASK_MM: u32,
     TASK_CGROUPS: u32,
     TASK_FILES: u32,
@@ -39,6 +44,8 @@ globals! {
     CSS_SET_INDIRECT: u32,
     CSS_CGROUP: u32,
     CGROUP_KN: u32,
+    CGROUP_SELF: u32,
+    CSS_PARENT: u32,
     KN_ID: u32,
     MM_TOTAL_VM: u32,
     /// First resident-set counter within `mm_struct`.
@@ -76,6 +83,7 @@ globals! {
     REGS_NUMBER: u32,
     REGS_FIRST: u32,
     REGS_SECOND: u32,
+    REGS_THIRD: u32,
     /// 1: `mark_victim` hands over the task; 0: its pid.
     OOM_TASK_ARGUMENT: u32,
     /// 1: `sched_process_exit` says whether the whole group is dead.

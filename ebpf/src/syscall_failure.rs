@@ -9,8 +9,9 @@ use aya_ebpf::{
 use tapio_kernel_abi::*;
 
 use crate::{
-    fold::fold,
+    fold::{fold, scratch},
     offsets::*,
+    opened,
     outcome::{Outcome, hit},
     read::field,
     sock::{self, AF_INET, AF_INET6, mapped},
@@ -18,6 +19,7 @@ use crate::{
 };
 
 const AF_UNIX: u16 = 1;
+const ENOENT: u64 = 2;
 
 /// What is wanted of each system call, by number.
 #[map]
@@ -41,24 +43,55 @@ pub fn is_compat() -> bool {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn on_sys_failure(ctx: RawTracePointContext) -> i32 {
     hit(ProbeId::FailedSyscall, |stats| {
+        let (regs, result) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1));
+        if is_descriptor(result) {
+            look_at_opened(regs);
+            return Outcome::Filtered;
+        }
         // Errors are -1 to -4095; beyond 127 there are only restarts, which are no failures.
-        let errno = 0u64.wrapping_sub(ctx.arg::<u64>(1));
+        let errno = 0u64.wrapping_sub(result);
         if errno == 0 || errno > 127 {
             return Outcome::Filtered;
         }
-        let regs: u64 = ctx.arg(0);
         let Some((rule, number)) = rule(regs) else { return Outcome::Filtered };
         let allowed = if errno < 64 { rule.errnos_low >> errno } else { rule.errnos_high >> (errno - 64) };
         if allowed & 1 == 0 || task::is_agent() || is_compat() {
             return Outcome::Filtered;
         }
         let shape = rule.shape;
+        let may_be_gone = rule.opens != OPENS_NONE && errno == ENOENT && opened::is_starting();
         let key = FoldKey { tgid: task::current_tgid(), number: number as u16, errno: errno as u16 };
         fold(stats, key, |record| {
             // SAFETY: the record is the processor's own scratch memory.
-            unsafe { describe(record, regs, number, errno, shape) }
+            unsafe {
+                describe(record, regs, number, errno, shape);
+                if may_be_gone && opened::is_vanished(record) {
+                    (*record).flags |= FLAG_VANISHED;
+                }
+            }
         })
     })
+}
+
+/// Whether a result may be the descriptor of a file that was opened: a process that starts has few.
+#[inline(always)]
+fn is_descriptor(result: u64) -> bool {
+    result.wrapping_sub(3) < 1021
+}
+
+/// What a call that succeeded says of the files that a program needs.
+#[inline(always)]
+fn look_at_opened(regs: u64) {
+    let Some((rule, number)) = rule(regs) else { return };
+    if rule.opens == OPENS_NONE || !opened::is_starting() || task::is_agent() || is_compat() {
+        return;
+    }
+    let Some(record) = scratch() else { return };
+    // SAFETY: the record is the processor's own scratch memory.
+    unsafe {
+        describe(record, regs, number, 0, rule.shape);
+        opened::found(record, regs, rule.opens);
+    }
 }
 
 #[inline(always)]

@@ -4,7 +4,9 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
     generated::{bpf_get_current_comm, bpf_get_current_task, bpf_ktime_get_boot_ns},
 };
-use tapio_kernel_abi::{COMM_BYTES, Header, Owner};
+use tapio_kernel_abi::{
+    COMM_BYTES, Header, NAMESPACE_FIRST, NAMESPACE_OTHER, NAMESPACE_ROOT, Owner,
+};
 
 use crate::{
     offsets::*,
@@ -50,6 +52,43 @@ pub fn cgroup_id(task: u64) -> u64 {
         .and_then(|cgroup| pointer(cgroup, &CGROUP_KN))
         .and_then(|node| field(node, &KN_ID))
         .unwrap_or(0)
+}
+
+/// kernfs id of the cgroup above the running task's.
+#[inline(always)]
+pub fn parent_cgroup_id() -> Option<u64> {
+    let own = cgroup(current())?.wrapping_add(u64::from(CGROUP_SELF.load()));
+    let above = pointer(own, &CSS_PARENT).and_then(|state| pointer(state, &CSS_CGROUP))?;
+    field(pointer(above, &CGROUP_KN)?, &KN_ID)
+}
+
+/// The running task's command name.
+#[inline(always)]
+pub fn command() -> [u64; COMM_BYTES / 8] {
+    let mut name = [0u64; COMM_BYTES / 8];
+    // SAFETY: the helper writes at most as many bytes as the name has.
+    unsafe { bpf_get_current_comm(name.as_mut_ptr().cast(), COMM_BYTES as u32) };
+    name
+}
+
+/// A process's place in its pid namespace, by its leader: one of the `NAMESPACE_` constants.
+#[inline(always)]
+pub fn namespace_place(leader: u64) -> u8 {
+    /// Bytes of a `struct upid`, which begins with the number.
+    const NUMBER_BYTES: u64 = 16;
+    if TASK_THREAD_PID.load() == 0 {
+        return NAMESPACE_ROOT;
+    }
+    let place = pointer(leader, &TASK_THREAD_PID).and_then(|pid| {
+        let level = u64::from(field::<u32>(pid, &PID_LEVEL)?);
+        let number: u32 = field(pid.wrapping_add(level * NUMBER_BYTES), &PID_NUMBERS)?;
+        Some(match (level, number) {
+            (0, _) => NAMESPACE_ROOT,
+            (_, 1) => NAMESPACE_FIRST,
+            _ => NAMESPACE_OTHER,
+        })
+    });
+    place.unwrap_or(NAMESPACE_ROOT)
 }
 
 #[inline(always)]

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use tapio_daemon::{Health, Progress, Registry};
+use tapio_daemon::{Failure, Health, Progress, Registry, config::paths};
 use tapio_identity::{Credentials, CredentialsError};
 use tapio_schemas::{
     capability::{ProbeCapability, ProbeState},
@@ -126,8 +126,7 @@ impl Agent {
     /// # Errors
     /// When it cannot start.
     pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Self, AgentError> {
-        let credentials = Credentials::load(&config.certificate, &config.key, &config.authority)?;
-        check_name(&config, &credentials)?;
+        let credentials = credentials(&config)?;
         let source = credentials.name().source_id();
         let hierarchy = Hierarchy::find()?;
         let listener = TcpListener::bind(config.telemetry_listen).await;
@@ -314,13 +313,25 @@ fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<Joi
         .map_err(|source| AgentError::System { doing: "start a thread", source })
 }
 
-fn check_name(config: &Config, credentials: &Credentials) -> Result<(), AgentError> {
+/// All that is wrong with the files and folders that the configuration names, without starting anything.
+#[must_use]
+pub fn check(config: &Config) -> Vec<Failure> {
+    let failures = [
+        credentials(config).err().map(Failure::config),
+        paths::folder("state.directory", &config.state_directory).err().map(Failure::config),
+    ];
+    failures.into_iter().flatten().collect()
+}
+
+/// What the node shows to others, which must be its own.
+fn credentials(config: &Config) -> Result<Credentials, AgentError> {
+    let credentials = Credentials::load(&config.certificate, &config.key, &config.authority)?;
     let name = credentials.name();
     let is_own = name.node_id() == Some(&config.node)
         && name.cluster() == Some(&config.cluster)
         && name.tenant() == Some(&config.tenant);
     if is_own {
-        return Ok(());
+        return Ok(credentials);
     }
     Err(AgentError::Name {
         certificate: name.to_string(),

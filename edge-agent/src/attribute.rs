@@ -266,6 +266,9 @@ mod tests {
             self.walks.set(self.walks.get() + 1);
             self.groups.clone()
         }
+        fn is_over(&self, path: &str) -> bool {
+            !self.groups.iter().any(|group| group.path == path)
+        }
     }
 
     fn container_path(number: u8) -> String {

@@ -183,6 +183,12 @@ impl Connections {
         self.insert(sock_key, *tuple, owner, direction, None, now);
     }
 
+    /// Whether nothing was heard of this connection yet. Once connections were not kept for want of room, none is new
+    /// for certain.
+    pub(crate) fn is_new(&self, sock_key: u64, tuple: &SockTuple) -> bool {
+        self.refused == 0 && !self.sockets.get(&sock_key).is_some_and(|socket| is_of(socket, tuple))
+    }
+
     /// Forgets connections that nothing was heard of for long.
     pub(crate) fn sweep(&mut self, now_nanos: u64) {
         self.sockets.retain(|_, socket| now_nanos.saturating_sub(socket.last_nanos) < QUIET_NANOS_MAX);
@@ -230,8 +236,7 @@ impl Connections {
 
     /// What is known of this connection: not of one that the kernel kept at the same place before.
     fn known(&mut self, sock_key: u64, tuple: &SockTuple) -> Option<&mut Socket> {
-        let remote = |tuple: &SockTuple| (tuple.remote_address, tuple.remote_port);
-        self.sockets.get_mut(&sock_key).filter(|socket| remote(&socket.tuple) == remote(tuple))
+        self.sockets.get_mut(&sock_key).filter(|socket| is_of(socket, tuple))
     }
 
     fn tell(&mut self, sock_key: u64) {
@@ -256,6 +261,12 @@ impl Connections {
         let socket = Socket { tuple, owner, direction, opened_nanos, last_nanos: now, is_told: false };
         self.sockets.insert(sock_key, socket);
     }
+}
+
+/// Whether a connection with these ends is the one that is kept.
+fn is_of(socket: &Socket, tuple: &SockTuple) -> bool {
+    let remote = |tuple: &SockTuple| (tuple.remote_address, tuple.remote_port);
+    remote(&socket.tuple) == remote(tuple)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub(crate) const WINDOW_NANOS: u64 = 1_000_000_000;
 const GROUPS_MAX: usize = 8_192;
 /// Failures of one key that ship one by one within a window.
 const SINGLE_MAX: u32 = 256;
-/// Begins and ends of processes of one key that ship one by one within a window.
+/// Begins and ends of processes, and files that are gone, of one key that ship one by one within a window.
 const PROCESS_SINGLE_MAX: u32 = 128;
 /// Events that wait for the groups of their window; beyond, they ship before them.
 const BEHIND_MAX: usize = 4_096;
@@ -78,7 +78,9 @@ fn policy(event: &Event) -> Policy {
         | intent::PROCESS_EXECUTED
         | intent::PROCESS_EXITED
         | intent::PROCESS_FAILED
-        | intent::PROCESS_KILLED => Policy::Up(PROCESS_SINGLE_MAX),
+        | intent::PROCESS_KILLED
+        | intent::CONTAINER_FAILED
+        | intent::FILE_VANISHED => Policy::Up(PROCESS_SINGLE_MAX),
         _ => Policy::Single,
     }
 }
@@ -133,7 +135,7 @@ impl Fold {
             group.records = group.records.saturating_add(event.records);
             group.duration_nanos = group.duration_nanos.saturating_add(event.duration_nanos);
             if event.intent == intent::FILE_ACCESS_FAILED {
-                // What a process missed last is often why it ends: the last occurrence says when.
+                // What a process missed last, however often before, is told by its last time.
                 group.time = group.time.max(event.time);
             }
             blur(group, &event);

@@ -4,8 +4,11 @@
 //! configuration and writes nothing. `tapio doctor` asks for it and shows it beside what it finds by itself; each line
 //! is a word and what it is about, so that a newer `tapio` reads an older agent.
 
-use std::io::{self, Write as _};
-use std::process::ExitCode;
+use std::{
+    ffi::OsStr,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use crate::{
     agent::describe_probes,
@@ -19,11 +22,28 @@ pub const COMMAND: &str = "check-host";
 /// Enough for what happens while the probes are on.
 const RING_BYTES: u32 = 64 << 10;
 
-/// Prints what was found, a line each. The status says whether it could be printed, not what was found.
+const HELP: &str = "\
+Tries what this host lets an agent do: loads and attaches every probe, takes them off again, and prints a line each.
+Needs no configuration. `tapio doctor` shows it with everything else that matters.
+
+Usage: tapio-edge-agent check-host
+";
+
+/// Prints what was found, a line each; or help, or what is wrong with the word behind the command. The status says
+/// whether it was understood and could be printed, not what was found.
 #[must_use]
-pub fn print() -> ExitCode {
-    let mut text = lines().join("\n");
-    text.push('\n');
+pub fn answer(word: Option<&OsStr>) -> ExitCode {
+    let text = match word {
+        None => lines().join("\n") + "\n",
+        Some(word) if word == "--help" || word == "-h" => HELP.to_owned(),
+        Some(word) => {
+            let refusal =
+                format!("error: {COMMAND} takes nothing but --help, and was given {}\n", word.display());
+            // Who cannot be told sees the status.
+            drop(io::stderr().lock().write_all(refusal.as_bytes()));
+            return ExitCode::from(2);
+        }
+    };
     match io::stdout().lock().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,

@@ -26,6 +26,6 @@ mod syscalls;
 mod tally;
 mod uplink;
 
-pub use agent::{Agent, AgentError, run};
+pub use agent::{Agent, AgentError, check, run};
 pub use attribute::HierarchyError;
 pub use config::{Config, Scope};

@@ -7,13 +7,14 @@ use tapio_daemon::{Failure, config::Invocation, run_tier};
 use tapio_edge_agent::{Config, config::TIER, host};
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|word| word == host::COMMAND) {
-        return host::print();
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == host::COMMAND) {
+        return host::answer(words.next().as_deref());
     }
     run_tier(
         Invocation::of_this_process(&TIER, env!("CARGO_PKG_VERSION")),
         Config::check,
-        |_config| Ok(()),
+        tapio_edge_agent::check,
         |config, shutdown| async { tapio_edge_agent::run(config, shutdown).await.map_err(Failure::from) },
     )
 }

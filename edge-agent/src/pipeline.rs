@@ -57,6 +57,8 @@ pub(crate) struct Pipeline<H> {
     pub(crate) tally: Tally,
     exchanges: Vec<Exchange>,
     exits: HeldExits,
+    /// When the agent began to observe.
+    began_nanos: u64,
     kernel: HashMap<ProbeId, (ProbeStats, u64)>,
     /// When the kernel last found no room for a socket's owner.
     owners_full_nanos: Option<u64>,
@@ -83,6 +85,7 @@ impl<H: Host> Pipeline<H> {
             tally: Tally::default(),
             exchanges: Vec::new(),
             exits: HeldExits::default(),
+            began_nanos: 0,
             kernel: HashMap::new(),
             owners_full_nanos: None,
             sockets_lost_nanos: 0,
@@ -95,6 +98,7 @@ impl<H: Host> Pipeline<H> {
 
     /// Learns what is there already.
     pub(crate) fn begin(&mut self, now_nanos: u64, running: &[Running], existing: &[Existing]) {
+        self.began_nanos = now_nanos;
         self.attribution.scan(&self.host, now_nanos);
         self.processes.adopt(running);
         for one in existing {
@@ -168,7 +172,8 @@ impl<H: Host> Pipeline<H> {
 
     /// Exits of before `until_nanos`: whatever their processes failed to do is told, or waits in the fold.
     fn release_exits(&mut self, until_nanos: u64) {
-        for event in self.exits.release(until_nanos) {
+        let is_over = |container: &Container| self.host.is_over(&container.group);
+        for event in self.exits.release(until_nanos, is_over) {
             self.fold.push_behind(event, &mut self.tally);
         }
     }

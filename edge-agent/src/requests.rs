@@ -25,7 +25,7 @@ use threads::Threads;
 /// Sockets with a conversation that are kept.
 const SOCKETS_MAX: usize = 16_384;
 /// A request without an answer is given up after this.
-const OPEN_NANOS_MAX: u64 = 300_000_000_000;
+pub(crate) const OPEN_NANOS_MAX: u64 = 300_000_000_000;
 /// A socket on which nothing happens is forgotten after this.
 const QUIET_NANOS_MAX: u64 = 600_000_000_000;
 /// An answer that lies in the socket's queue can be read after the socket's end: so long is waited for it.

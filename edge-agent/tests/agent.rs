@@ -21,7 +21,7 @@ use tapio_schemas::{
     ledger::{Fate, Stage},
 };
 
-use support::{Agent, Container, Process, ROLE, not_proven, read_spool, wait_for};
+use support::{Agent, Container, Process, ROLE, any_probe_failed, not_proven, read_spool, wait_for};
 
 #[path = "agent/support.rs"]
 mod support;
@@ -118,11 +118,7 @@ fn what_was_done_is_in_the_spool() {
 
     assert!(agent.end().success());
     let (events, ledger) = read_spool(folder.path());
-    let failed_probe = |event: &UnifiedEvent| {
-        let attributes = event.entity.as_ref().map(|entity| entity.attributes.as_str()).unwrap_or_default();
-        event.core.intent == intent::PROBE_CAPABILITY && attributes.starts_with("state=failed")
-    };
-    if not_proven(events.iter().any(failed_probe)) {
+    if not_proven(any_probe_failed(&events)) {
         return;
     }
 

@@ -4,16 +4,21 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::print_stdout,
+    clippy::indexing_slicing,
     reason = "this whole file is tests: a helper that fails is a test that fails"
 )]
 
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
+    path::Path,
     process::{Command, Output},
 };
 
 use tapio_kernel_abi::ProbeId;
+
+#[path = "agent/support.rs"]
+mod support;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_tapio-edge-agent");
 
@@ -58,27 +63,43 @@ fn what_is_missing_has_a_reason() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("agent");
     fs::copy(AGENT, &program).unwrap();
-    let nobody = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"])
-        .arg(&program)
-        .arg("check-host")
-        .output()
-        .unwrap();
-    if !nobody.status.success() && String::from_utf8_lossy(&nobody.stderr).contains("setpriv:") {
-        assert!(excused("ebpf", "what an agent without rights says"), "{nobody:?}");
+    let nobody = |program: &Path, arguments: &[&str]| {
+        Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--"])
+            .arg(program)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let tried = nobody(Path::new("true"), &[]);
+    if !tried.status.success() {
+        assert!(excused("ebpf", "what an agent without rights says"), "{tried:?}");
         return;
     }
+    let nobody = nobody(&program, &["check-host"]);
     let probes = lines(&nobody, "probe");
     assert_eq!(probes.len(), ProbeId::ALL.len());
     assert!(probes.iter().all(|probe| probe.contains("=failed:") && probe.contains("ermi")), "{probes:?}");
 
-    let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$1\" check-host";
-    let blind = Command::new("unshare").args(["--mount", "sh", "-c", script, "sh", AGENT]).output().unwrap();
-    let errors = String::from_utf8_lossy(&blind.stderr);
-    if !blind.status.success() && (errors.contains("unshare:") || errors.contains("mount:")) {
-        assert!(excused("mount", "what an agent without BTF says"), "{errors}");
+    if !support::may_mount("what an agent without BTF says") {
         return;
     }
+    let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$1\" check-host";
+    let blind = Command::new("unshare").args(["--mount", "sh", "-c", script, "sh", AGENT]).output().unwrap();
     let probes = lines(&blind, "probe");
     assert!(probes.iter().all(|probe| probe.contains("/sys/kernel/btf/vmlinux")), "{probes:?}");
+}
+
+/// Scenario: more words than the one, one of them for help.
+/// Guarantees: help is shown and what is not known is refused by name with status 2; no probe is loaded for either.
+#[test]
+fn other_words_are_refused() {
+    let help = Command::new(AGENT).args(["check-host", "--help"]).output().unwrap();
+    let told = String::from_utf8(help.stdout).unwrap();
+    assert!(help.status.success() && told.contains("Usage: tapio-edge-agent check-host"), "{told}");
+    assert!(!told.contains("probe exec="), "{told}");
+    let refused = Command::new(AGENT).args(["check-host", "--json"]).output().unwrap();
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(2), 0), "{told}");
+    assert!(told.contains("--json") && told.contains("--help"), "{told}");
 }

@@ -8,9 +8,9 @@
     reason = "what fails here fails the test, and says where"
 )]
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
-use support::{Agent, Container, not_proven, read_spool};
+use support::{Agent, Container, may_mount, not_proven, read_spool};
 use tapio_kernel_abi::ProbeId;
 use tapio_schemas::{
     event::UnifiedEvent,
@@ -59,18 +59,6 @@ fn sees_nothing(wrapper: &[&str], parts: &[&str]) {
     assert!(events.iter().any(|event| event.core.intent == intent::AGENT_STARTED));
 }
 
-/// Whether this machine lets tests hide files from a process.
-fn may_mount() -> bool {
-    let output = Command::new("unshare").args(["--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
-    if output.is_ok_and(|output| output.status.success()) {
-        return true;
-    }
-    let excused = std::env::var("TAPIO_NOT_PROVEN").unwrap_or_default();
-    assert!(excused.split(',').any(|name| name == "mount"), "cannot mount in a namespace of its own");
-    println!("not proven: mount: what the agent says where the kernel's types are missing");
-    false
-}
-
 /// Scenario: the agent is started without any capability.
 /// Guarantees: it runs, and ends in order; log, health, metrics and its own events name every probe, what the kernel
 /// said, and which capabilities it needs.
@@ -84,7 +72,7 @@ fn without_privileges_it_says_which_it_needs() {
 /// Guarantees: as above, with the file that is missing and how such a kernel is built.
 #[test]
 fn without_btf_it_says_what_the_kernel_lacks() {
-    if !may_mount() {
+    if !may_mount("what the agent says where the kernel's types are missing") {
         return;
     }
     let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
@@ -100,7 +88,7 @@ fn a_probe_that_is_refused_is_missed_alone() {
         assert!(not_proven(true));
         return;
     }
-    if !may_mount() {
+    if !may_mount("what the agent says where the kernel's types are missing") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -139,7 +127,7 @@ fn a_probe_that_is_refused_is_missed_alone() {
     assert!(metrics.contains(&format!("tapio_probes_working{{probe=\"{probe}\"}} 0")), "{metrics}");
     assert!(metrics.contains("tapio_probes_working{probe=\"exit\"} 1"), "{metrics}");
     let exit = events.iter().find(|event| {
-        event.core.intent == intent::PROCESS_FAILED
+        event.core.intent == intent::CONTAINER_FAILED
             && event.entity.as_ref().is_some_and(|entity| entity.container_id == group.id)
     });
     assert_eq!(exit.and_then(|event| event.kernel.as_ref()).map(|kernel| kernel.exit_code), Some(7));
@@ -157,7 +145,7 @@ fn exit_in(group: &Container, status: &str) {
 /// no longer; what was lost is counted by reason in the metrics and in the ledger; before and after nothing is lost.
 #[test]
 fn a_full_disk_costs_what_it_says() {
-    if !may_mount() {
+    if !may_mount("what a full disk costs the agent") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -168,10 +156,11 @@ fn a_full_disk_costs_what_it_says() {
     let mut agent = Agent::start(folder.path(), &["unshare", "--mount", "sh", "-c", &script, "sh"]);
     let inside = agent.root(&state);
     exit_in(&group, "11");
-    support::wait_for("the first exit's frame", || {
-        (agent.metric("tapio_agent_events_total") > 0).then_some(())
-    });
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    // Where the probes do not load, nothing is told of it, which the spool says.
+    let is_told = |status: u8, (events, _ledger): &(Vec<UnifiedEvent>, support::Sums)| {
+        exits_in(&group, events).contains(&status) || !told_failed(events).is_empty()
+    };
+    support::wait_for("the first exit in the spool", || is_told(11, &spooled(&inside)).then_some(()));
 
     let ballast = inside.join("ballast");
     let filled = fs::write(&ballast, vec![7; 24 << 20]).unwrap_err();
@@ -202,32 +191,53 @@ fn a_full_disk_costs_what_it_says() {
     });
     assert!(agent.log().contains("the spool takes frames again"), "{}", agent.log());
     exit_in(&group, "13");
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    // The disk goes with the agent.
-    let copy = folder.path().join("copy");
-    fs::create_dir_all(copy.join("state/spool")).unwrap();
-    for file in fs::read_dir(inside.join("spool")).unwrap().flatten() {
-        fs::copy(file.path(), copy.join("state/spool").join(file.file_name())).unwrap();
-    }
+    // The disk goes with the agent, so that it is read before.
+    let lost_in = |ledger: &support::Sums| {
+        let lines = ledger.iter().filter(|((stage, fate, _, reason), _)| {
+            *stage == Stage::EdgeSpool && *fate == Fate::Lost && reason == "spool-refused"
+        });
+        lines.map(|(_, events)| *events).sum::<u64>()
+    };
+    let (events, ledger) = support::wait_for("the last exit and what was lost in the spool", || {
+        let told = spooled(&inside);
+        (is_told(13, &told) && (lost_in(&told.1) > 0 || !told_failed(&told.0).is_empty())).then_some(told)
+    });
     let lost_frames = agent.metric(refused);
     assert!(agent.end().success());
 
-    let (events, ledger) = read_spool(&copy);
     if not_proven(!told_failed(&events).is_empty()) {
         return;
     }
+    assert_eq!(
+        exits_in(&group, &events),
+        [11, 13],
+        "what failed while the disk had room is there, and nothing else"
+    );
+    assert!(lost_in(&ledger) > 0 && lost_frames > 0, "{ledger:#?}");
+}
+
+/// What is in the spool under an agent's state directory now.
+fn spooled(state: &Path) -> (Vec<UnifiedEvent>, support::Sums) {
+    let copy = tempfile::tempdir().unwrap();
+    let spool = copy.path().join("state/spool");
+    fs::create_dir_all(&spool).unwrap();
+    for file in fs::read_dir(state.join("spool")).unwrap().flatten() {
+        // One that is gone by now was trimmed.
+        drop(fs::copy(file.path(), spool.join(file.file_name())));
+    }
+    read_spool(copy.path())
+}
+
+/// How the processes of `group` that failed exited, in ascending order.
+fn exits_in(group: &Container, events: &[UnifiedEvent]) -> Vec<u8> {
     let mut exits: Vec<_> = events
         .iter()
         .filter(|event| event.entity.as_ref().is_some_and(|entity| entity.container_id == group.id))
-        .filter(|event| event.core.intent == intent::PROCESS_FAILED)
+        .filter(|event| event.core.intent == intent::CONTAINER_FAILED)
         .map(|event| event.kernel.as_ref().unwrap().exit_code)
         .collect();
     exits.sort_unstable();
-    assert_eq!(exits, [11, 13], "what failed while the disk had room is there, and nothing else");
-    let lost = ledger.iter().find(|((stage, fate, _, reason), _)| {
-        *stage == Stage::EdgeSpool && *fate == Fate::Lost && reason == "spool-refused"
-    });
-    assert!(lost.is_some_and(|(_, events)| *events > 0) && lost_frames > 0, "{ledger:#?}");
+    exits
 }
 
 /// Scenario: none; what the other tests' processes run.

@@ -17,6 +17,7 @@ mod support;
 
 use std::{
     os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -74,6 +75,140 @@ fn child() {
         }
         _ => {}
     }
+}
+
+/// What a program of a pod does: it joins a cgroup, opens the files of the second list for reading, and ends with an
+/// error where one of them is not there; files of the first list it looks for, and makes where they are not there.
+#[test]
+fn program() {
+    let Ok(cgroup) = std::env::var("TAPIO_TEST_CGROUP") else { return };
+    std::fs::write(Path::new(&cgroup).join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    let files = |name: &str| std::env::var(name).unwrap().split(':').map(str::to_owned).collect::<Vec<_>>();
+    let made: Vec<_> = files("TAPIO_TEST_MADE");
+    let is_missing = |path: &String| std::fs::File::open(path).is_err();
+    for path in made.iter().filter(|path| is_missing(path)) {
+        std::fs::write(path, "made").unwrap();
+    }
+    let missing = files("TAPIO_TEST_NEEDED").iter().filter(|path| is_missing(path)).count();
+    std::process::exit(i32::from(missing > 0));
+}
+
+/// A pod's cgroup, which is removed with the test.
+struct PodCgroup(PathBuf);
+
+impl PodCgroup {
+    fn new(name: &str) -> Self {
+        let path = support::memory_mount().1.join(format!("tapio-probes-{name}-{}", std::process::id()));
+        std::fs::create_dir(&path).expect("root may make cgroups");
+        Self(path)
+    }
+
+    /// Runs this file's `program` as the next container of the pod; gives its pid.
+    fn run(&self, container: &str, made: &[&Path], needed: &[&Path]) -> u32 {
+        let cgroup = self.0.join(container);
+        std::fs::create_dir(&cgroup).unwrap();
+        let list =
+            |paths: &[&Path]| paths.iter().map(|path| path.to_str().unwrap()).collect::<Vec<_>>().join(":");
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "program", "--nocapture"])
+            .envs([("TAPIO_TEST_MADE", list(made)), ("TAPIO_TEST_NEEDED", list(needed))])
+            .env("TAPIO_TEST_CGROUP", &cgroup)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        process.wait().unwrap();
+        std::fs::remove_dir(&cgroup).unwrap();
+        process.id()
+    }
+}
+
+impl Drop for PodCgroup {
+    fn drop(&mut self) {
+        let _removed = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// The paths that a process looked for in vain in `folder`, in order, as records told them; and whether they are gone.
+fn missed_in(watch: &Watch, pid: u32, folder: &Path) -> Vec<(String, bool)> {
+    let told = watch.seen.iter().filter_map(|seen| match seen {
+        Seen::FailedSyscall(failure)
+            if failure.header.tgid == pid && i32::from(failure.errno) == libc::ENOENT =>
+        {
+            let path = std::str::from_utf8(failure.path()).unwrap();
+            let name = Path::new(path).strip_prefix(folder).ok()?.to_str()?.to_owned();
+            Some((name, failure.flags & FLAG_VANISHED != 0))
+        }
+        _ => None,
+    });
+    told.collect()
+}
+
+/// Scenario: a pod's program looks for an optional file that is never there, makes one that is not there, and needs six
+/// others; its next container finds the first of these only, and none that it made. Then another pod's does the same
+/// for the first time.
+/// Guarantees: of the files that it needs, those that are gone are told as gone, in order, each by itself up to the bound
+/// and counted beyond; what it did without before is not; what one pod had says nothing of another's.
+#[test]
+fn a_file_that_was_there_before_is_told_as_gone() {
+    let Some(mut watch) = watch(&everything()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let needed: Vec<PathBuf> = (0..7).map(|number| path(&format!("needed{number}"))).collect();
+    for file in &needed {
+        std::fs::write(file, "here").unwrap();
+    }
+    let (optional, made) = (path("optional"), path("made"));
+    let wanted: Vec<&Path> = needed.iter().map(PathBuf::as_path).collect();
+    let looked = [&[optional.as_path()], wanted.as_slice()].concat();
+    let pods = [PodCgroup::new("one"), PodCgroup::new("two")];
+    let first = pods[0].run("c1", &[&made], &looked);
+    std::fs::remove_file(&made).unwrap();
+    needed.iter().skip(1).for_each(|file| std::fs::remove_file(file).unwrap());
+    let second = pods[0].run("c2", &[&made], &looked);
+    std::fs::remove_file(&made).unwrap();
+    let stranger = pods[1].run("c1", &[&made], &looked);
+    for pid in [first, second, stranger] {
+        exit_of(&mut watch, pid);
+    }
+    let mut drained = Vec::new();
+    watch.probes.drain_folded(|failure| drained.push(*failure)).unwrap();
+    watch.settle();
+    let gone = |pid: u32| -> Vec<String> {
+        let told = missed_in(&watch, pid, folder.path()).into_iter();
+        told.filter(|(_name, is_gone)| *is_gone).map(|(name, _)| name).collect()
+    };
+    assert_eq!(gone(second), ["needed1", "needed2", "needed3", "needed4"]);
+    assert_eq!((gone(first).len(), gone(stranger).len()), (0, 0));
+    let beyond =
+        |failure: &&FailedSyscall| failure.flags & FLAG_VANISHED != 0 && failure.header.tgid == second;
+    let [beyond] = drained.iter().filter(beyond).collect::<Vec<_>>()[..] else { panic!("{drained:?}") };
+    assert_eq!((beyond.count, beyond.flags & FLAG_MIXED), (2, FLAG_MIXED));
+}
+
+/// Scenario: programs end in a pid namespace of their own, as its first process and as another; and in the machine's.
+/// Guarantees: each exit says which it was.
+#[test]
+fn an_exit_tells_its_place_in_its_namespace() {
+    let Some(mut watch) = watch(&everything()) else { return };
+    let mut unshared = Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "sh", "-c", "sh -c 'exit 7'; exit 8"])
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("unshare, which is part of Debian's base system, starts");
+    let _status = unshared.wait().unwrap();
+    exit_of(&mut watch, unshared.id());
+    watch.settle();
+    let places: Vec<_> = watch
+        .seen
+        .iter()
+        .filter_map(|seen| match seen {
+            Seen::Exit(exit) if [7, 8].contains(&exit.exit_code) => Some((exit.exit_code, exit.namespace)),
+            _ => None,
+        })
+        .collect();
+    // `unshare` ends as its child did.
+    assert_eq!(places, [(7, NAMESPACE_OTHER), (8, NAMESPACE_FIRST), (8, NAMESPACE_ROOT)]);
 }
 
 fn exit_of(watch: &mut Watch, pid: u32) -> Exit {

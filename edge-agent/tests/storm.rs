@@ -4,6 +4,9 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
     reason = "what fails here fails the test, and says where"
 )]
 
@@ -14,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Agent, Container, Process, ROLE, not_proven, read_spool, wait_for};
+use support::{Agent, Container, Process, ROLE, any_probe_failed, not_proven, read_spool, wait_for};
 use tapio_kernel_abi::ProbeId;
 use tapio_schemas::{
     event::UnifiedEvent,
@@ -25,8 +28,16 @@ use tapio_schemas::{
 #[path = "agent/support.rs"]
 mod support;
 
-/// How long the storm lasts.
+/// How long the storm lasts, and how long it is tried before without an agent.
 const STORM: Duration = Duration::from_secs(8);
+const CALM: Duration = Duration::from_secs(2);
+/// What a storm is: failing calls per second.
+const STORM_RATE: u64 = 200_000;
+/// Threads that fail, per processor: one that waits for its turn leaves no processor idle.
+const THREADS_PER_PROCESSOR: usize = 2;
+/// Where the storm is not reached: a failing call may cost so many times the processor time that it costs without the
+/// agent, what the agent itself uses counted in. By processor time, which a busy machine does not stretch.
+const COST_FACTOR_MAX: f64 = 6.0;
 /// What the agent's control group may be charged, page cache not counted.
 const AGENT_BYTES_MAX: u64 = 64 << 20;
 /// `ENOTDIR`: an error that no loader and no runtime makes when a process starts.
@@ -34,14 +45,49 @@ const NO_FOLDER: &str = "/dev/null/tapio-storm";
 /// What the other container misses.
 const MISSING: &str = "/tapio-test-missing/settings.toml";
 
-/// Fails as fast as it can, on as many threads as there are processors, and leaves how often and for how long.
-fn storm(result: &Path) {
-    let threads = std::thread::available_parallelism().unwrap().get();
-    let began = Instant::now();
-    let counts = std::thread::scope(|scope| {
+/// What a storm was.
+#[derive(Debug)]
+struct Stormed {
+    calls: u64,
+    lasted: Duration,
+    /// Processor time of the process that failed.
+    cpu: Duration,
+}
+
+impl Stormed {
+    fn rate(&self) -> u64 {
+        (self.calls as f64 / self.lasted.as_secs_f64()) as u64
+    }
+
+    /// The processor time of a call, with what others used for it.
+    fn nanos_per_call(&self, others: Duration) -> f64 {
+        (self.cpu + others).as_nanos() as f64 / self.calls as f64
+    }
+
+    /// Waits for what a process of role `storm` left.
+    fn read(result: &Path) -> Self {
+        let text = wait_for("the storm's end", || fs::read_to_string(result).ok());
+        let numbers: Vec<u64> = text.split(' ').map(|word| word.parse().unwrap()).collect();
+        Self {
+            calls: numbers[0],
+            lasted: Duration::from_nanos(numbers[1]),
+            cpu: Duration::from_nanos(numbers[2]),
+        }
+    }
+}
+
+/// Fails as fast as it can, and leaves how often, for how long, and what it cost.
+fn storm(result: &Path, lasting: Duration) {
+    let threads = std::thread::available_parallelism().unwrap().get() * THREADS_PER_PROCESSOR;
+    let cpu = || {
+        let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap())
+    };
+    let (began, used) = (Instant::now(), cpu());
+    let calls = std::thread::scope(|scope| {
         let fail = || {
             let mut failed = 0_u64;
-            while began.elapsed() < STORM {
+            while began.elapsed() < lasting {
                 for _ in 0..1_000 {
                     failed += u64::from(fs::File::open(NO_FOLDER).is_err());
                 }
@@ -51,7 +97,7 @@ fn storm(result: &Path) {
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(fail)).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>()
     });
-    let text = format!("{counts} {}", began.elapsed().as_millis());
+    let text = format!("{calls} {} {}", began.elapsed().as_nanos(), (cpu() - used).as_nanos());
     fs::write(result.with_extension("new"), text).unwrap();
     fs::rename(result.with_extension("new"), result).unwrap();
 }
@@ -62,7 +108,8 @@ fn storm(result: &Path) {
 fn role() {
     let argument = std::env::var("TAPIO_TEST_ARGUMENT").unwrap_or_default();
     match std::env::var(ROLE).as_deref() {
-        Ok("storm") => storm(Path::new(&argument)),
+        Ok("storm") => storm(Path::new(&argument), STORM),
+        Ok("calm") => storm(Path::new(&argument), CALM),
         Ok("starve") => {
             assert!(fs::File::open(&argument).is_err());
             std::process::exit(3);
@@ -109,10 +156,11 @@ impl Drop for Charged {
     }
 }
 
-/// Scenario: a container fails a system call as fast as the machine can, for some seconds; in the middle of it a process
-/// of another container misses a file and exits with 3.
+/// Scenario: a container fails a system call as fast as the machine can, for some seconds, without an agent and then with
+/// one; in the middle of it a process of another container misses a file and exits with 3.
 /// Guarantees: the agent is never charged more than its budget, gets on, and ends in order; of the storm every
 /// failure is told in an event or counted as lost with a reason, to the last one; the other container's fault is there.
+/// Where fewer calls fail per second than a storm has, it is not the agent that keeps them from it, and it is said.
 #[test]
 fn a_storm_costs_its_budget_and_hides_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
@@ -120,11 +168,16 @@ fn a_storm_costs_its_budget_and_hides_nothing_else() {
     let charged = Charged::new();
     let (loud, quiet) = (Container::new(41), Container::new(42));
     let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", charged.path.display());
+    let result = folder.path().join("calm");
+    let failing = Process::role("calm", result.to_str().unwrap(), &loud);
+    let calm = Stormed::read(&result);
+    drop(failing);
     let mut agent = Agent::start(folder.path(), &["sh", "-c", &script, "sh"]);
 
     let result = folder.path().join("storm");
+    let used = agent.cpu();
     let ended = AtomicBool::new(false);
-    let (peak, exit) = std::thread::scope(|scope| {
+    let (peak, exit, stormed) = std::thread::scope(|scope| {
         let measured = scope.spawn(|| {
             let mut peak = 0;
             while !ended.load(Ordering::Relaxed) {
@@ -137,30 +190,38 @@ fn a_storm_costs_its_budget_and_hides_nothing_else() {
         std::thread::sleep(STORM / 2);
         let mut starved = Process::role("starve", MISSING, &quiet);
         let exit = starved.0.wait().unwrap();
-        wait_for("the storm's end", || result.exists().then_some(()));
+        let stormed = Stormed::read(&result);
         drop(storming);
         ended.store(true, Ordering::Relaxed);
-        (measured.join().unwrap(), exit)
+        (measured.join().unwrap(), exit, stormed)
     });
+    let used = agent.cpu() - used;
     assert_eq!(exit.code(), Some(3));
     let (_, health) = agent.get("/healthz");
     let (_, metrics) = agent.get("/metrics");
     assert!(agent.end().success());
     let (events, ledger) = read_spool(folder.path());
-    let failed_probe = |event: &UnifiedEvent| {
-        let attributes = event.entity.as_ref().map(|entity| entity.attributes.as_str()).unwrap_or_default();
-        event.core.intent == intent::PROBE_CAPABILITY && attributes.starts_with("state=failed")
-    };
-    if not_proven(events.iter().any(failed_probe)) {
+    if not_proven(any_probe_failed(&events)) {
         return;
     }
 
-    let text = fs::read_to_string(&result).unwrap();
-    let (calls, millis) = text.split_once(' ').unwrap();
-    let (calls, millis): (u64, u64) = (calls.parse().unwrap(), millis.parse().unwrap());
-    let rate = calls * 1_000 / millis;
-    println!("{calls} failing calls in {millis} ms: {rate}/s; the agent was charged {peak} bytes at most");
-    assert!(rate > 20_000, "{rate} failing calls per second are no storm");
+    let (calls, rate) = (stormed.calls, stormed.rate());
+    let (alone, watched) = (calm.nanos_per_call(Duration::ZERO), stormed.nanos_per_call(used));
+    println!(
+        "{calls} failing calls, {rate}/s of {}/s without the agent; {watched:.0} ns of processor time each, the agent's \
+         counted in, of {alone:.0} without; the agent was charged {peak} bytes at most",
+        calm.rate()
+    );
+    if rate < STORM_RATE {
+        assert!(
+            watched <= alone * COST_FACTOR_MAX,
+            "{rate} failing calls per second, because each costs {watched:.0} ns with the agent and {alone:.0} without"
+        );
+        println!(
+            "not proven: rate: a storm of {STORM_RATE} failing calls/s, here {rate}/s; without the agent {}/s",
+            calm.rate()
+        );
+    }
     assert!(peak <= AGENT_BYTES_MAX, "the agent was charged {peak} bytes");
     // There is no aggregator, which it says.
     assert!(!health.contains("no progress"), "{health}");
@@ -202,7 +263,7 @@ fn a_storm_costs_its_budget_and_hides_nothing_else() {
     let missed = of(&quiet, MISSING);
     assert!(missed.iter().any(|event| event.core.intent == intent::FILE_ACCESS_FAILED), "{missed:?}");
     let failed = events.iter().any(|event| {
-        event.core.intent == intent::PROCESS_FAILED
+        event.core.intent == intent::CONTAINER_FAILED
             && event.entity.as_ref().is_some_and(|entity| entity.container_id == quiet.id)
     });
     assert!(failed, "the other container's exit is missing");

@@ -4,7 +4,7 @@
 
 use std::io::{Write, stderr, stdout};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -51,6 +51,8 @@ enum KindArgument {
     MissingConfig,
     /// The same restart, and the file is in its place
     Restart,
+    /// As missing-config, and the file is there and says nonsense: nothing that the system could know
+    WrongConfig,
     /// A service is restarted, and another process has taken its port
     PortInUse,
     /// The same restart, and the other process takes another port, or leaves in time
@@ -154,7 +156,19 @@ fn run_footprint(arguments: FootprintArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Builds the other programs of this tree where `cargo run` started this one, which built only this one: what is measured
+/// is then what stands in the sources.
+fn build_programs() -> anyhow::Result<()> {
+    let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
+    let build = ["build", "--release", "--locked", "--workspace", "--bins"];
+    let built = process::Command::new(cargo).args(build).stdout(stderr()).status();
+    let built = built.context("cannot run cargo to build the programs that are measured")?;
+    anyhow::ensure!(built.success(), "the programs that are measured cannot be built");
+    Ok(())
+}
+
 fn measure_footprint(arguments: &FootprintArguments) -> anyhow::Result<Report> {
+    build_programs()?;
     let programs = programs_beside_own()?;
     let beside = || programs.parent().map(|build| build.join("timings")).unwrap_or_default();
     let options = footprint::Options {
@@ -191,6 +205,7 @@ fn options(demo: DemoArguments) -> anyhow::Result<Options> {
         KindArgument::Healthy => Kind::Healthy,
         KindArgument::MissingConfig => Kind::MissingConfig,
         KindArgument::Restart => Kind::Restart,
+        KindArgument::WrongConfig => Kind::WrongConfig,
         KindArgument::PortInUse => Kind::PortInUse,
         KindArgument::PortFree => Kind::PortFree,
     };
@@ -211,5 +226,5 @@ fn options(demo: DemoArguments) -> anyhow::Result<Options> {
 
 /// A seed needs to differ between runs, not to be secret: clock and process id are enough.
 fn new_seed() -> u64 {
-    Draw::labelled(unix_nanos() ^ u64::from(std::process::id()) << 32, "seed").between(1, DRAWN_SEED_MAX)
+    Draw::labelled(unix_nanos() ^ u64::from(process::id()) << 32, "seed").between(1, DRAWN_SEED_MAX)
 }

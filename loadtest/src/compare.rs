@@ -117,11 +117,11 @@ fn fault_of(truth: &Truth, finding: &Value) -> Option<String> {
     let own = match truth.kind {
         Kind::MissingConfig => [
             (
-                has("fault", &|line| is_about_the_culprit(line, "process-failed")),
+                has("fault", &|line| is_about_the_culprit(line, "container-failed")),
                 "the culprit exits with an error when it starts, and the finding's chain has no such exit",
             ),
             (
-                has("cause", &|line| is_about_the_culprit(line, "file-access-failed") && is_missed(line)),
+                has("cause", &|line| is_about_the_culprit(line, "file-vanished") && is_missed(line)),
                 "the culprit misses its configuration, and the finding's chain does not show that file",
             ),
         ],
@@ -135,7 +135,7 @@ fn fault_of(truth: &Truth, finding: &Value) -> Option<String> {
                 "another process has the culprit's port, and the finding's chain does not name that process",
             ),
         ],
-        Kind::Leak | Kind::Healthy | Kind::Restart | Kind::PortFree => [
+        Kind::Leak | Kind::Healthy | Kind::Restart | Kind::WrongConfig | Kind::PortFree => [
             (
                 has("fault", &|line| is(line, "oom-kill")),
                 "the fault is an oom-kill, and the finding's chain has none",
@@ -292,10 +292,10 @@ mod tests {
         let pod = json!({"kind": "pod", "id": culprit.pod_uid});
         let mut finding = with_cause(pod.clone());
         let lines = finding["verdict"]["evidence"].as_array_mut().unwrap();
-        lines[0]["intents"] = json!({"file-access-failed": 2});
+        lines[0]["intents"] = json!({"file-vanished": 2});
         lines[0]["subject"] = pod.clone();
         lines[0]["attributes"] = json!({"kernel.path": format!("/run{}", culprit.missing_file.unwrap())});
-        lines[1]["intents"] = json!({"process-failed": 2});
+        lines[1]["intents"] = json!({"container-failed": 2});
         lines[1]["subject"] = pod;
         let shows = json!({"kind": "container", "id": fails.symptom_container_id.clone().unwrap()});
         let last = culprit.container_ids.last().unwrap();

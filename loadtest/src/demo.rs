@@ -103,6 +103,19 @@ pub trait System {
 
     /// Ends all tiers in order; returns those that did not end as they should.
     fn stop(self) -> Vec<anyhow::Error>;
+
+    /// Replays what a system that has ended recorded on this stage, and holds it against what was live: what the system
+    /// itself noted, and these findings, as REST gave them. Returns how many revisions there were.
+    ///
+    /// # Errors
+    /// The replay gives anything else.
+    fn replay(stage: Stage<'_>, findings: &[Value]) -> anyhow::Result<usize>;
+
+    /// What a system that has ended weighed and did not announce, and why not, for a person.
+    ///
+    /// # Errors
+    /// Its recording cannot be replayed.
+    fn hypotheses(stage: Stage<'_>) -> anyhow::Result<String>;
 }
 
 /// How a demo ended.
@@ -195,9 +208,11 @@ fn stage<S: System>(
     let mut workload = Workload::start(scenario, surroundings)?;
     printer.started(scenario);
     let running = Running { workload: &mut workload, surroundings, system: &mut system };
+    let mut findings = None;
     let ending = match watch(scenario, running, interrupt, printer)? {
         None => Ending::Interrupted,
         Some(answer) => {
+            findings = Some(answer.findings.clone());
             let report = conclude(scenario, &workload.truth(), &system, answer)?;
             printer.verdict(&report, &system);
             if options.keep {
@@ -213,6 +228,18 @@ fn stage<S: System>(
     }
     for fault in system.stop() {
         printer.unclean(&format!("{fault:#}"));
+    }
+    if let Ending::Judged(report) = &ending
+        && !report.right
+    {
+        match S::hypotheses(stage) {
+            Ok(text) => printer.line(text.trim_end()),
+            Err(error) => printer.line(&format!("what was weighed cannot be told: {error:#}")),
+        }
+    }
+    if let Some(findings) = findings {
+        let revisions = S::replay(stage, &findings).context("what was recorded gives something else")?;
+        printer.line(&format!("replayed from its recording: the same {revisions} revisions, byte for byte"));
     }
     Ok(ending)
 }

@@ -13,6 +13,7 @@ pub mod footprint;
 pub mod http1;
 pub mod interrupt;
 pub mod one_process;
+pub mod processes;
 pub mod random;
 pub mod run_record;
 pub mod scenario;

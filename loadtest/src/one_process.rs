@@ -4,7 +4,7 @@
 //! Owns the runtime and the order of start and end. Knows nothing of workloads.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tapio_aggregator::run::Running;
@@ -14,7 +14,10 @@ use tapio_store::client::{Credentials, Endpoint, ReadLimits, Reader};
 use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::demo::tiers::{StoreAccount, settings::Settings};
+use crate::demo::tiers::{
+    StoreAccount,
+    settings::{RECORDINGS, Settings},
+};
 
 /// Running tiers. [`OneProcess::stop`] ends them in the order of the road.
 pub struct OneProcess {
@@ -22,6 +25,7 @@ pub struct OneProcess {
     agent: Agent,
     agent_stop: CancellationToken,
     aggregator: Running,
+    recordings: PathBuf,
     central: JoinHandle<Result<(), tapio_central::CentralError>>,
     central_stop: CancellationToken,
     /// Central's REST API.
@@ -73,7 +77,19 @@ impl OneProcess {
             ("central", listening.telemetry),
         ];
         let telemetry = telemetry.into_iter().filter_map(|(tier, address)| Some((tier, address?))).collect();
-        Ok(Self { runtime, agent, agent_stop, aggregator, central, central_stop, api, sql, telemetry })
+        let recordings = folder.join(RECORDINGS);
+        Ok(Self {
+            runtime,
+            agent,
+            agent_stop,
+            aggregator,
+            recordings,
+            central,
+            central_stop,
+            api,
+            sql,
+            telemetry,
+        })
     }
 
     /// The probes of the agent that do not work, with the reason.
@@ -93,17 +109,17 @@ impl OneProcess {
         Ok(self.runtime.block_on(self.sql.rows(sql, &[]))?)
     }
 
-    /// Ends the agent, then central, then the aggregator with its engine.
+    /// Ends the agent, then central, then the aggregator with its engine. Returns where the aggregator's recording is.
     ///
     /// # Errors
     /// What did not end well.
-    pub fn stop(self) -> anyhow::Result<()> {
-        let Self { runtime, agent, agent_stop, aggregator, central, central_stop, .. } = self;
+    pub fn stop(self) -> anyhow::Result<PathBuf> {
+        let Self { runtime, agent, agent_stop, aggregator, central, central_stop, recordings, .. } = self;
         agent_stop.cancel();
         runtime.block_on(agent.finish());
         central_stop.cancel();
         runtime.block_on(central).context("central panicked")??;
         runtime.block_on(aggregator.stop()).context("the aggregator did not end well")?;
-        Ok(())
+        Ok(recordings)
     }
 }

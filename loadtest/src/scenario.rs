@@ -30,8 +30,12 @@ pub enum Kind {
     Healthy,
     /// One service is restarted, and its configuration file is gone.
     MissingConfig,
-    /// The twin of [`Self::MissingConfig`]: the same draw and the same restart, and the file is in its place.
+    /// The twin of [`Self::MissingConfig`]: the same draw and the same restart, and the file is in its place. Probes of the
+    /// service fail for want of another file.
     Restart,
+    /// Another twin of [`Self::MissingConfig`]: the file is in its place and says nonsense, so that the service ends as well.
+    /// No rule knows that; what it looks for in vain may always have been absent.
+    WrongConfig,
     /// One service is restarted, and a process that belongs to none has taken its port.
     PortInUse,
     /// The twin of [`Self::PortInUse`]: the same draw and the same restart, and that process takes another port, or
@@ -48,15 +52,16 @@ impl Kind {
             Self::Healthy => "healthy",
             Self::MissingConfig => "missing-config",
             Self::Restart => "restart",
+            Self::WrongConfig => "wrong-config",
             Self::PortInUse => "port-in-use",
             Self::PortFree => "port-free",
         }
     }
 
-    /// Whether nothing is wrong, so that the system must say nothing.
+    /// Whether nothing is wrong, or nothing that a rule knows, so that the system must say nothing.
     #[must_use]
     pub const fn is_twin(self) -> bool {
-        matches!(self, Self::Healthy | Self::Restart | Self::PortFree)
+        matches!(self, Self::Healthy | Self::Restart | Self::WrongConfig | Self::PortFree)
     }
 }
 
@@ -283,7 +288,9 @@ impl Scenario {
     pub const fn fault_after(&self) -> Duration {
         match self.kind {
             Kind::Leak | Kind::Healthy => self.leak.after.saturating_add(self.leak.until_kill),
-            Kind::MissingConfig | Kind::Restart | Kind::PortInUse | Kind::PortFree => self.restart.after,
+            Kind::MissingConfig | Kind::Restart | Kind::WrongConfig | Kind::PortInUse | Kind::PortFree => {
+                self.restart.after
+            }
         }
     }
 
@@ -291,7 +298,9 @@ impl Scenario {
     const fn position(&self) -> usize {
         match self.kind {
             Kind::Leak | Kind::Healthy => self.leak.position,
-            Kind::MissingConfig | Kind::Restart | Kind::PortInUse | Kind::PortFree => self.restart.position,
+            Kind::MissingConfig | Kind::Restart | Kind::WrongConfig | Kind::PortInUse | Kind::PortFree => {
+                self.restart.position
+            }
         }
     }
 
@@ -412,6 +421,7 @@ mod tests {
         for (failing, twin) in [
             (Kind::Leak, Kind::Healthy),
             (Kind::MissingConfig, Kind::Restart),
+            (Kind::MissingConfig, Kind::WrongConfig),
             (Kind::PortInUse, Kind::PortFree),
         ] {
             let fails = Scenario::draw(failing, 42, Pace::Demo);

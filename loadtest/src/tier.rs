@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,9 @@ impl Tier {
             );
         }
         let log = folder.join(format!("{name}.log"));
-        let output = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        // Behind what an earlier process of the tier has logged, if there was one.
+        let output = File::options().create(true).append(true).open(&log);
+        let output = output.with_context(|| format!("cannot create {}", log.display()))?;
         let errors = output.try_clone().context("cannot share the log file")?;
         // The kernel ends the tier with the demo, also where the demo is killed and can end nothing.
         let child = Command::new("setpriv")
@@ -159,6 +162,18 @@ impl Tier {
         Ok(())
     }
 
+    /// Kills the tier with SIGKILL, as the kernel would, and waits until it is gone.
+    ///
+    /// # Errors
+    /// It had ended by itself before, or the kernel refuses.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.check()?;
+        self.stopped = true;
+        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+        self.child.wait().with_context(|| format!("cannot wait for {}", self.name))?;
+        Ok(())
+    }
+
     fn end(&mut self) -> anyhow::Result<ExitStatus> {
         self.stopped = true;
         let exit = || format!("cannot wait for {}", self.name);
@@ -192,15 +207,30 @@ impl Drop for Tier {
     }
 }
 
-/// Free loopback ports, all different: each is held until all are found.
+/// Ports below this are for what is installed on the machine.
+const PORT_LEAST: u16 = 15_000;
+/// How many numbers are tried for each port that is wanted.
+const TRIES: usize = 1_000;
+
+/// Free loopback ports, all different: each is held until all are found. They are outside the range from which the
+/// kernel takes ports for outgoing connections, which would else take some before their owners listen.
 ///
 /// # Errors
-/// The kernel gives none.
+/// There are none.
 pub fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+    let most = ephemeral_least().context("which ports the kernel gives away by itself is not known")?;
+    // Where the kernel gives all away there is nothing better than what it gives.
+    let range = u64::from(most.saturating_sub(PORT_LEAST));
+    let random = RandomState::new();
     let mut held = Vec::new();
     let mut ports = Vec::new();
-    while ports.len() < count {
-        let tcp = TcpListener::bind("127.0.0.1:0").context("no free port on loopback")?;
+    for number in 0..TRIES * count {
+        if ports.len() == count {
+            return Ok(ports);
+        }
+        let drawn = random.hash_one(number).checked_rem(range).map(u16::try_from).transpose()?;
+        let wanted = drawn.map_or(0, |drawn| PORT_LEAST + drawn);
+        let Ok(tcp) = TcpListener::bind(("127.0.0.1", wanted)) else { continue };
         let port = tcp.local_addr().context("a listener has an address")?.port();
         // The same number is wanted free for UDP as well, because QUIC may take it.
         if let Ok(udp) = UdpSocket::bind(("127.0.0.1", port)) {
@@ -208,7 +238,18 @@ pub fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
             held.push((tcp, udp));
         }
     }
-    Ok(ports)
+    bail!(
+        "{count} free ports on loopback are wanted, from {PORT_LEAST} to {most}, and {} were found",
+        ports.len()
+    )
+}
+
+/// The least port that the kernel takes for a socket that names none.
+fn ephemeral_least() -> anyhow::Result<u16> {
+    let path = "/proc/sys/net/ipv4/ip_local_port_range";
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let least = text.split_whitespace().next().with_context(|| format!("{path} is empty"))?;
+    least.parse().with_context(|| format!("{path} begins with {least:?}"))
 }
 
 #[cfg(test)]
@@ -260,10 +301,12 @@ mod tests {
     }
 
     /// Scenario: many ports at once.
-    /// Guarantees: they are all different.
+    /// Guarantees: they are all different, and none is one that the kernel gives away by itself.
     #[test]
     fn ports_are_different() {
         let ports = free_ports(20).unwrap();
         assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 20);
+        let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        assert!(ports.iter().all(|port| *port < own), "{ports:?} {own}");
     }
 }

@@ -24,6 +24,8 @@ use crate::workload::restarts::{Restarts, Step};
 
 /// How long one service may take to listen.
 const START_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How often a service is probed, where it is.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Where a workload gets what it needs.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +62,8 @@ pub struct Workload {
     /// Where they listen, in call order.
     ports: Vec<u16>,
     restarts: Option<Restarts>,
+    /// When the restarted service is probed next, where it is.
+    probe_at: Option<Instant>,
     /// The process that belongs to no service, while it runs.
     foreign: Option<Process>,
     /// The truth logs of containers that others have replaced.
@@ -111,8 +115,10 @@ impl Workload {
         let driver =
             Process::start(&hierarchy, &scenario.gateway, 0, &drive_arguments(scenario, port), surroundings)?;
         let restarts = scenario.active_restart().map(|plan| Restarts::new(plan.clone(), Instant::now()));
+        let probe_at = (scenario.kind == Kind::Restart).then(Instant::now);
         let scenario = scenario.clone();
-        Ok(Self { scenario, driver, services, ports, restarts, foreign: None, earlier_logs: Vec::new() })
+        let (foreign, earlier_logs) = (None, Vec::new());
+        Ok(Self { scenario, driver, services, ports, restarts, probe_at, foreign, earlier_logs })
     }
 
     /// Does what a kubelet does when it is due. To be called often; a run without a restart needs nothing of it.
@@ -122,8 +128,26 @@ impl Workload {
     pub fn supervise(&mut self, surroundings: Surroundings<'_>) -> anyhow::Result<()> {
         let Some(mut restarts) = self.restarts.take() else { return Ok(()) };
         let done = self.restart(&mut restarts, surroundings);
+        let probed = self.probe(restarts.plan.position, surroundings);
         self.restarts = Some(restarts);
-        done
+        done.and(probed)
+    }
+
+    /// Probes of the service read a file that is there until the restart, and not afterwards.
+    fn probe(&mut self, position: usize, surroundings: Surroundings<'_>) -> anyhow::Result<()> {
+        let now = Instant::now();
+        if self.probe_at.is_none_or(|at| now < at) {
+            return Ok(());
+        }
+        self.probe_at = Some(now + PROBE_INTERVAL);
+        let file = surroundings.folder.join("ready");
+        if self.earlier_logs.is_empty() {
+            std::fs::write(&file, "ready").with_context(|| format!("cannot write {}", file.display()))?;
+        } else if file.exists() {
+            std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
+        let service = self.services.get(position).context("no such service")?;
+        service.probe(&file, surroundings)
     }
 
     fn restart(&mut self, restarts: &mut Restarts, surroundings: Surroundings<'_>) -> anyhow::Result<()> {
@@ -133,11 +157,13 @@ impl Workload {
         match restarts.due(Instant::now()) {
             Step::Wait => {}
             Step::End => {
-                if self.scenario.kind == Kind::MissingConfig {
-                    let path = settings_path(&self.scenario, pod, surroundings);
-                    std::fs::remove_file(&path)
-                        .with_context(|| format!("cannot remove {}", path.display()))?;
-                }
+                let path = settings_path(&self.scenario, pod, surroundings);
+                let changed = match self.scenario.kind {
+                    Kind::MissingConfig => std::fs::remove_file(&path),
+                    Kind::WrongConfig => std::fs::write(&path, "upstream: nowhere"),
+                    _ => Ok(()),
+                };
+                changed.with_context(|| format!("cannot change {}", path.display()))?;
                 service.retire()?;
                 restarts.ended(Instant::now());
                 if let Some(foreign) = self.scenario.active_foreign() {

@@ -101,6 +101,7 @@ fn arrows_point_down() {
         ("tapio-ui", vec![]),
         ("tapio-correlation", vec!["tapio-schemas", "tapio-baseline"]),
         ("tapio-compiler", vec!["tapio-schemas", "tapio-correlation"]),
+        ("tapio-recording", vec!["tapio-schemas", "tapio-correlation", "tapio-wire"]),
     ]);
     let tiers = ["tapio-edge-agent", "tapio-aggregator", "tapio-central"];
     for (name, (_, imports)) in crates() {
@@ -195,9 +196,13 @@ fn the_core_is_sans_io() {
         "tokio::",
         "thread::spawn",
     ];
-    for folder in
-        ["schemas/src", "schemas/wire/src", "aggregator/correlation/src", "edge-agent/protocols/src"]
-    {
+    for folder in [
+        "schemas/src",
+        "schemas/wire/src",
+        "aggregator/correlation/src",
+        "aggregator/correlation/recording/src",
+        "edge-agent/protocols/src",
+    ] {
         for path in sources(&root().join(folder)) {
             let code = production_code(&path);
             for word in forbidden {

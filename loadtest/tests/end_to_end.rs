@@ -19,52 +19,24 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::Parser as _;
 use serde_json::Value;
-use tapio_central::api::rest::page::List;
+use support::{STORED_WAIT_MAX, assert_all_stored, not_proven, seed};
+use tapio_central::{api::rest::page::List, cli};
 use tapio_loadtest::{
-    cgroup::Hierarchy,
     compare::{Outcome, judge},
     one_process::OneProcess,
-    random::Draw,
     run_record::RunRecord,
     scenario::{Kind, Pace, Runtime, Scenario, Truth},
     truth_log::{Failure, Role, TruthLine},
     workload::{Account, Surroundings, Workload},
 };
 
-/// What is captured reaches the store after the agent's fold window, its flush and one block: seconds at most.
-const STORED_WAIT_MAX: Duration = Duration::from_secs(30);
+#[path = "support/stored.rs"]
+mod support;
+
 /// How long a finding may take after the first failed request.
 const FINDING_WAIT_MAX: Duration = Duration::from_secs(30);
-
-fn seed(label: &str) -> u64 {
-    let printed = std::env::var("TAPIO_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let seed = Draw::labelled(printed, label).next_u64() % 1_000_000;
-    println!("{label}: TAPIO_SEED={printed}, scenario seed {seed}");
-    seed
-}
-
-/// True where the machine cannot hold the test and the caller said that it may not.
-fn not_proven(what: &str) -> bool {
-    let lacks = [
-        ("cgroup", Hierarchy::find().is_err() || !rustix::process::geteuid().is_root()),
-        ("ebpf", !Path::new("/sys/kernel/btf/vmlinux").exists()),
-        ("clickhouse", tapio_store::engine::find_library().is_err()),
-    ];
-    let allowed = std::env::var("TAPIO_NOT_PROVEN").unwrap_or_default();
-    let mut skipped = false;
-    for (name, lacking) in lacks {
-        if lacking {
-            assert!(
-                allowed.split(',').any(|allowed| allowed == name),
-                "cannot prove {what}: this machine lacks {name}"
-            );
-            println!("not proven: {name}: {what}");
-            skipped = true;
-        }
-    }
-    skipped
-}
 
 /// One run of a scenario through all tiers.
 struct Run {
@@ -120,7 +92,7 @@ fn run(kind: Kind, runtime: Runtime, label: &str) -> Run {
             }
             await_finding(&tiers)
         }
-        Kind::MissingConfig | Kind::Restart | Kind::PortFree => {
+        Kind::MissingConfig | Kind::Restart | Kind::WrongConfig | Kind::PortFree => {
             panic!("these are left to the demo")
         }
     };
@@ -154,70 +126,9 @@ fn await_finding(tiers: &OneProcess) -> Vec<Value> {
     list_findings(tiers)
 }
 
-/// Requests by (container, direction, method, status).
-type Counts = BTreeMap<(String, &'static str, String, u64), u64>;
-
-/// What the surviving processes say that they answered and were answered.
-fn told(run: &Run, survivors: &BTreeMap<String, String>) -> Counts {
-    let mut counts = Counts::new();
-    for line in &run.account.lines {
-        let (Some(container), Some(status)) = (survivors.get(&line.service), line.status) else { continue };
-        let direction = match line.role {
-            Role::Received => "in",
-            Role::Sent => "out",
-        };
-        *counts.entry((container.clone(), direction, line.method.clone(), u64::from(status))).or_default() +=
-            1;
-    }
-    counts
-}
-
-fn stored(tiers: &OneProcess, survivors: &BTreeMap<String, String>) -> Counts {
-    let rows = tiers
-        .rows(
-            "SELECT entity_container_id AS container, network_direction AS direction, network_method AS method, \
-             network_status AS status, sum(count) AS total FROM tapio.events \
-             WHERE intent LIKE 'request-%' AND network_status > 0 \
-             GROUP BY container, direction, method, status",
-        )
-        .unwrap();
-    let mut counts = Counts::new();
-    for row in rows {
-        let container = row["container"].as_str().unwrap().to_owned();
-        if !survivors.values().any(|survivor| *survivor == container) {
-            continue;
-        }
-        let direction = if row["direction"] == "in" { "in" } else { "out" };
-        let method = row["method"].as_str().unwrap().to_owned();
-        counts.insert(
-            (container, direction, method, row["status"].as_u64().unwrap()),
-            row["total"].as_u64().unwrap(),
-        );
-    }
-    counts
-}
-
 /// Waits until what is stored equals what was told, and shows the difference where it never does.
 fn assert_every_request_is_stored(run: &Run, survivors: &BTreeMap<String, String>) {
-    let told = told(run, survivors);
-    assert!(
-        told.values().sum::<u64>() > 100,
-        "the workload made too few requests to prove anything: {told:?}"
-    );
-    let deadline = Instant::now() + STORED_WAIT_MAX;
-    let mut found = stored(&run.tiers, survivors);
-    while found != told && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(250));
-        found = stored(&run.tiers, survivors);
-    }
-    let keys: BTreeSet<_> = told.keys().chain(found.keys()).collect();
-    let differences: Vec<_> = keys
-        .into_iter()
-        .filter(|key| told.get(*key) != found.get(*key))
-        .map(|key| format!("{key:?}: told {:?}, stored {:?}", told.get(key), found.get(key)))
-        .collect();
-    let ledger = run.tiers.rows("SELECT stage, fate, subject, reason, sum(count) AS n FROM tapio.ledger WHERE fate = 'lost' GROUP BY ALL").unwrap();
-    assert!(differences.is_empty(), "{}\nlosses: {ledger:?}", differences.join("\n"));
+    assert_all_stored(&run.account, survivors, |sql| run.tiers.rows(sql).unwrap());
 }
 
 /// Traces of the stored events of `survivors` that meet a condition.
@@ -330,6 +241,23 @@ fn survivors(run: &Run) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// The recording, replayed by the people's command, gives what was live byte for byte, and what REST gave.
+fn assert_replay_is_what_was_live(recordings: &Path, findings: &[Value]) {
+    let words = ["tapio", "replay", recordings.to_str().unwrap(), "--json", "--compare"];
+    let mut revisions = Vec::new();
+    cli::run(&cli::Arguments::try_parse_from(words).unwrap(), &mut revisions).unwrap();
+    let text = String::from_utf8(revisions).unwrap();
+    let revisions: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for finding in findings {
+        assert!(
+            revisions.contains(finding),
+            "the replay has no {} revision {}",
+            finding["id"],
+            finding["revision"]
+        );
+    }
+}
+
 fn leak(runtime: Runtime, label: &str) {
     if not_proven("a leak is found by its evidence, and what happened is what is stored") {
         return;
@@ -342,7 +270,7 @@ fn leak(runtime: Runtime, label: &str) {
     assert_nothing_is_stored_twice(&run);
     let judgement = judge(&run.truth, &run.scenario.members(), &run.findings);
     assert!(judgement.right, "{}: {:#?}", judgement.wrong_because, run.findings);
-    run.tiers.stop().unwrap();
+    assert_replay_is_what_was_live(&run.tiers.stop().unwrap(), &run.findings);
 }
 
 /// The body of an HTTP answer.
@@ -431,5 +359,5 @@ fn health_makes_no_finding() {
     assert_nothing_is_stored_twice(&run);
     let judgement = judge(&run.truth, &run.scenario.members(), &run.findings);
     assert_eq!(judgement.outcome, Outcome::None, "{:#?}", run.findings);
-    run.tiers.stop().unwrap();
+    assert_replay_is_what_was_live(&run.tiers.stop().unwrap(), &run.findings);
 }

@@ -276,22 +276,23 @@ fn restarted_in(
     (scenario, account, pids)
 }
 
-/// Scenario: a service is restarted and its configuration is gone.
+/// Scenario: a service is restarted and its configuration is gone, or says nonsense.
 /// Guarantees: each restart is a process of its own in a container of its own, below the same pod; each ends with exit
 /// code 1; requests fail until the end; nothing is left.
 #[test]
-fn a_missing_configuration_ends_every_restart() {
+fn a_configuration_that_is_no_use_ends_every_restart() {
     if not_proven("a service without its configuration ends again and again") {
         return;
     }
-    let (scenario, account, pids) =
-        restarted(Kind::MissingConfig, "missing-config", |groups, _| groups.len() >= 4);
-    let position = scenario.active_restart().unwrap().position;
-    assert_eq!(account.exits[position].code(), Some(1));
-    assert_eq!(pids.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
-    let summary = account.summary.unwrap();
-    println!("missing-config: {summary:?}");
-    assert!(summary.answered > 20 && summary.server_errors + summary.failed > 5, "{summary:?}");
+    for kind in [Kind::MissingConfig, Kind::WrongConfig] {
+        let (scenario, account, pids) = restarted(kind, kind.name(), |groups, _| groups.len() >= 4);
+        let position = scenario.active_restart().unwrap().position;
+        assert_eq!(account.exits[position].code(), Some(1));
+        assert_eq!(pids.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+        let summary = account.summary.unwrap();
+        println!("{}: {summary:?}", kind.name());
+        assert!(summary.answered > 20 && summary.server_errors + summary.failed > 5, "{summary:?}");
+    }
 }
 
 /// Scenario: the twin: the same restart, and the configuration is in its place.

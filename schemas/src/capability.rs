@@ -31,6 +31,24 @@ pub enum ProbeState {
     },
 }
 
+impl ProbeCapability {
+    /// A probe as its agent announced it. A state that this version does not know counts as failed, in its own words: a
+    /// newer agent makes nothing unreadable, and what is not known is never taken for working.
+    #[must_use]
+    pub fn announced(line: &str) -> Self {
+        line.parse().unwrap_or_else(|error: UnknownState| Self {
+            probe: line.split('=').next().unwrap_or(line).to_owned(),
+            state: ProbeState::Failed { reason: error.to_string() },
+        })
+    }
+
+    /// Whether it failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, ProbeState::Failed { .. })
+    }
+}
+
 /// `probe=working`, `probe=disabled` or `probe=failed:reason`: how a session's hello and the store carry it.
 impl fmt::Display for ProbeCapability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,5 +99,19 @@ mod tests {
         }
         assert!("tcp_state=half".parse::<ProbeCapability>().is_err());
         assert!("tcp_state".parse::<ProbeCapability>().is_err());
+    }
+
+    /// Scenario: a state of this version, one of a newer version, and a line without a state.
+    /// Guarantees: none is left out, and what is not known has failed, in its own words.
+    #[test]
+    fn unknown_states_are_failures() {
+        assert_eq!(ProbeCapability::announced("exec=working").state, ProbeState::Working);
+        assert!(!ProbeCapability::announced("exec=disabled").has_failed());
+        for line in ["exec=resting", "exec"] {
+            let capability = ProbeCapability::announced(line);
+            assert_eq!(capability.probe, "exec");
+            let ProbeState::Failed { reason } = capability.state else { panic!("{line} did not fail") };
+            assert!(reason.contains(line), "{reason}");
+        }
     }
 }

@@ -17,11 +17,47 @@ coded! {
         /// Announced, its symptoms go on or stopped only just now.
         #[default]
         0 Open "open",
-        /// Its symptoms stopped.
+        /// It is over, for the reason that its resolution says.
         1 Resolved "resolved",
         /// Another finding, with another cause, took its place.
         2 Superseded "superseded",
     }
+}
+
+coded! {
+    /// Why a resolved finding is over.
+    Resolution {
+        /// None is told: it is not resolved, or was before reasons were told.
+        #[default]
+        0 Unspecified "unspecified",
+        /// Its symptoms stopped: who had seen them went on observing, and saw no more.
+        1 SymptomsStopped "symptoms-stopped",
+        /// Nobody who had seen its symptoms was heard for long: whether they stopped is not known.
+        2 Unobserved "unobserved",
+    }
+}
+
+/// A node that showed the symptom, and whose word on it is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Unobserved {
+    /// The node's name, or its source's id where the name is not known.
+    pub node: String,
+    /// Since when it does not observe: it is not heard, its probes do not work, or it loses so much that the symptom may
+    /// be among it.
+    pub since: UnixMicros,
+}
+
+/// How the symptom went on behind the time that the verdict counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Continuation {
+    /// Occurrences since those that the verdict counts.
+    pub count: u64,
+    /// When the last of them was; zero without any.
+    pub last: UnixMicros,
+    /// Until when they were counted; zero as long as the verdict itself counts.
+    pub counted_until: UnixMicros,
 }
 
 /// An announced verdict, as APIs give it.
@@ -40,6 +76,15 @@ pub struct Finding {
     pub revision: u32,
     /// Where it stands.
     pub state: FindingState,
+    /// Why it is over, where it is resolved.
+    #[serde(default)]
+    pub resolution: Resolution,
+    /// The nodes that showed the symptom and are not observed now: while there is one, nobody knows whether it stopped.
+    #[serde(default)]
+    pub unobserved: Vec<Unobserved>,
+    /// How the symptom went on after what the verdict counts.
+    #[serde(default)]
+    pub continuation: Continuation,
     /// The aggregator's time of the first announcement.
     pub announced_at: UnixMicros,
     /// The aggregator's time of this revision.

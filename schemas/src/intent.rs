@@ -118,6 +118,9 @@ intents! {
     PROCESS_EXITED = "process-exited";
     /// A process ended by itself with another code.
     PROCESS_FAILED = "process-failed";
+    /// A process ended by itself with another code, and its container with it: the process was the container's first, or
+    /// the one whose code the first ended with.
+    CONTAINER_FAILED = "container-failed";
     /// A process was ended by a signal.
     PROCESS_KILLED = "process-killed";
     /// A signal that ends processes was sent.
@@ -130,6 +133,9 @@ intents! {
     MEMORY_GROWTH = "memory-growth";
     /// A file could not be opened or run.
     FILE_ACCESS_FAILED = "file-access-failed";
+    /// A program looked for a file in vain that it had always found before, when it started in an earlier container of the
+    /// pod.
+    FILE_VANISHED = "file-vanished";
     /// An address could not be bound.
     ADDRESS_IN_USE = "address-in-use";
     /// A process listens on an address that another one could not have: since it began to, or since a minute before, until

@@ -178,9 +178,9 @@ pub struct Change {
 }
 
 impl Verdict {
-    /// The first evidence with this role, in the chain's order.
+    /// The first supporting evidence with this role, in the chain's order.
     #[must_use]
     pub fn first(&self, role: Role) -> Option<&Evidence> {
-        self.evidence.iter().find(|evidence| evidence.role == role)
+        self.evidence.iter().find(|line| line.role == role && line.stance == Stance::Supporting)
     }
 }

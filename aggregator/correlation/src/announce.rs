@@ -10,13 +10,14 @@ mod narrative;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use names::{Names, named_entity};
+pub use names::{Names, Pods, named_entity};
+use serde::{Deserialize, Serialize};
 use tapio_schemas::{
     entity::EntityKey,
-    finding::{Finding, FindingState, mint_id, mint_incident_id},
+    finding::{Continuation, Finding, FindingState, Resolution, mint_id, mint_incident_id},
     ids::{ClusterId, TenantId},
     units::{Micros, UnixMicros},
-    verdict::{Outcome, Role, Stance, Verdict},
+    verdict::{Outcome, Role, Verdict},
 };
 
 use self::known::{Change, Known};
@@ -26,19 +27,32 @@ use crate::{
 };
 
 /// The bounds of the fold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AnnounceLimits {
     /// The most findings remembered; the resolved and oldest are forgotten first.
     pub findings_max: usize,
     /// Growing counts revise a finding at most this often.
     pub revise_every: Micros,
-    /// A finding is resolved when its symptoms have stopped for this long.
+    /// A finding is resolved when its symptoms have stopped for this long, and who had seen them was heard so long. A
+    /// node that is not heard for this long is told.
     pub resolve_after: Micros,
+    /// A finding is closed when for this long nobody could tell whether its symptoms go on: nodes go for ever.
+    pub unobserved_max: Micros,
+    /// An open finding is told anew after this long: whoever takes findings over after a restart, from the last twenty
+    /// minutes, takes it over too.
+    pub remind_every: Micros,
 }
 
 impl Default for AnnounceLimits {
     fn default() -> Self {
-        Self { findings_max: 4_096, revise_every: Micros::from_secs(2), resolve_after: Micros::from_secs(30) }
+        Self {
+            findings_max: 4_096,
+            revise_every: Micros::from_secs(2),
+            resolve_after: Micros::from_secs(30),
+            unobserved_max: Micros::from_secs(86_400),
+            remind_every: Micros::from_secs(600),
+        }
     }
 }
 
@@ -59,6 +73,8 @@ pub struct Announcer {
     /// Rule and cause, to the findings of them.
     by_cause: BTreeMap<(String, EntityKey), BTreeSet<String>>,
     forgotten: u64,
+    /// Since when findings are followed: what is silent before that may still be on its way here.
+    following_since: Option<UnixMicros>,
 }
 
 impl Announcer {
@@ -93,11 +109,13 @@ impl Announcer {
         self.known.insert(finding.id.clone(), Known::new(finding));
     }
 
-    /// Sees how long the symptoms of open findings go on, those too whose fault is so long ago that the engine derives
-    /// no verdict on it any more: they stay open for as long. To be called before [`Announcer::fold`].
+    /// Sees how the symptoms of open findings go on, those too whose fault is so long ago that the engine derives no
+    /// verdict on it any more, and who would see it. To be called before [`Announcer::fold`]: what was not followed is
+    /// not resolved.
     pub fn follow(&mut self, engine: &Engine) {
-        for known in self.known.values_mut().filter(|known| known.finding.state == FindingState::Open) {
-            known.see_symptom(engine.symptom_seen_until(&known.finding.verdict));
+        let since = *self.following_since.get_or_insert(engine.watermark());
+        for known in self.known.values_mut() {
+            known.follow(engine, since, &self.limits);
         }
     }
 
@@ -111,11 +129,13 @@ impl Announcer {
         rules: &RuleSet,
     ) -> Vec<Finding> {
         let mut changed: Vec<Finding> = Vec::new();
+        let telling = self.telling(verdicts, rules);
         for verdict in verdicts {
             let Some(rule) = rules.rule(&verdict.rule) else { continue };
-            let same_cause = self.by_cause.get(&(verdict.rule.clone(), verdict.cause.clone()));
-            let is_of = |id: &&String| self.known.get(*id).is_some_and(|known| known.is_of(verdict));
-            if let Some(id) = same_cause.and_then(|ids| ids.iter().find(is_of)).cloned() {
+            if let Some((id, is_told)) = self.part_of(verdict, rule) {
+                if !is_told || telling.get(&id).is_some_and(|best| *best > worth(verdict)) {
+                    continue;
+                }
                 let told = self.known.get_mut(&id).and_then(|known| {
                     known.see_symptom(verdict.symptom_seen_until);
                     let change = known.change_by(verdict, now, self.limits.revise_every);
@@ -129,10 +149,36 @@ impl Announcer {
                 changed.push(finding);
             }
         }
-        let watermark = verdicts.iter().map(|verdict| verdict.watermark).max().unwrap_or(now);
-        changed.extend(self.resolve(watermark, now));
+        let limits = &self.limits;
+        let settled = self.known.values_mut().filter_map(|known| known.settle(now, limits));
+        changed.extend(settled);
         self.forget();
         changed
+    }
+
+    /// The finding whose fault a verdict is about, or a part of; and whether the verdict is not of a part that is over.
+    fn part_of(&self, verdict: &Verdict, rule: &Rule) -> Option<(String, bool)> {
+        let ids = self.by_cause.get(&(verdict.rule.clone(), verdict.cause.clone()))?;
+        let within = rule.merged_within();
+        ids.iter().find_map(|id| {
+            let known = self.known.get(id)?;
+            let is_told = known.is_of(verdict) || known.goes_on_with(verdict, within);
+            (is_told || known.went_on_from(verdict, within)).then(|| (id.clone(), is_told))
+        })
+    }
+
+    /// Of several verdicts about parts of one fault the worth of that which its finding tells: the latest that commits
+    /// itself furthest.
+    fn telling(&self, verdicts: &[Verdict], rules: &RuleSet) -> BTreeMap<String, Worth> {
+        let mut telling: BTreeMap<String, Worth> = BTreeMap::new();
+        for verdict in verdicts {
+            let part = rules.rule(&verdict.rule).and_then(|rule| self.part_of(verdict, rule));
+            if let Some((id, true)) = part {
+                let best = telling.entry(id).or_insert_with(|| worth(verdict));
+                *best = worth(verdict).max(*best);
+            }
+        }
+        telling
     }
 
     /// Open findings whose symptom the new one explains, with another cause that no verdict supports any more.
@@ -146,21 +192,6 @@ impl Announcer {
                 && shares_symptom(&finding.verdict, verdict)
             {
                 finding.state = FindingState::Superseded;
-                finding.revision = finding.revision.saturating_add(1);
-                finding.revised_at = now;
-                changed.push(finding.clone());
-            }
-        }
-        changed
-    }
-
-    fn resolve(&mut self, watermark: UnixMicros, now: UnixMicros) -> Vec<Finding> {
-        let mut changed = Vec::new();
-        for known in self.known.values_mut() {
-            let last = last_symptom(&known.finding.verdict).max(known.symptom_seen_until());
-            let finding = &mut known.finding;
-            if finding.state == FindingState::Open && last.plus(self.limits.resolve_after) < watermark {
-                finding.state = FindingState::Resolved;
                 finding.revision = finding.revision.saturating_add(1);
                 finding.revised_at = now;
                 changed.push(finding.clone());
@@ -193,11 +224,10 @@ impl Announcer {
     }
 }
 
-fn last_symptom(verdict: &Verdict) -> UnixMicros {
-    let symptoms = verdict.evidence.iter().filter(|line| {
-        line.stance == Stance::Supporting && matches!(line.role, Role::Symptom | Role::Effect)
-    });
-    symptoms.map(|line| line.last.latest).max().unwrap_or_else(|| last_of(verdict))
+type Worth = (Outcome, UnixMicros);
+
+fn worth(verdict: &Verdict) -> Worth {
+    (verdict.outcome, verdict.first(Role::Fault).map(|line| line.first.earliest).unwrap_or_default())
 }
 
 fn last_of(verdict: &Verdict) -> UnixMicros {
@@ -227,6 +257,9 @@ fn announce(verdict: &Verdict, rule: &Rule, names: &dyn Names, now: UnixMicros, 
         cluster: owner.cluster.clone(),
         revision: 1,
         state: FindingState::Open,
+        resolution: Resolution::Unspecified,
+        unobserved: Vec::new(),
+        continuation: Continuation::default(),
         announced_at: now,
         revised_at: now,
         first_symptom_at,
@@ -241,16 +274,16 @@ fn announce(verdict: &Verdict, rule: &Rule, names: &dyn Names, now: UnixMicros, 
 
 fn revise(known: &mut Known, verdict: &Verdict, rule: &Rule, names: &dyn Names, now: UnixMicros) -> Finding {
     let told = narrative::tell(verdict, rule, names);
+    known.open();
+    known.tell(verdict);
     let finding = &mut known.finding;
     finding.revision = finding.revision.saturating_add(1);
     finding.revised_at = now;
-    finding.state = FindingState::Open;
     // What is no longer supported keeps its title: the lines and the outcome say what became of it.
     finding.title = told.title.unwrap_or_else(|| finding.title.clone());
     finding.lines = told.lines;
     finding.recommended_action =
         told.recommended_action.unwrap_or_else(|| finding.recommended_action.clone());
     finding.names = told.names;
-    finding.verdict = verdict.clone();
     finding.clone()
 }

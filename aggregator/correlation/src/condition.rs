@@ -163,12 +163,34 @@ impl Condition {
     /// Whether it holds for `observation`.
     #[must_use]
     pub fn holds(&self, observation: &Observation) -> bool {
+        self.run(|name, of| read(observation, name, of), |name| has(observation, name)) == Operand::Bool(true)
+    }
+
+    /// What it says of every observation of this intent, if it says the same of all.
+    pub(crate) fn decided_by_intent(&self, intent: &str) -> Option<bool> {
+        let known =
+            |name: &str, _of| if name == "intent" { Operand::Text(intent) } else { Operand::Undefined };
+        match self.run(known, |_name| Operand::Undefined) {
+            Operand::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn run<'a>(
+        &'a self,
+        read: impl Fn(&'a str, FieldType) -> Operand<'a>,
+        has: impl Fn(&'a str) -> Operand<'a>,
+    ) -> Operand<'a> {
         let mut stack: Vec<Operand<'_>> = Vec::with_capacity(8);
         for operation in &self.operations {
-            let result = run_one(operation, &mut stack, observation);
+            let result = match operation {
+                Operation::Field(name, of) => read(name, *of),
+                Operation::Has(name) => has(name),
+                _ => run_one(operation, &mut stack),
+            };
             stack.push(result);
         }
-        stack.pop() == Some(Operand::Bool(true))
+        stack.pop().unwrap_or(Operand::Undefined)
     }
 }
 
@@ -291,21 +313,12 @@ fn binary_type(operation: &Operation, left: FieldType, right: FieldType) -> Opti
     fits.then_some(Bool)
 }
 
-fn run_one<'a>(
-    operation: &'a Operation,
-    stack: &mut Vec<Operand<'a>>,
-    observation: &'a Observation,
-) -> Operand<'a> {
+fn run_one<'a>(operation: &'a Operation, stack: &mut Vec<Operand<'a>>) -> Operand<'a> {
     match operation {
         Operation::Bool(value) => Operand::Bool(*value),
         Operation::Integer(value) => Operand::Integer(*value),
         Operation::Float(value) => Operand::Float(*value),
         Operation::Text(text) => Operand::Text(text),
-        Operation::Field(name, of) => read(observation, name, *of),
-        Operation::Has(name) => Operand::Bool(
-            matches!(name.as_str(), "count" | "duration_micros" | "severity" | "intent" | "probe")
-                || observation.attributes.contains_key(name),
-        ),
         Operation::Not => match stack.pop() {
             Some(Operand::Bool(value)) => Operand::Bool(!value),
             _ => Operand::Undefined,
@@ -318,9 +331,15 @@ fn run_one<'a>(
         Operation::In(count) => {
             let alternatives = stack.split_off(stack.len().saturating_sub(usize::from(*count)));
             let needle = stack.pop().unwrap_or(Operand::Undefined);
-            Operand::Bool(
-                alternatives.iter().any(|one| compare(needle, *one).is_some_and(std::cmp::Ordering::is_eq)),
-            )
+            let is_one = |one: &Operand<'_>| compare(needle, *one).is_some_and(std::cmp::Ordering::is_eq);
+            let is_open = needle == Operand::Undefined || alternatives.contains(&Operand::Undefined);
+            if alternatives.iter().any(is_one) {
+                Operand::Bool(true)
+            } else if is_open {
+                Operand::Undefined
+            } else {
+                Operand::Bool(false)
+            }
         }
         _ => {
             let right = stack.pop().unwrap_or(Operand::Undefined);
@@ -328,6 +347,11 @@ fn run_one<'a>(
             binary(operation, left, right)
         }
     }
+}
+
+fn has<'a>(observation: &Observation, name: &str) -> Operand<'a> {
+    let is_core = matches!(name, "count" | "duration_micros" | "severity" | "intent" | "probe");
+    Operand::Bool(is_core || observation.attributes.contains_key(name))
 }
 
 fn read<'a>(observation: &'a Observation, name: &str, of: FieldType) -> Operand<'a> {

@@ -10,36 +10,44 @@ mod calls;
 mod caps;
 mod conclude;
 mod evidence;
+mod faults;
+mod following;
+mod fresh;
 mod rivals;
 mod set;
 mod sources;
 mod symptom;
 mod topology;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use tapio_schemas::{
     entity::{EntityKey, EntityKind, Relation},
-    observation::{Input, Observation},
+    observation::Input,
     units::{Micros, UnixMicros},
-    verdict::{Role, Stance, Verdict},
+    verdict::Verdict,
 };
 
-pub use self::calls::{Call, Calls};
+pub(crate) use self::following::telling;
 use self::{
     anchor::{AnchorGroup, GroupKey},
     bind::{Draft, View},
-    set::ObservationSet,
+    faults::{Faults, Ground},
+    fresh::Fresh,
+    set::{Changed, ObservationSet},
     sources::Sources,
     topology::Topology,
+};
+pub use self::{
+    calls::{Call, Calls},
+    sources::Heard,
 };
 use crate::rule::RuleSet;
 
 /// The bounds of an engine. Each is a policy: what goes beyond is evicted oldest first, or waits no longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// The most observations kept; the oldest are evicted, and verdicts that overlap them are capped.
     pub observations_max: usize,
@@ -97,6 +105,10 @@ pub struct EngineStats {
     pub evaluated: u64,
     /// Observations evicted over budget, since the start.
     pub evicted_observations: u64,
+    /// Observations that no step of a rule looks for, since the start.
+    pub not_needed: u64,
+    /// How often the faults of one entity were grouped anew, since the start.
+    pub regrouped: u64,
     /// Relations evicted over budget, since the start.
     pub evicted_relations: u64,
     /// Rows of frames evicted over budget, since the start.
@@ -115,14 +127,15 @@ pub struct Engine {
     sources: Sources,
     now: UnixMicros,
     watermark: UnixMicros,
-    drafts: BTreeMap<GroupKey, (AnchorGroup, Draft)>,
-    /// Times of observations inserted since drafts were last brought up to date, by intent.
-    fresh: BTreeMap<String, BTreeSet<UnixMicros>>,
+    faults: Faults,
+    drafts: BTreeMap<GroupKey, (Arc<AnchorGroup>, Draft)>,
+    /// What was inserted since drafts were last brought up to date.
+    fresh: Fresh,
     all_stale: bool,
     evaluated: u64,
-    faults_skipped: usize,
-    /// The end of the latest fault of the last evaluation that was over budget.
-    skipped_until: Option<UnixMicros>,
+    /// By rule.
+    faults_skipped: Vec<usize>,
+    not_needed: u64,
 }
 
 impl Engine {
@@ -130,19 +143,20 @@ impl Engine {
     #[must_use]
     pub fn new(rules: Arc<RuleSet>, limits: Limits) -> Self {
         Self {
+            set: ObservationSet::watching(faults::kinds(&rules)),
             rules,
             limits,
-            set: ObservationSet::default(),
             topology: Topology::default(),
             sources: Sources::default(),
             now: UnixMicros(0),
             watermark: UnixMicros(0),
+            faults: Faults::default(),
             drafts: BTreeMap::new(),
-            fresh: BTreeMap::new(),
+            fresh: Fresh::default(),
             all_stale: false,
             evaluated: 0,
-            faults_skipped: 0,
-            skipped_until: None,
+            faults_skipped: Vec::new(),
+            not_needed: 0,
         }
     }
 
@@ -152,17 +166,22 @@ impl Engine {
         &self.rules
     }
 
-    /// Takes one input in. The same input again changes nothing. Observations that no rule needs are not kept.
+    /// Takes one input in. The same input again changes nothing. Observations that no step of a rule looks for are
+    /// not kept.
     pub fn insert(&mut self, input: Input) {
         match input {
             Input::Observation(observation) => {
-                if !self.rules.needs(&observation.intent) {
-                    return;
-                }
+                let kinds: Vec<usize> = self.rules.kinds().accepting(&observation).collect();
+                self.not_needed += u64::from(kinds.is_empty());
                 let at = observation.time.earliest;
-                let intent = observation.intent.clone();
-                if self.set.insert(observation, self.limits.observations_max) {
-                    self.fresh.entry(intent).or_default().insert(at);
+                let subject = observation.subject.clone();
+                let most = self.limits.observations_max;
+                for kind in self.set.insert(observation, kinds.into_iter(), most) {
+                    self.fresh.note(kind, at, &subject);
+                }
+                // A draft that rests on what was evicted is as stale as one for which something came.
+                for Changed { kind, item } in self.set.take_let_go() {
+                    self.fresh.note(kind, item.time.earliest, &item.subject);
                 }
             }
             Input::Relation(relation) => {
@@ -179,6 +198,7 @@ impl Engine {
         self.sources.merge(&other.sources, self.limits.frames_max);
         self.now = self.now.max(other.now);
         self.watermark = self.watermark.max(other.watermark);
+        self.set.take_let_go();
         self.all_stale = true;
     }
 
@@ -191,6 +211,14 @@ impl Engine {
         self.set.forget_before(horizon);
         self.topology.forget_before(horizon);
         self.sources.forget_before(horizon);
+        self.fresh.forget_before(horizon);
+    }
+
+    /// The same while nobody asks for verdicts: what came in between is not kept apart, all is bound anew when one does.
+    pub fn catch_up(&mut self, now: UnixMicros) {
+        self.tick(now);
+        self.fresh = Fresh::default();
+        self.all_stale = true;
     }
 
     /// The event time up to which every live source was heard.
@@ -220,30 +248,8 @@ impl Engine {
         let mut copy = self.clone();
         copy.drafts.clear();
         copy.all_stale = true;
+        copy.faults = Faults::default();
         copy.verdicts()
-    }
-
-    /// Until when the symptom that a verdict shows goes on, as far as was heard; however long ago the fault was. Zero
-    /// where it was not seen any more.
-    #[must_use]
-    pub fn symptom_seen_until(&self, verdict: &Verdict) -> UnixMicros {
-        let is_shown = |line: &&_| -> bool {
-            let line: &tapio_schemas::verdict::Evidence = line;
-            line.role == Role::Symptom && line.stance == Stance::Supporting
-        };
-        let last = || {
-            let line = verdict.evidence.iter().find(is_shown)?;
-            let rule = self.rules.rule(&verdict.rule)?;
-            let step = rule.steps.iter().find(|step| step.id == line.step)?;
-            let is_own = line.intents.keys().any(|intent| step.observe.contains(intent));
-            let step = if is_own { step } else { rule.step(step.otherwise?)? };
-            let fits = |item: &Observation| {
-                step.condition.as_ref().is_none_or(|condition| condition.holds(item))
-                    && (is_own || self.topology.is_toward(item, |owner| Some(owner) == line.peer.as_ref()))
-            };
-            self.set.last_end(&step.observe, &line.subject, self.watermark, fits)
-        };
-        last().unwrap_or_default()
     }
 
     /// The pod in which a container or process ran at `at`, as far as events told.
@@ -261,6 +267,17 @@ impl Engine {
         self.topology.relations()
     }
 
+    /// How many observations were evicted over budget since the start, by what happened.
+    pub fn evictions(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.set.evictions().map(|(kind, count)| (self.rules.kinds().intent(kind), count))
+    }
+
+    /// How many faults of the last evaluation were over budget, by rule.
+    pub fn skipped_faults(&self) -> impl Iterator<Item = (&str, u64)> {
+        let rules = self.rules.rules().iter().map(|rule| rule.id.as_str());
+        rules.zip(self.faults_skipped.iter().map(|count| *count as u64))
+    }
+
     /// What the engine holds and what it gave up.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
@@ -270,10 +287,12 @@ impl Engine {
             frames: self.sources.rows(),
             drafts: self.drafts.len(),
             evaluated: self.evaluated,
-            evicted_observations: self.set.evicted(),
+            evicted_observations: self.set.evictions().map(|(_kind, count)| count).sum(),
+            not_needed: self.not_needed,
+            regrouped: self.faults.regrouped(),
             evicted_relations: self.topology.evicted(),
             evicted_frames: self.sources.evicted(),
-            faults_skipped: self.faults_skipped,
+            faults_skipped: self.faults_skipped.iter().sum(),
         }
     }
 
@@ -281,34 +300,33 @@ impl Engine {
     fn refresh(&mut self) {
         let fresh = std::mem::take(&mut self.fresh);
         let moves = self.topology.take_moves();
+        let (changed, is_overfull) = self.set.take_changed();
         let all_stale = std::mem::take(&mut self.all_stale);
         let oldest = self.watermark.minus(self.limits.verdict_life);
         let rules = Arc::clone(&self.rules);
-        let mut kept: BTreeMap<GroupKey, (AnchorGroup, Draft)> = BTreeMap::new();
-        self.faults_skipped = 0;
-        self.skipped_until = None;
+        let ground = Ground { rules: &rules, set: &self.set, topology: &self.topology };
+        match moves.containers().filter(|_moved| !all_stale && !is_overfull) {
+            Some(moved) => self.faults.apply(&ground, changed, moved),
+            None => self.faults = Faults::from_scratch(&ground),
+        }
+        let mut kept: BTreeMap<GroupKey, (Arc<AnchorGroup>, Draft)> = BTreeMap::new();
+        self.faults_skipped.clear();
         for (index, rule) in rules.rules().iter().enumerate() {
-            let mut groups = anchor::groups(&self.set, &self.topology, index, rule);
-            groups.retain(|(_key, group)| group.last.latest >= oldest);
-            let surplus = groups.len().saturating_sub(self.limits.faults_max);
-            self.faults_skipped += surplus;
-            anchor::drop_hopeless(&mut groups, surplus, &self.set, &self.topology, rule);
-            let skipped = groups.len().saturating_sub(self.limits.faults_max);
-            let last = groups.iter().take(skipped).map(|(_key, group)| group.last.latest).max();
-            self.skipped_until = self.skipped_until.max(last);
-            for (key, group) in groups.into_iter().skip(skipped) {
+            let view = View { rules: &rules, rule: index, set: &self.set, topology: &self.topology };
+            let (groups, skipped) = self.faults.alive(index, oldest, self.limits.faults_max);
+            self.faults_skipped.push(skipped);
+            for (key, group) in groups {
                 let cached = self.drafts.remove(&key);
                 let still = cached.filter(|(old, draft)| {
                     !all_stale
                         && old.same_as(&group)
-                        && !draft.is_touched_by(rule, &fresh, self.set.reach())
+                        && !draft.is_touched_by(&view, rule, &fresh)
                         && !draft.is_moved_by(rule, &self.topology, &moves)
                 });
                 let entry = if let Some(entry) = still {
                     entry
                 } else {
                     self.evaluated += 1;
-                    let view = View { set: &self.set, topology: &self.topology };
                     let draft = bind::evaluate(&view, rule, &group, self.limits.change_window);
                     (group, draft)
                 };
@@ -326,7 +344,7 @@ impl Engine {
             topology: &self.topology,
             sources: &self.sources,
             watermark: self.watermark,
-            skipped_until: self.skipped_until,
+            faults: &self.faults,
         };
         let mut concluded: Vec<conclude::Concluded<'_>> = self
             .drafts

@@ -4,9 +4,11 @@
 //! meaning (conditions, references between steps); nothing here parses text.
 
 mod archive;
+mod kinds;
 mod set;
 
 pub use archive::{RULE_FORMAT, RuleSetError};
+pub(crate) use kinds::Kinds;
 use rkyv::{Archive, Deserialize, Serialize};
 pub use set::{FieldColumn, RuleSet};
 use tapio_schemas::{intent::Severity, units::Micros, verdict::Role};
@@ -53,6 +55,15 @@ pub enum About {
     /// The pod that the container runs in, or the container where no pod is known: one that is restarted is another
     /// container of the same pod.
     Pod,
+}
+
+/// Which of a step's occurrences its line tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Tell {
+    /// The first.
+    First,
+    /// The one that reaches furthest.
+    Latest,
 }
 
 /// On which side of the other step's evidence.
@@ -124,6 +135,8 @@ pub struct Step {
     pub words: Vec<String>,
     /// Who its evidence is about.
     pub about: About,
+    /// Which of its occurrences is told.
+    pub tell: Tell,
     /// What must hold of an observation.
     pub condition: Option<Condition>,
     /// How often it must have happened to one entity; once where nothing is said.
@@ -223,6 +236,13 @@ impl Rule {
     #[must_use]
     pub fn reach_after(&self) -> Micros {
         self.reach(Side::After)
+    }
+
+    /// Occurrences of the fault at one entity that follow each other within this are one fault.
+    #[must_use]
+    pub fn merged_within(&self) -> Micros {
+        let longest = self.steps.iter().map(|step| step.within(Side::After)).max().unwrap_or_default();
+        longest.max(Micros::from_secs(1))
     }
 
     /// How far from the fault the steps may lie on one side, over the steps that they refer to.

@@ -8,6 +8,7 @@
 mod file;
 mod invocation;
 mod key;
+pub mod paths;
 mod problems;
 mod reference;
 mod settings;
@@ -38,6 +39,12 @@ pub enum ConfigError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// It is a directory, a pipe or a device.
+    #[error("configuration {} is no regular file: name the file itself (--config)", path.display())]
+    NoFile {
+        /// What was named.
+        path: PathBuf,
     },
     /// The file is not what a configuration can be.
     #[error("configuration {} is larger than {FILE_BYTES_MAX} bytes: is it the right file?", path.display())]

@@ -101,6 +101,17 @@ pub enum State {
     Gone,
 }
 
+impl Verdict {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+        }
+    }
+}
+
 impl Health {
     /// A process without components, which is healthy.
     #[must_use]

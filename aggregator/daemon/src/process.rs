@@ -32,6 +32,18 @@ impl Failure {
         Self { error: error.into(), exit_code: 1 }
     }
 
+    /// All `failures` of a checked configuration as one, a line each; none is none.
+    ///
+    /// # Errors
+    /// When there are failures.
+    pub fn of_check(failures: Vec<Self>) -> Result<(), Self> {
+        if failures.is_empty() {
+            return Ok(());
+        }
+        let lines: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        Err(Self::config(lines.join("\n")))
+    }
+
     /// The exit status that stands for it.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {

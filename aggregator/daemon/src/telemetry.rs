@@ -6,7 +6,7 @@ use std::{
 };
 
 use tracing_subscriber::{
-    EnvFilter, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+    EnvFilter, Registry, filter::LevelFilter, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
 /// Why logging could not be set up, or changed.
@@ -79,9 +79,19 @@ pub fn loopback(text: &str) -> Result<SocketAddr, String> {
 }
 
 fn parse_filter(filter: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::builder()
-        .parse(filter)
-        .map_err(|error| TelemetryError::Filter { filter: filter.to_owned(), reason: error.to_string() })
+    let refused = |reason| TelemetryError::Filter { filter: filter.to_owned(), reason };
+    // To the parser a mistyped level is a target: nothing else would be logged.
+    let word = filter.split(',').map(str::trim).find(|part| is_no_level(part));
+    if let (Some(word), false) = (word, filter.contains('[')) {
+        return Err(refused(format!(
+            "{word:?} is no level (off, error, warn, info, debug, trace); of a target write {word}=debug"
+        )));
+    }
+    EnvFilter::builder().parse(filter).map_err(|error| refused(error.to_string()))
+}
+
+fn is_no_level(part: &str) -> bool {
+    !part.contains('=') && part.parse::<LevelFilter>().is_err()
 }
 
 #[cfg(test)]
@@ -93,7 +103,12 @@ mod tests {
     #[test]
     fn a_wrong_filter_is_refused() {
         assert!(check_filter("info,tapio_spool=debug").is_ok());
+        assert!(check_filter("WARN").is_ok());
         let error = check_filter("tapio=loud").expect_err("refused").to_string();
         assert!(error.contains("\"tapio=loud\" is not understood"), "{error}");
+        for filter in ["inof", "tapio=debug,inof"] {
+            let error = check_filter(filter).expect_err("refused").to_string();
+            assert!(error.contains("\"inof\" is no level"), "{error}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Invocation, Key, Mode, Problems, Settings},
+    config::{ConfigError, Invocation, Key, Mode, Problems, Settings},
     process::{Failure, run_main},
     shutdown::Hangups,
     telemetry::{self, LogFilter},
@@ -25,15 +25,16 @@ pub const LOG_KEY: Key = Key::text(
 .reloadable();
 
 /// Runs a tier as it was called: reads its settings from file, environment and command line, makes a configuration of
-/// them with `check`, and does what was asked for: checks further with `inspect` and exits, shows what is in force and
-/// exits, or runs `work` until it ends. SIGHUP reads the settings again.
+/// them with `check`, and does what was asked for: looks at the files that it names with `inspect` and exits, shows what is
+/// in force and exits, or runs `work` until it ends. SIGHUP reads the settings again.
 pub fn run_tier<C, W, F>(
     invocation: Invocation,
     check: fn(Settings) -> Result<C, Problems>,
-    inspect: fn(&C) -> Result<(), Failure>,
+    inspect: fn(&C) -> Vec<Failure>,
     work: W,
 ) -> ExitCode
 where
+    C: Send + 'static,
     W: FnOnce(C, CancellationToken) -> F,
     F: Future<Output = Result<(), Failure>>,
 {
@@ -41,7 +42,7 @@ where
         let settings = invocation.settings()?;
         let config = check(settings.clone())?;
         match invocation.mode() {
-            Mode::Check => inspect(&config),
+            Mode::Check => Failure::of_check(inspect(&config)),
             Mode::Print => Ok(io::stdout().lock().write_all(settings.to_toml().as_bytes())?),
             Mode::Run => {
                 let level = settings.text(LOG_KEY.path).unwrap_or_default();
@@ -66,19 +67,25 @@ struct Reload<C> {
     log: LogFilter,
 }
 
-impl<C> Reload<C> {
+impl<C: Send + 'static> Reload<C> {
     async fn run(mut self, mut hangups: Hangups) -> Infallible {
         loop {
             hangups.next().await;
-            if let Err(error) = self.read() {
+            if let Err(error) = self.read().await {
                 tracing::error!(%error, "the configuration is not reloaded, the one before stays in force");
             }
         }
     }
 
-    fn read(&mut self) -> Result<(), Failure> {
-        let settings = self.invocation.settings()?;
-        (self.check)(settings.clone())?;
+    async fn read(&mut self) -> Result<(), Failure> {
+        let (invocation, check) = (self.invocation.clone(), self.check);
+        // A disk may take its time.
+        let read = move || -> Result<Settings, ConfigError> {
+            let settings = invocation.settings()?;
+            check(settings.clone())?;
+            Ok(settings)
+        };
+        let settings = tokio::task::spawn_blocking(read).await??;
         for key in self.in_force.changed(&settings) {
             if key.is_reloadable {
                 self.apply(key, &settings)?;

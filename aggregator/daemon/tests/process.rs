@@ -35,7 +35,7 @@ fn tier(words: &str) -> ExitCode {
     run_tier(
         invocation,
         check,
-        |()| Ok(()),
+        |()| Vec::new(),
         |(), shutdown| async move {
             eprintln!("ready");
             while !shutdown.is_cancelled() {
@@ -178,6 +178,10 @@ fn sighup_reads_the_configuration_again() {
     kill_process(pid, Signal::HUP).expect("signalled");
     let lines = until("stays in force") + &until("a detail");
     assert!(lines.contains("line 4, telemetry.log"), "{lines}");
+    write("[node]\nname = \"b\"\n[telemetry]\nlog = \"inof\"\n");
+    kill_process(pid, Signal::HUP).expect("signalled");
+    let lines = until("stays in force") + &until("a detail");
+    assert!(lines.contains("inof") && lines.contains("is no level"), "{lines}");
     kill_process(pid, Signal::TERM).expect("signalled");
     until("shutting down");
     drop(errors);

@@ -25,7 +25,7 @@ pub use error::SpoolError;
 pub use layout::{ORDINALS_PER_SEGMENT_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 pub use reader::{Gap, GapReason, Item, Reader};
 pub use recovery::{Damage, Recovery};
-pub use spool::{Appended, Evicted, Spool, SpoolStats};
+pub use spool::{Appended, Evicted, Spool, SpoolStats, free_bytes};
 
 /// The place of a record in its spool: rises by one per record, never used twice in a directory.
 ///

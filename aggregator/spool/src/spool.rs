@@ -365,7 +365,8 @@ impl Spool {
                 // The kernel may have dropped the pages that it could not write, and says so only once.
                 let path = segment::path_of(&self.shared.dir, self.active.base);
                 self.poison(format!("syncing {} failed: {error}", path.display()));
-                return Err(SpoolError::write("sync", &self.shared.dir, &path, error));
+                // Never taken for a full disk, which leaves the spool as it was: this one must be opened again.
+                return Err(SpoolError::io("sync", &path, error));
             }
             self.stats.syncs += 1;
         }
@@ -403,10 +404,12 @@ impl Spool {
         self.remove_trimmed()
     }
 
-    /// Sees to it that `bytes` more stay within the quota.
+    /// Sees to it that `bytes` more stay within the quota, and with them the header of the segment that is
+    /// started without being asked for when the spool is opened after a torn write.
     fn make_room(&mut self, bytes: u64) -> Result<(), SpoolError> {
         let quota_bytes = self.config.quota_bytes;
-        while self.used_bytes.saturating_add(bytes) > quota_bytes {
+        let reserved_bytes = SEGMENT_HEADER_BYTES;
+        while self.used_bytes.saturating_add(bytes).saturating_add(reserved_bytes) > quota_bytes {
             let evictable = self.config.quota_policy == QuotaPolicy::EvictOldest;
             if !(evictable && self.evict_oldest()?) {
                 self.stats.refused_full += 1;
@@ -427,8 +430,7 @@ impl Spool {
         if reserve_bytes == 0 {
             return Ok(());
         }
-        let Ok(stat) = rustix::fs::statvfs(&self.shared.dir) else { return Ok(()) };
-        let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let Some(free_bytes) = free_bytes(&self.shared.dir) else { return Ok(()) };
         if free_bytes >= reserve_bytes.saturating_add(bytes) {
             return Ok(());
         }
@@ -497,6 +499,13 @@ impl Shared {
     pub(crate) fn end_of(&self, base: Ordinal) -> Option<Ordinal> {
         self.segments().iter().find(|segment| segment.base == base)?.end
     }
+}
+
+/// Bytes that are free for this process on the file system of `path`; `None` where it does not say.
+#[must_use]
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 fn lock(dir: &Path) -> Result<File, SpoolError> {

@@ -9,14 +9,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use tapio_correlation::Pods;
 use tapio_schemas::{
     entity::{EntityKey, EntityKind, PodIdentity, Relation, RelationKind},
     intent::LinkKind,
     units::{Micros, UnixMicros},
 };
 use tapio_store::native::{BlockBuilder, BlockError, EncodedBlock};
-
-use super::Pods;
 
 /// Entities known at a time.
 const ENTITIES_MAX: usize = 200_000;

@@ -61,15 +61,15 @@ pub(super) async fn guard(State(shared): State<Arc<Shared>>, request: Request, n
         _ => "other",
     };
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let mut response = if shared.is_public || is_this_machine(host) {
+    let mut response = if shared.is_encrypted || is_this_machine(host) {
         next.run(request).await
     } else {
         problem(
             StatusCode::MISDIRECTED_REQUEST,
             "urn:tapio:problem:foreign-host",
             "the dashboard is not asked by this name",
-            "on loopback it answers to localhost, 127.0.0.1 and [::1] only, so that no other page can read it: use \
-             one of them, or serve it with a certificate (dashboard.certificate) under its own name"
+            "without a certificate it answers to localhost, 127.0.0.1 and [::1] only, so that no other page can read \
+             it: use one of them, or serve it with a certificate (dashboard.certificate) that has the name"
                 .to_owned(),
         )
     };

@@ -1,8 +1,13 @@
 //! What is known now, as JSON: the aggregator's own state, the nodes, and the findings grouped by incident.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use serde::{Serialize, Serializer};
 use tapio_daemon::health::Status as HealthStatus;
 use tapio_schemas::{
@@ -11,11 +16,15 @@ use tapio_schemas::{
     verdict::{Role, Stance},
 };
 
-use super::{About, Shared};
+use super::{
+    About, Shared,
+    grouping::{Group, group},
+    problem::problem,
+};
 use crate::{
     chains::Chain,
     clock::now,
-    nodes::{ACTIVITY_SECS, NodeState, NodeStatus},
+    nodes::{ACTIVITY_SECS, Counts, NodeStatus, STEP_SECS, Summary},
     recent::{Following, Recent},
 };
 
@@ -71,6 +80,8 @@ pub(super) struct Nodes {
     now: UnixMicros,
     /// The time that each node's records and losses are told of.
     activity_secs: u64,
+    /// The length of a step of it.
+    step_secs: u64,
     nodes: Vec<NodeStatus>,
     /// Nodes that are known and not in here.
     left_out: usize,
@@ -86,24 +97,12 @@ pub(super) struct Status {
     /// The event time up to which the engine has heard every live source; zero before the first tick.
     watermark: UnixMicros,
     health: HealthStatus,
-    nodes: NodeCounts,
+    nodes: Counts,
     /// Records of all nodes in the last minutes, and how many of them were lost.
     activity_secs: u64,
     records: u64,
     lost: u64,
     open_findings: usize,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct NodeCounts {
-    known: usize,
-    live: usize,
-    silent: usize,
-    disconnected: usize,
-    /// Nodes that lost something in the last minutes.
-    with_losses: usize,
-    /// Nodes on which a probe was refused.
-    with_failed_probes: usize,
 }
 
 fn behind<T: Serialize, S: Serializer>(shared: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -138,7 +137,7 @@ impl Revision {
             revision: finding.revision,
             at: finding.revised_at,
             state: finding.state,
-            symptoms: count(Role::Symptom),
+            symptoms: count(Role::Symptom).saturating_add(finding.continuation.count),
             effects: count(Role::Effect),
         }
     }
@@ -152,21 +151,13 @@ pub(super) async fn incidents(State(shared): State<Arc<Shared>>) -> Json<Inciden
     });
     let left_out = findings.len().saturating_sub(FINDINGS_MAX);
     findings.truncate(FINDINGS_MAX);
-    let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    let mut incidents: Vec<Incident> = Vec::new();
-    for finding in findings {
-        let id = finding.incident_id.clone();
-        let place = *places.entry(id.clone()).or_insert(incidents.len());
-        if place == incidents.len() {
-            incidents.push(Incident { id, state: finding.state, findings: Vec::new() });
-        }
-        if let Some(incident) = incidents.get_mut(place) {
-            if finding.state == FindingState::Open {
-                incident.state = FindingState::Open;
-            }
-            incident.findings.push(Shown::new(&shared, finding));
-        }
-    }
+    let shown = |finding| Shown::new(&shared, finding);
+    let incidents = group(findings).into_iter().map(|Group { id, state, findings, .. }| Incident {
+        id,
+        state,
+        findings: findings.into_iter().map(shown).collect(),
+    });
+    let incidents = incidents.collect();
     Json(Incidents { now: now(), cursor, incidents, left_out })
 }
 
@@ -177,13 +168,23 @@ fn beginning(recent: &Recent) -> (String, Vec<Arc<Finding>>) {
     (cursor.to_string(), recent.findings())
 }
 
-/// `GET /api/v1/nodes`
-pub(super) async fn nodes(State(shared): State<Arc<Shared>>) -> Json<Nodes> {
-    let now = now();
-    let mut nodes = shared.nodes.status(now);
-    let left_out = nodes.len().saturating_sub(NODES_MAX);
-    nodes.truncate(NODES_MAX);
-    Json(Nodes { now, activity_secs: ACTIVITY_SECS, nodes, left_out })
+/// `GET /api/v1/nodes`; there may be many, so that another thread looks through them and writes the answer.
+pub(super) async fn nodes(State(shared): State<Arc<Shared>>) -> Response {
+    let answer = move || {
+        let now = now();
+        let (nodes, left_out) = shared.nodes.status(now, NODES_MAX);
+        Json(Nodes { now, activity_secs: ACTIVITY_SECS, step_secs: STEP_SECS, nodes, left_out })
+            .into_response()
+    };
+    tokio::task::spawn_blocking(answer).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the nodes cannot be told");
+        problem(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "urn:tapio:problem:internal",
+            "the nodes cannot be told",
+            "the aggregator ends, or has a fault that its log names".to_owned(),
+        )
+    })
 }
 
 /// `GET /api/v1/status`
@@ -194,20 +195,7 @@ pub(super) async fn status(State(shared): State<Arc<Shared>>) -> Json<Status> {
 impl Status {
     pub(super) fn now(shared: &Shared) -> Self {
         let now = now();
-        let mut counts = NodeCounts::default();
-        let (mut records, mut lost) = (0, 0);
-        for node in shared.nodes.summaries(now) {
-            counts.known += 1;
-            match node.state {
-                NodeState::Live => counts.live += 1,
-                NodeState::Silent => counts.silent += 1,
-                NodeState::Disconnected => counts.disconnected += 1,
-            }
-            counts.with_losses += usize::from(node.lost > 0);
-            counts.with_failed_probes += usize::from(node.has_failed_probes);
-            records += node.records;
-            lost += node.lost;
-        }
+        let Summary { counts, records, lost } = shared.nodes.summary(now);
         let open = |finding: &&Arc<Finding>| finding.state == FindingState::Open;
         Self {
             now,

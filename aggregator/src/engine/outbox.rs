@@ -128,10 +128,9 @@ impl Announced {
         self.inserter = Some(inserter);
     }
 
-    /// Puts a revision on the disk; returns how many others the quota forced out.
-    pub(crate) fn append(&mut self, finding: &Finding) -> Result<u64, SpoolError> {
-        let document = serde_json::to_vec(finding).unwrap_or_default();
-        let appended = self.spool.append(&[&document])?;
+    /// Puts a revision's bytes on the disk; returns how many others the quota forced out.
+    pub(crate) fn append(&mut self, revision: &[u8]) -> Result<u64, SpoolError> {
+        let appended = self.spool.append(&[revision])?;
         if let Some(inserter) = &self.inserter {
             inserter.unpark();
         }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use tapio_schemas::observation::Input;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::recording::Kept;
+
 /// Inputs that may wait for the engine: two of the largest frames, some tens of MiB.
 pub(crate) const INPUTS_MAX: usize = 131_072;
 /// Batches that may wait for the engine.
@@ -17,6 +19,8 @@ pub(crate) const BATCHES_MAX: usize = 16_384;
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) inputs: Vec<Input>,
+    /// The frame itself, where it is recorded.
+    pub(crate) kept: Option<Kept>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -64,8 +68,8 @@ impl Queue {
 
 impl Place {
     /// Hands a batch to the engine.
-    pub(crate) fn send(self, inputs: Vec<Input>) {
-        self.sender.send(Batch { inputs, _room: self.room });
+    pub(crate) fn send(self, inputs: Vec<Input>, kept: Option<Kept>) {
+        self.sender.send(Batch { inputs, kept, _room: self.room });
     }
 }
 
@@ -83,7 +87,7 @@ mod tests {
     #[tokio::test]
     async fn room_is_counted_in_inputs() {
         let (queue, mut receiver) = queue();
-        queue.try_reserve(INPUTS_MAX + 1).unwrap().send(Vec::new());
+        queue.try_reserve(INPUTS_MAX + 1).unwrap().send(Vec::new(), None);
         assert!(queue.try_reserve(1).is_none());
         drop(receiver.recv().await.unwrap());
         assert!(queue.reserve(1).await.is_some());

@@ -2,7 +2,7 @@
 
 mod page;
 
-use std::{sync::Arc, vec};
+use std::{collections::HashSet, sync::Arc, vec};
 
 use futures_util::stream;
 use prost::Message as _;
@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 
 use self::page::Page;
 use super::{
+    answers::Budget,
     refusal::{Refusals, distinct},
     stream::{Answers, Place, Streams, ended},
 };
@@ -28,11 +29,15 @@ use crate::recent::{Cursor, Followed, Follower, Following, Recent};
 /// are not told otherwise.
 const PAGE_BYTES_MAX: usize = 2 << 20;
 
+/// Findings that a stream remembers as not meeting its filter.
+const OUTSIDE_MAX: usize = 10_000;
+
 /// The service.
 #[derive(Debug)]
 pub(super) struct Correlation {
     recent: Recent,
     streams: Streams,
+    answers: Budget,
 }
 
 /// Which findings are wanted.
@@ -47,13 +52,15 @@ impl Wanted {
         let FindingFilter { states, severity_min } = filter.unwrap_or_default();
         let mut state = |number| {
             let name = v1::FindingState::as_str_name;
-            refusals.enumerated::<v1::FindingState, _>("filter.states", number, name, FindingState::from_code)
+            // Zero is "unspecified", and each code one more.
+            let value = |number: u8| number.checked_sub(1).map(FindingState::from_code);
+            refusals.enumerated::<v1::FindingState, _>("filter.states", number, name, value)
         };
         let states = distinct(states.into_iter().filter_map(&mut state));
         let name = v1::Severity::as_str_name;
         let field = "filter.severity_min";
-        let severity_min =
-            refusals.enumerated::<v1::Severity, _>(field, severity_min, name, Severity::from_code);
+        let severity_min = refusals
+            .enumerated::<v1::Severity, _>(field, severity_min, name, |code| Some(Severity::from_code(code)));
         Self { states, severity_min: severity_min.unwrap_or_default() }
     }
 
@@ -64,8 +71,8 @@ impl Wanted {
 }
 
 impl Correlation {
-    pub(super) const fn new(recent: Recent, streams: Streams) -> Self {
-        Self { recent, streams }
+    pub(super) const fn new(recent: Recent, streams: Streams, answers: Budget) -> Self {
+        Self { recent, streams, answers }
     }
 
     fn stream(&self, request: StreamFindingsRequest) -> Result<FindingStream, Status> {
@@ -77,22 +84,31 @@ impl Correlation {
         } else {
             refusals.check("resume_cursor", resume_cursor.parse::<Cursor>())
         };
-        let following = self.recent.follow(cursor);
-        let following = refusals.check("resume_cursor", following);
+        if include_open && !resume_cursor.is_empty() {
+            refusals.add(
+                "include_open",
+                "a stream begins with what is open, or goes on from resume_cursor; leave one of them out",
+            );
+        }
         refusals.finish()?;
-        let Some(Following { open, missed, follower }) = following else {
-            return Err(Status::internal("a refusal without a reason"));
-        };
+        // Before the place is known, so that what is announced in between is in both.
+        let known = if cursor.is_none() { self.recent.findings() } else { Vec::new() };
+        let Following { open, missed, follower } =
+            self.recent.follow(cursor).map_err(|error| lost(&error.to_string()))?;
+        if missed > 0 {
+            return Err(lost(&format!(
+                "of what came after it up to {missed} revisions are not kept any more"
+            )));
+        }
         let place = self.streams.enter()?;
         let open = if include_open { open } else { Vec::new() };
-        let start = StreamFindingsResponse {
-            missed: missed_of(Reason::NoLongerKept, missed),
-            finding: None,
-            cursor: follower.cursor().to_string(),
-        };
+        let cursor = follower.cursor().to_string();
+        let start = StreamFindingsResponse { cursor, ..Default::default() };
+        let outside = known.iter().filter(|finding| !wanted.takes(finding)).map(|it| it.id.clone()).collect();
         Ok(FindingStream {
             place,
             wanted,
+            outside,
             open: open.into_iter(),
             start: Some(start),
             follower,
@@ -160,21 +176,32 @@ impl CorrelationService for Correlation {
         &self,
         request: Request<GetFindingRequest>,
     ) -> Result<Response<v1::Finding>, Status> {
-        self.streams.counted("GetFinding", self.get(request.get_ref())).map(Response::new)
+        let answer = self.get(request.get_ref()).and_then(|finding| self.answers.charged(finding));
+        self.streams.counted("GetFinding", answer)
     }
 
     async fn list_findings(
         &self,
         request: Request<ListFindingsRequest>,
     ) -> Result<Response<ListFindingsResponse>, Status> {
-        self.streams.counted("ListFindings", self.list(request.into_inner())).map(Response::new)
+        let answer = self.list(request.into_inner()).and_then(|page| self.answers.charged(page));
+        self.streams.counted("ListFindings", answer)
     }
+}
+
+/// What is answered to a cursor that a stream cannot go on from.
+fn lost(reason: &str) -> Status {
+    Status::failed_precondition(format!(
+        "resume_cursor: {reason}; begin anew: without it, with include_open, and forget the findings that are not told then"
+    ))
 }
 
 /// An open stream.
 struct FindingStream {
     place: Place,
     wanted: Wanted,
+    /// Findings that do not meet the filter as far as the subscriber knows.
+    outside: HashSet<String>,
     open: vec::IntoIter<Arc<Finding>>,
     start: Option<StreamFindingsResponse>,
     follower: Follower,
@@ -207,18 +234,34 @@ impl FindingStream {
             };
             let cursor = self.follower.cursor().to_string();
             let message = match followed {
-                Followed::Revision(finding) if self.wanted.takes(&finding) => {
-                    StreamFindingsResponse { missed: None, finding: Some((&*finding).into()), cursor }
+                Followed::Revision(finding) => {
+                    let Some(left_filter) = self.place_of(&finding) else { continue };
+                    let finding = Some((&*finding).into());
+                    StreamFindingsResponse { missed: None, finding, cursor, left_filter }
                 }
-                Followed::Revision(_) => continue,
                 Followed::Missed(count) => StreamFindingsResponse {
                     missed: missed_of(Reason::SlowSubscriber, count),
-                    finding: None,
                     cursor,
+                    ..Default::default()
                 },
             };
             return Some((Ok(message), self));
         }
+    }
+
+    /// Whether a revision is the one with which its finding leaves the filter; nothing where it is not told.
+    fn place_of(&mut self, finding: &Finding) -> Option<bool> {
+        if self.wanted.takes(finding) {
+            self.outside.remove(&finding.id);
+            return Some(false);
+        }
+        if self.outside.len() >= OUTSIDE_MAX {
+            // Whoever is forgotten is told once more, not kept open for ever.
+            self.outside.clear();
+        }
+        // The first revision has none before it that met the filter.
+        let leaves = self.outside.insert(finding.id.clone()) && finding.revision > 1;
+        leaves.then_some(true)
     }
 }
 
@@ -237,8 +280,9 @@ mod tests {
     fn service(findings_max: usize) -> (Recent, Correlation) {
         let recent = Recent::new(findings_max);
         let metrics = Metrics::register(&tapio_daemon::Registry::new()).grpc;
+        let answers = Budget::new(metrics.calls_refused.clone());
         let streams = Streams::new(1, metrics, CancellationToken::new());
-        (recent.clone(), Correlation::new(recent, streams))
+        (recent.clone(), Correlation::new(recent, streams, answers))
     }
 
     fn ids(response: &ListFindingsResponse) -> Vec<u64> {
@@ -282,7 +326,7 @@ mod tests {
             }
         }
         let listed = |states: &[FindingState], severity_min: Severity| {
-            let states = states.iter().map(|state| i32::from(state.code())).collect();
+            let states = states.iter().map(|state| i32::from(state.code()) + 1).collect();
             let filter = FindingFilter { states, severity_min: severity_min.code().into() };
             let request = ListFindingsRequest { filter: Some(filter), ..Default::default() };
             ids(&service.list(request).unwrap()).len()
@@ -290,5 +334,85 @@ mod tests {
         assert_eq!(listed(&[], Severity::Info), 15);
         assert_eq!(listed(&[FindingState::Open], Severity::Info), 5);
         assert_eq!(listed(&[FindingState::Open, FindingState::Resolved], Severity::Error), 4);
+    }
+    /// The next message that is there.
+    async fn next(stream: FindingStream) -> (StreamFindingsResponse, FindingStream) {
+        let (message, stream) = stream.step().await.unwrap();
+        (message.unwrap(), stream)
+    }
+
+    fn request(include_open: bool, resume_cursor: &str) -> StreamFindingsRequest {
+        let states = vec![v1::FindingState::Open.into()];
+        let filter = Some(FindingFilter { states, ..Default::default() });
+        StreamFindingsRequest { filter, include_open, resume_cursor: resume_cursor.to_owned() }
+    }
+
+    /// Scenario: somebody follows open findings; one that was told, one that was not, and one of before the stream are
+    /// resolved, one of them twice, and one opens again; then the subscriber comes back with its first cursor.
+    /// Guarantees: a finding that leaves the filter is told once as leaving it, one that never met it is not told.
+    #[tokio::test]
+    async fn a_finding_that_leaves_the_filter_is_told_once() {
+        let (recent, service) = service(100);
+        let put = |place, number, revision, state| {
+            recent.put(place, finding(number, revision, state, Severity::Error));
+        };
+        let (open, resolved) = (FindingState::Open, FindingState::Resolved);
+        put(0, 1, 1, open);
+        put(1, 2, 1, resolved);
+        let (start, mut stream) = next(service.stream(request(false, "")).unwrap()).await;
+        for (place, (number, revision, state)) in (2..).zip([
+            (1, 2, resolved),
+            (2, 2, resolved),
+            (1, 3, resolved),
+            (3, 1, resolved),
+            (1, 4, open),
+            (1, 5, resolved),
+        ]) {
+            put(place, number, revision, state);
+        }
+        let mut told = Vec::new();
+        while told.len() < 3 {
+            let (message, rest) = next(stream).await;
+            stream = rest;
+            told.push((message.finding.unwrap().revision, message.left_filter));
+        }
+        assert_eq!(told, [(2, true), (4, false), (5, true)]);
+        drop(stream);
+        // What stood at the cursor is not known to the new stream: 2 may have met the filter.
+        let (_start, mut stream) = next(service.stream(request(false, &start.cursor)).unwrap()).await;
+        let mut told = Vec::new();
+        while told.len() < 4 {
+            let (message, rest) = next(stream).await;
+            stream = rest;
+            let finding = message.finding.unwrap();
+            told.push((finding.id.ends_with('1'), finding.revision, message.left_filter));
+        }
+        assert_eq!(told, [(true, 2, true), (false, 2, true), (true, 4, false), (true, 5, true)]);
+    }
+
+    /// Scenario: a subscriber comes back when more was announced than is kept; another begins with a cursor and with what
+    /// is open.
+    /// Guarantees: the first is refused with FAILED_PRECONDITION and what to do, not continued elsewhere; the second with
+    /// the field's name; without the cursor it gets what is open and then a place.
+    #[tokio::test]
+    async fn a_lost_cursor_is_refused() {
+        let (recent, service) = service(3);
+        let (start, stream) = next(service.stream(request(true, "")).unwrap()).await;
+        drop(stream);
+        (0..2_000)
+            .for_each(|place| recent.put(place, finding(place, 1, FindingState::Open, Severity::Error)));
+        let lost = service.stream(request(false, &start.cursor)).err().unwrap();
+        assert_eq!(lost.code(), tonic::Code::FailedPrecondition);
+        assert!(lost.message().contains("not kept any more; begin anew"), "{lost}");
+        let both = service.stream(request(true, &start.cursor)).err().unwrap();
+        assert_eq!(both.code(), tonic::Code::InvalidArgument);
+        assert!(both.message().starts_with("include_open: "), "{both}");
+        let mut stream = service.stream(request(true, "")).unwrap();
+        for number in 1_997..2_000_u64 {
+            let (message, rest) = next(stream).await;
+            stream = rest;
+            assert_eq!(message.finding.unwrap().id, format!("f-{number:016x}"));
+        }
+        assert!(next(stream).await.0.finding.is_none());
     }
 }

@@ -2,7 +2,8 @@
 
 use futures_util::stream;
 use tapio_proto::v1::{
-    self, StreamEventsRequest, StreamEventsResponse, event_service_server::EventService, missed::Reason,
+    self, EventFilter as Asked, StreamEventsRequest, StreamEventsResponse,
+    event_service_server::EventService, missed::Reason,
 };
 use tapio_schemas::{
     ids::{ClusterId, NodeId, TraceId},
@@ -35,57 +36,49 @@ impl Events {
     }
 
     fn stream(&self, request: StreamEventsRequest) -> Result<EventStream, Status> {
-        let filter = filter(request, &self.cluster)?;
+        let filter = filter(request.filter.unwrap_or_default(), &self.cluster)?;
         let place = self.streams.enter()?;
         Ok(EventStream { place, subscription: self.live.subscribe(filter), is_over: false })
     }
 }
 
 /// The filter of a request to an aggregator that serves `own`.
-fn filter(request: StreamEventsRequest, own: &ClusterId) -> Result<EventFilter, Status> {
-    let StreamEventsRequest { cluster, node, kinds, severity_min, container_id, pod_uid, trace_id } = request;
+fn filter(asked: Asked, own: &ClusterId) -> Result<EventFilter, Status> {
+    let Asked { cluster, nodes, kinds, severity_min, container_ids, pod_uids, trace_ids } = asked;
     let mut refusals = Refusals::default();
     if !cluster.is_empty()
-        && let Some(cluster) = refusals.check("cluster", cluster.parse::<ClusterId>())
+        && let Some(cluster) = refusals.check("filter.cluster", cluster.parse::<ClusterId>())
         && cluster != *own
     {
-        refusals
-            .add("cluster", format_args!("this aggregator serves {own}; leave it empty, or ask {cluster}'s"));
+        let reason = format_args!("this aggregator serves {own}; leave it empty, or ask {cluster}'s");
+        refusals.add("filter.cluster", reason);
     }
-    let node = present(node).and_then(|node| refusals.check("node", node.parse::<NodeId>()));
+    let nodes = refusals.all("filter.nodes", nodes, |node| node.parse::<NodeId>());
     let name = v1::EventKind::as_str_name;
     let kinds = distinct(kinds.into_iter().filter_map(|number| {
-        refusals.enumerated::<v1::EventKind, _>("kinds", number, name, EventKind::from_code)
+        let value = |code| Some(EventKind::from_code(code));
+        refusals.enumerated::<v1::EventKind, _>("filter.kinds", number, name, value)
     }));
     let name = v1::Severity::as_str_name;
+    let value = |code| Some(Severity::from_code(code));
     let severity_min =
-        refusals.enumerated::<v1::Severity, _>("severity_min", severity_min, name, Severity::from_code);
-    let container_id = present(container_id);
-    if let Some(id) = &container_id {
+        refusals.enumerated::<v1::Severity, _>("filter.severity_min", severity_min, name, value);
+    let container_ids = refusals.all("filter.container_ids", container_ids, |id| {
         let is_whole = id.len() == CONTAINER_ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_whole {
-            refusals.add("container_id", "it is the runtime's whole id, 64 hexadecimal digits");
-        }
-    }
-    let pod_uid = present(pod_uid);
-    if let Some(uid) = &pod_uid {
+        is_whole.then_some(id).ok_or("it is the runtime's whole id, 64 hexadecimal digits")
+    });
+    let pod_uids = refusals.all("filter.pod_uids", pod_uids, |uid| {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        if uid.len() > POD_UID_CHARS_MAX || !uid.bytes().all(is_plain) {
-            refusals.add("pod_uid", "it is the uid of a pod as Kubernetes gives it, not its name");
-        }
-    }
-    let trace_id = present(trace_id).and_then(|trace| refusals.check("trace_id", trace.parse::<TraceId>()));
-    if trace_id.is_some_and(|trace| trace.is_none()) {
-        refusals.add("trace_id", "all zeros stand for no trace");
-    }
+        let fits = (1..=POD_UID_CHARS_MAX).contains(&uid.len()) && uid.bytes().all(is_plain);
+        fits.then_some(uid).ok_or("it is the uid of a pod as Kubernetes gives it, not its name")
+    });
+    let trace_ids = refusals.all("filter.trace_ids", trace_ids, |id| match id.parse::<TraceId>() {
+        Ok(trace) if trace.is_none() => Err("all zeros stand for no trace".to_owned()),
+        other => other.map_err(|error| error.to_string()),
+    });
     refusals.finish()?;
     let severity_min = severity_min.unwrap_or_default();
-    Ok(EventFilter { node, kinds, severity_min, container_id, pod_uid, trace_id })
-}
-
-/// A text that is not empty.
-fn present(text: String) -> Option<String> {
-    (!text.is_empty()).then_some(text)
+    Ok(EventFilter { nodes, kinds, severity_min, container_ids, pod_uids, trace_ids })
 }
 
 #[tonic::async_trait]
@@ -152,40 +145,45 @@ mod tests {
     #[test]
     fn wrong_filters_are_named_all_at_once() {
         let own: ClusterId = "demo".parse().unwrap();
-        let wrong = StreamEventsRequest {
+        let wrong = Asked {
             cluster: "other".to_owned(),
-            node: "Node 1".to_owned(),
+            nodes: vec!["n1".to_owned(), "Node 1".to_owned()],
             kinds: vec![1, 77, 78],
             severity_min: -1,
-            container_id: "abc".to_owned(),
-            pod_uid: "shop/payment".to_owned(),
-            trace_id: "0".repeat(32),
+            container_ids: vec!["abc".to_owned()],
+            pod_uids: vec!["pod".to_owned(); 65],
+            trace_ids: vec!["0".repeat(32)],
         };
         let status = filter(wrong, &own).unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
         let violations = status.get_details_bad_request().unwrap().field_violations;
         let fields: Vec<_> = violations.iter().map(|violation| violation.field.as_str()).collect();
-        let all = ["cluster", "node", "kinds", "severity_min", "container_id", "pod_uid", "trace_id"];
-        assert_eq!(fields, all);
-        for (field, says) in
-            [("kinds", "EVENT_KIND_PROCESS"), ("severity_min", "SEVERITY_ERROR"), ("cluster", "demo")]
-        {
+        let all = ["cluster", "nodes", "kinds", "severity_min", "container_ids", "pod_uids", "trace_ids"];
+        assert_eq!(fields, all.map(|field| format!("filter.{field}")));
+        for (field, says) in [
+            ("kinds", "EVENT_KIND_PROCESS"),
+            ("severity_min", "SEVERITY_ERROR"),
+            ("cluster", "demo"),
+            ("pod_uids", "at most 64"),
+        ] {
+            let field = format!("filter.{field}");
             let violation = violations.iter().find(|violation| violation.field == field).unwrap();
             assert!(violation.description.contains(says), "{violation:?}");
             assert!(status.message().contains(&violation.description));
         }
 
-        let right = StreamEventsRequest {
+        let right = Asked {
             cluster: "demo".to_owned(),
-            node: "n1".to_owned(),
+            nodes: ["n1", "n2", "n1"].map(str::to_owned).into(),
             kinds: vec![4, 4],
             severity_min: 3,
-            container_id: "a".repeat(64),
-            pod_uid: "1f7c3b0e-9f0b-4a51-8a58-3f1c2d9f0e11".to_owned(),
-            trace_id: "7".repeat(32),
+            container_ids: vec!["a".repeat(64)],
+            pod_uids: vec!["1f7c3b0e-9f0b-4a51-8a58-3f1c2d9f0e11".to_owned()],
+            trace_ids: vec!["7".repeat(32)],
         };
         let taken = filter(right, &own).unwrap();
         assert_eq!((taken.kinds, taken.severity_min), (vec![EventKind::Network], Severity::Error));
-        assert_eq!(filter(StreamEventsRequest::default(), &own).unwrap(), EventFilter::default());
+        assert_eq!(taken.nodes.len(), 2);
+        assert_eq!(filter(Asked::default(), &own).unwrap(), EventFilter::default());
     }
 }

@@ -16,6 +16,9 @@ pub(super) fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> 
     kept
 }
 
+/// Values that one list of a request may hold.
+const VALUES_MAX: usize = 64;
+
 /// What is wrong with a request.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Vec<(&'static str, String)>);
@@ -33,22 +36,43 @@ impl Refusals {
         result.map_err(|error| self.add(field, error)).ok()
     }
 
-    /// The language's value of an enumeration's number `M`; numbers without a name are refused with all names.
+    /// The language's value of an enumeration's number `M`; numbers that stand for none are refused with all names.
     pub(super) fn enumerated<M: TryFrom<i32>, T>(
         &mut self,
         field: &'static str,
         number: i32,
         name: fn(&M) -> &'static str,
-        value: fn(u8) -> T,
+        value: fn(u8) -> Option<T>,
     ) -> Option<T> {
-        if M::try_from(number).is_ok() {
-            return u8::try_from(number).ok().map(value);
+        let known = M::try_from(number).ok().and_then(|_| value(u8::try_from(number).ok()?));
+        if known.is_some() {
+            return known;
         }
         // The numbers of our enumerations have no gaps.
-        let names: Vec<_> =
-            (0..).map_while(|number| M::try_from(number).ok()).map(|one| name(&one)).collect();
+        let names: Vec<_> = (0..=u8::MAX)
+            .map_while(|code| Some((code, M::try_from(code.into()).ok()?)))
+            .filter(|(code, _)| value(*code).is_some())
+            .map(|(_code, one)| name(&one))
+            .collect();
         self.add(field, format_args!("{number} has no meaning; it is one of {}", names.join(", ")));
         None
+    }
+
+    /// The values of a list, each once; one that `check` refuses is noted, and so is a list that is too long.
+    pub(super) fn all<T, U: PartialEq, E: Display>(
+        &mut self,
+        field: &'static str,
+        values: Vec<T>,
+        check: impl Fn(T) -> Result<U, E>,
+    ) -> Vec<U> {
+        if values.len() > VALUES_MAX {
+            self.add(
+                field,
+                format_args!("{} values are too many: it holds at most {VALUES_MAX}", values.len()),
+            );
+            return Vec::new();
+        }
+        distinct(values.into_iter().filter_map(|value| self.check(field, check(value))))
     }
 
     /// Nothing, or the refusal: in words, and as `google.rpc.BadRequest`.

@@ -41,6 +41,7 @@ impl Streams {
             return Err(ended());
         }
         let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() else {
+            self.metrics.calls_refused.add("streams", 1);
             return Err(Status::resource_exhausted(format!(
                 "{} streams are open, as many as grpc.streams_max allows: end one, or raise it",
                 self.streams_max
@@ -56,6 +57,7 @@ impl Streams {
             None => "OK",
             Some(Code::InvalidArgument) => "INVALID_ARGUMENT",
             Some(Code::NotFound) => "NOT_FOUND",
+            Some(Code::FailedPrecondition) => "FAILED_PRECONDITION",
             Some(Code::ResourceExhausted) => "RESOURCE_EXHAUSTED",
             Some(Code::Unavailable) => "UNAVAILABLE",
             Some(_) => "OTHER",

@@ -73,7 +73,7 @@ pub(super) struct Session {
     /// When that is to be written down again, so that the spool always holds it.
     announce_at: Option<Instant>,
     /// The probes that do not work on the node, as its hello said.
-    missing_probes: Vec<String>,
+    missing_probes: Arc<[String]>,
     started: Instant,
     /// When the peer's certificate is no longer valid.
     expires_at: Option<Instant>,
@@ -110,7 +110,7 @@ impl Session {
             announcement: None,
             connected: None,
             announce_at: None,
-            missing_probes: Vec::new(),
+            missing_probes: Arc::default(),
             shared,
             connection,
             node,
@@ -376,7 +376,7 @@ impl Session {
             received = %marks.received,
             "a node's session is open"
         );
-        self.missing_probes = missing_probes(&hello.capabilities);
+        self.missing_probes = missing_probes(&hello.capabilities).into();
         let announcement = Announcement {
             source: self.source,
             incarnation,

@@ -12,18 +12,18 @@ use tapio_schemas::{
 /// Which events: those that meet every part that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EventFilter {
-    /// Seen on this node.
-    pub(crate) node: Option<NodeId>,
-    /// Of one of these kinds; all where there are none.
+    /// Seen on one of these nodes; here and below, all where there are none.
+    pub(crate) nodes: Vec<NodeId>,
+    /// Of one of these kinds.
     pub(crate) kinds: Vec<EventKind>,
     /// At least this severe.
     pub(crate) severity_min: Severity,
-    /// About this container.
-    pub(crate) container_id: Option<String>,
-    /// About this pod.
-    pub(crate) pod_uid: Option<String>,
-    /// Of this trace.
-    pub(crate) trace_id: Option<TraceId>,
+    /// About one of these containers.
+    pub(crate) container_ids: Vec<String>,
+    /// About one of these pods.
+    pub(crate) pod_uids: Vec<String>,
+    /// Of one of these traces.
+    pub(crate) trace_ids: Vec<TraceId>,
 }
 
 /// Buffers that are kept from batch to batch.
@@ -33,6 +33,11 @@ pub(crate) struct Scratch {
 }
 
 impl EventFilter {
+    /// Whether anything of `node` is wanted.
+    pub(super) fn wants_node(&self, node: &str) -> bool {
+        self.nodes.is_empty() || self.nodes.iter().any(|wanted| wanted.as_str() == node)
+    }
+
     /// Puts the rows of a batch of `node` that are wanted into `rows`, replacing what is in it.
     pub(crate) fn select(
         &self,
@@ -42,7 +47,7 @@ impl EventFilter {
         rows: &mut Vec<u32>,
     ) {
         rows.clear();
-        if self.node.as_ref().is_some_and(|wanted| wanted.as_str() != node) {
+        if !self.wants_node(node) {
             return;
         }
         rows.extend(0..view.rows());
@@ -55,20 +60,24 @@ impl EventFilter {
             let kind_of = |word| u8::try_from(word).map_or(EventKind::Unknown, EventKind::from_code);
             keep(view, core::kind, scratch, rows, |kind| self.kinds.contains(&kind_of(kind)));
         }
-        for (column, wanted) in [(entity::container_id, &self.container_id), (entity::pod_uid, &self.pod_uid)]
+        for (column, wanted) in
+            [(entity::container_id, &self.container_ids), (entity::pod_uid, &self.pod_uids)]
         {
-            if let Some(wanted) = wanted {
-                // Equal texts have one code in a batch: it is looked up once, and rows are compared by it.
-                let code = (1..view.symbol_count()).find(|code| view.symbol(*code) == wanted);
-                match code.filter(|_| !rows.is_empty()) {
-                    Some(code) => keep(view, column, scratch, rows, |word| word == u64::from(code)),
-                    None => rows.clear(),
-                }
+            if wanted.is_empty() || rows.is_empty() {
+                continue;
+            }
+            // Equal texts have one code in a batch: it is looked up once, and rows are compared by it.
+            let is_wanted = |code: &u32| wanted.iter().any(|wanted| view.symbol(*code) == wanted);
+            let codes: Vec<u64> = (1..view.symbol_count()).filter(is_wanted).map(u64::from).collect();
+            if codes.is_empty() {
+                rows.clear();
+            } else {
+                keep(view, column, scratch, rows, |word| codes.contains(&word));
             }
         }
-        if let Some(TraceId(wanted)) = self.trace_id {
+        if !self.trace_ids.is_empty() {
             keep(view, trace::trace_id, scratch, rows, |word| {
-                word != 0 && view.sixteen_value(word) == wanted
+                word != 0 && self.trace_ids.contains(&TraceId(view.sixteen_value(word)))
             });
         }
     }

@@ -74,9 +74,10 @@ fn wants(filter: &EventFilter, event: &UnifiedEvent) -> bool {
     let entity = event.entity.clone().unwrap_or_default();
     (filter.kinds.is_empty() || filter.kinds.contains(&event.core.kind))
         && event.core.severity >= filter.severity_min
-        && filter.container_id.as_ref().is_none_or(|id| *id == entity.container_id)
-        && filter.pod_uid.as_ref().is_none_or(|uid| *uid == entity.pod_uid)
-        && filter.trace_id.is_none_or(|id| event.trace.as_ref().is_some_and(|trace| trace.trace_id == id))
+        && (filter.container_ids.is_empty() || filter.container_ids.contains(&entity.container_id))
+        && (filter.pod_uids.is_empty() || filter.pod_uids.contains(&entity.pod_uid))
+        && (filter.trace_ids.is_empty()
+            || event.trace.as_ref().is_some_and(|trace| filter.trace_ids.contains(&trace.trace_id)))
 }
 
 /// Scenario: batches of different sizes and every combination of filters, also ones that nothing meets.
@@ -92,12 +93,12 @@ fn columns_are_filtered_as_events_would_be() {
         for choice in 0..64_u32 {
             let has = |bit: u32| choice >> bit & 1 == 1;
             let filter = EventFilter {
-                node: has(5).then(|| "n1".parse().unwrap()),
+                nodes: if has(5) { vec!["n3".parse().unwrap(), "n1".parse().unwrap()] } else { Vec::new() },
                 kinds: if has(0) { vec![EventKind::Memory, EventKind::Network] } else { Vec::new() },
                 severity_min: if has(1) { Severity::Warning } else { Severity::Info },
-                container_id: has(2).then(|| format!("{:064x}", 4)),
-                pod_uid: has(3).then(|| "pod-4".to_owned()),
-                trace_id: has(4).then_some(TraceId([1; 16])),
+                container_ids: if has(2) { [4, 7].map(|it| format!("{it:064x}")).into() } else { Vec::new() },
+                pod_uids: if has(3) { ["pod-4", "pod-9"].map(str::to_owned).into() } else { Vec::new() },
+                trace_ids: if has(4) { vec![TraceId([1; 16]), TraceId([9; 16])] } else { Vec::new() },
             };
             filter.select(&view, "n1", &mut scratch, &mut rows);
             let expected: Vec<u32> = (0..)
@@ -114,16 +115,21 @@ fn columns_are_filtered_as_events_would_be() {
     assert!(found > 1_000, "{found}");
 }
 
-/// Scenario: nobody subscribes; then somebody does, and goes again.
-/// Guarantees: a frame is wanted only in between.
+/// Scenario: nobody subscribes; then somebody does to one node, somebody else to all, and both go again.
+/// Guarantees: a frame is wanted only in between, and while only one node is subscribed to, only one of that node.
 #[test]
 fn nothing_is_wanted_without_a_subscriber() {
     let (live, tap, _distributor, _metrics) = parts();
-    assert!(!tap.is_wanted());
-    let subscription = live.subscribe(EventFilter::default());
-    assert!(tap.is_wanted());
-    drop(subscription);
-    assert!(!tap.is_wanted());
+    let wanted = || ["n1", "n2"].map(|node| tap.is_wanted(node));
+    assert_eq!(wanted(), [false, false]);
+    let one = live.subscribe(EventFilter { nodes: vec!["n1".parse().unwrap()], ..EventFilter::default() });
+    assert_eq!(wanted(), [true, false]);
+    let all = live.subscribe(EventFilter::default());
+    assert_eq!(wanted(), [true, true]);
+    drop(all);
+    assert_eq!(wanted(), [true, false]);
+    drop(one);
+    assert_eq!(wanted(), [false, false]);
 }
 
 /// Scenario: far more comes than fits into a subscriber's queue; it takes a little, more comes, it takes all.

@@ -32,6 +32,9 @@ pub(crate) struct Step {
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     steps: VecDeque<(Step, Vec<LedgerEntry>)>,
+    /// Sums over `steps`.
+    records: u64,
+    lost: u64,
 }
 
 impl Activity {
@@ -43,12 +46,15 @@ impl Activity {
             self.steps.push_back((Step { at, records: 0, lost: 0 }, Vec::new()));
         }
         while self.steps.len() > STEPS_MAX {
-            self.steps.pop_front();
+            self.forget_first();
         }
         let Some((step, losses)) = self.steps.back_mut() else { return };
         let kernel = |fate| ledger.total(Stage::Kernel, fate);
-        step.records += kernel(Fate::Carried) + kernel(Fate::Lost);
-        step.lost += ledger.lost();
+        let (records, lost) = (kernel(Fate::Carried) + kernel(Fate::Lost), ledger.lost());
+        step.records += records;
+        step.lost += lost;
+        self.records += records;
+        self.lost += lost;
         for entry in ledger.entries.iter().filter(|entry| entry.fate == Fate::Lost) {
             let same = |known: &&mut LedgerEntry| {
                 (known.stage, &known.subject, &known.reason) == (entry.stage, &entry.subject, &entry.reason)
@@ -61,10 +67,19 @@ impl Activity {
         }
     }
 
-    /// Records and losses up to `now`.
-    pub(super) fn totals(&self, now: UnixMicros) -> (u64, u64) {
-        let add = |(records, lost), (step, _losses): &(Step, _)| (records + step.records, lost + step.lost);
-        self.recent(now).fold((0, 0), add)
+    /// Records and losses up to `now`; what is over by then is forgotten.
+    pub(super) fn totals(&mut self, now: UnixMicros) -> (u64, u64) {
+        while self.steps.front().is_some_and(|(step, _losses)| is_over(step, now)) {
+            self.forget_first();
+        }
+        (self.records, self.lost)
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((step, _losses)) = self.steps.pop_front() {
+            self.records -= step.records;
+            self.lost -= step.lost;
+        }
     }
 
     /// The losses by stage and reason, the most first.
@@ -86,6 +101,10 @@ impl Activity {
     }
 
     fn recent(&self, now: UnixMicros) -> impl Iterator<Item = &(Step, Vec<LedgerEntry>)> {
-        self.steps.iter().filter(move |(step, _losses)| now.since(step.at).0 <= ACTIVITY_SECS * 1_000_000)
+        self.steps.iter().filter(move |(step, _losses)| !is_over(step, now))
     }
+}
+
+fn is_over(step: &Step, now: UnixMicros) -> bool {
+    now.since(step.at).0 > ACTIVITY_SECS * 1_000_000
 }

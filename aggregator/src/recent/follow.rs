@@ -15,43 +15,49 @@ use super::Recent;
 
 /// A place among the revisions: everything before it has been told. Its text form is for those who come back.
 ///
-/// Places go on over restarts, as the spool of findings keeps them. When the revision before it was made is told along,
-/// so that a place of another state directory is not taken for one of this.
+/// Places go on over restarts, as the spool of findings keeps them. Which numbering they are of is told along, and when
+/// the revision before it was made, so that a place of another state directory is not taken for one of this, nor one of
+/// this as it was before it was set back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
+    pub(super) log: u64,
     pub(super) next: u64,
     /// Zero where there is none, or it is not known any more.
     pub(super) revised_at: UnixMicros,
 }
 
-/// A cursor that this aggregator has not given out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Error)]
-#[error(
-    "it is no cursor of this aggregator's findings; use the last one of an earlier stream, unchanged, or none"
-)]
-pub struct UnknownCursor;
+/// A cursor that nothing can be resumed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CursorError {
+    /// The text is none.
+    #[error("it is no cursor; use the last one of an earlier stream, unchanged, or none")]
+    Malformed,
+    /// This aggregator has not given it out.
+    #[error("it is of another aggregator, or of a state directory that is gone")]
+    Foreign,
+}
 
 /// The form of a cursor's text, so that a later one can be told apart.
-const FORM: &str = "r1";
+const FORM: &str = "r2";
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{FORM}.{:x}.{:x}", self.next, self.revised_at.0)
+        write!(f, "{FORM}.{:x}.{:x}.{:x}", self.log, self.next, self.revised_at.0)
     }
 }
 
 impl FromStr for Cursor {
-    type Err = UnknownCursor;
+    type Err = CursorError;
 
-    fn from_str(text: &str) -> Result<Self, UnknownCursor> {
+    fn from_str(text: &str) -> Result<Self, CursorError> {
         let mut parts = text.split('.');
         let form = parts.next();
         let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
-        match (form, number(), number(), parts.next()) {
-            (Some(FORM), Some(next), Some(revised_at), None) => {
-                Ok(Self { next, revised_at: UnixMicros(revised_at) })
+        match (form, number(), number(), number(), parts.next()) {
+            (Some(FORM), Some(log), Some(next), Some(revised_at), None) => {
+                Ok(Self { log, next, revised_at: UnixMicros(revised_at) })
             }
-            _ => Err(UnknownCursor),
+            _ => Err(CursorError::Malformed),
         }
     }
 }
@@ -89,20 +95,22 @@ impl Recent {
     ///
     /// # Errors
     /// When the cursor is not of these revisions.
-    pub fn follow(&self, cursor: Option<Cursor>) -> Result<Following, UnknownCursor> {
+    pub fn follow(&self, cursor: Option<Cursor>) -> Result<Following, CursorError> {
         let inner = self.lock();
         let place_of = |next: u64| {
             let before = next.checked_sub(1).and_then(|place| inner.revision_from(place));
             let exact = before.filter(|(place, _finding)| place + 1 == next);
-            Cursor { next, revised_at: exact.map(|(_place, finding)| finding.revised_at).unwrap_or_default() }
+            let revised_at = exact.map(|(_place, finding)| finding.revised_at).unwrap_or_default();
+            Cursor { log: inner.log, next, revised_at }
         };
         let (at, missed) = match cursor {
             None => (place_of(inner.next), 0),
             Some(cursor) => {
                 let known = place_of(cursor.next);
                 let both = [known.revised_at, cursor.revised_at];
-                if cursor.next > inner.next || (known != cursor && !both.contains(&UnixMicros(0))) {
-                    return Err(UnknownCursor);
+                let is_other = both[0] != both[1] && !both.contains(&UnixMicros(0));
+                if cursor.log != inner.log || cursor.next > inner.next || is_other {
+                    return Err(CursorError::Foreign);
                 }
                 let missed = inner.kept_from.saturating_sub(cursor.next);
                 (if missed > 0 { place_of(inner.kept_from) } else { cursor }, missed)
@@ -141,11 +149,11 @@ impl Follower {
         let inner = self.recent.lock();
         let missed = inner.kept_from.saturating_sub(self.at.next);
         if missed > 0 {
-            self.at = Cursor { next: inner.kept_from, revised_at: UnixMicros(0) };
+            self.at = Cursor { log: inner.log, next: inner.kept_from, revised_at: UnixMicros(0) };
             return Some(Followed::Missed(missed));
         }
         let (place, finding) = inner.revision_from(self.at.next)?;
-        self.at = Cursor { next: place + 1, revised_at: finding.revised_at };
+        self.at = Cursor { log: inner.log, next: place + 1, revised_at: finding.revised_at };
         Some(Followed::Revision(Arc::clone(finding)))
     }
 }

@@ -83,14 +83,18 @@ fn foreign_cursors_are_refused() {
     let recent = Recent::new(8);
     recent.put(0, open(1, 1));
     let cursor = recent.follow(None).unwrap().follower.cursor();
-    assert_eq!(cursor, Cursor { next: 1, revised_at: UnixMicros(1_000_001) });
+    assert_eq!(cursor, Cursor { log: 0, next: 1, revised_at: UnixMicros(1_000_001) });
     assert!(recent.follow(Some(cursor)).is_ok());
     let ahead = Cursor { next: 2, ..cursor };
     let other = Cursor { revised_at: UnixMicros(9), ..cursor };
-    for foreign in [ahead, other] {
-        assert_eq!(recent.follow(Some(foreign)).unwrap_err(), UnknownCursor);
+    // Of an aggregator that had announced nothing: only the log tells them apart.
+    let other_log = Recent::new(8);
+    other_log.of_log(2);
+    let elsewhere = other_log.follow(None).unwrap().follower.cursor();
+    for foreign in [ahead, other, elsewhere] {
+        assert_eq!(recent.follow(Some(foreign)).unwrap_err(), CursorError::Foreign);
     }
-    for text in ["", "r1", "r1.0", "r2.0.0", "r1.0.0.0", "r1.x.0"] {
-        assert_eq!(text.parse::<Cursor>(), Err(UnknownCursor), "{text}");
+    for text in ["", "r2", "r2.1.0", "r1.0.0", "r2.1.0.0.0", "r2.1.x.0"] {
+        assert_eq!(text.parse::<Cursor>(), Err(CursorError::Malformed), "{text}");
     }
 }

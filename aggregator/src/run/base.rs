@@ -1,12 +1,12 @@
 //! What nearly every part of the tier holds, the sockets, and how the engine and the small tasks are started.
 
 use std::{
-    collections::HashMap,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
 
+use tapio_correlation::AnalysisLimits;
 use tapio_daemon::{Health, Registry, http};
 use tapio_identity::{Credentials, https, quic};
 use tapio_schemas::ids::{ClusterId, TenantId};
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     chains::Chains,
     clock::{self, now},
-    config::{Config, DashboardConfig, GrpcConfig},
+    config::{Config, GrpcConfig, RecordConfig},
     context::{Context, entities::Seen},
     dashboard,
     engine::{
@@ -41,10 +41,11 @@ use crate::{
     nodes::Nodes,
     pipeline::{encode::Encoder, positions::Positions, spooler::Command},
     recent::Recent,
+    recording::{self, Recorder, Tape, Writer},
     rules::Rules,
     source::Announcement,
     state::StateDirectory,
-    tasks,
+    tasks::{self, OwnName},
 };
 
 /// The sockets.
@@ -74,12 +75,7 @@ pub(super) struct DashboardListening {
 
 impl Listening {
     pub(super) async fn bind(config: &Config) -> Result<Self, RunError> {
-        let files = &config.identity;
-        let credentials = Credentials::load(&files.certificate, &files.key, &files.authority)?;
-        if *credentials.name() != config.name {
-            let (found, expected) = (credentials.name().to_string(), config.name.to_string());
-            return Err(RunError::OtherName { found, expected });
-        }
+        let credentials = credentials(config)?;
         let refuse = |key, address| move |source| RunError::Listen { key, address, source };
         let address = config.intake.listen;
         let refused = refuse("intake.listen", address);
@@ -89,16 +85,12 @@ impl Listening {
         let refused = refuse("telemetry.listen", address);
         let http_listener = TcpListener::bind(address).await.map_err(&refused)?;
         let http_addr = http_listener.local_addr().map_err(&refused)?;
-        let GrpcConfig { listen, certificate, key, client_authority, .. } = &config.grpc;
-        let tls = https::grpc_server_config(certificate, key, client_authority.as_deref())
-            .map_err(RunError::GrpcTls)?;
+        let (tls, listen) = (grpc_tls(config)?, &config.grpc.listen);
         let refused = refuse("grpc.listen", *listen);
         let listener = TcpListener::bind(listen).await.map_err(&refused)?;
         let address = listener.local_addr().map_err(&refused)?;
         let grpc = GrpcListening { listener, address, tls };
-        let DashboardConfig { listen, tls, .. } = &config.dashboard;
-        let tls = tls.as_ref().map(|(certificate, key)| https::server_config(certificate, key));
-        let tls = tls.transpose().map_err(RunError::DashboardTls)?;
+        let (tls, listen) = (dashboard_tls(config)?, &config.dashboard.listen);
         let refused = refuse("dashboard.listen", *listen);
         let listener = TcpListener::bind(listen).await.map_err(&refused)?;
         let address = listener.local_addr().map_err(&refused)?;
@@ -107,11 +99,36 @@ impl Listening {
     }
 }
 
+/// What the machine shows to others, which must be its own.
+pub(super) fn credentials(config: &Config) -> Result<Credentials, RunError> {
+    let files = &config.identity;
+    let credentials = Credentials::load(&files.certificate, &files.key, &files.authority)?;
+    if *credentials.name() == config.name {
+        return Ok(credentials);
+    }
+    Err(RunError::OtherName { found: credentials.name().to_string(), expected: config.name.to_string() })
+}
+
+/// What gRPC shows, and whose clients it takes.
+pub(super) fn grpc_tls(config: &Config) -> Result<Arc<rustls::ServerConfig>, RunError> {
+    let GrpcConfig { certificate, key, client_authority, .. } = &config.grpc;
+    https::grpc_server_config(certificate, key, client_authority.as_deref()).map_err(RunError::GrpcTls)
+}
+
+/// What the dashboard shows, where it speaks HTTPS.
+pub(super) fn dashboard_tls(config: &Config) -> Result<Option<Arc<rustls::ServerConfig>>, RunError> {
+    let tls = config.dashboard.tls.as_ref();
+    let tls = tls.map(|(certificate, key)| https::server_config(certificate, key));
+    tls.transpose().map_err(RunError::DashboardTls)
+}
+
 /// What the engine is fed with beside the spool.
-pub(super) struct Fed {
-    /// The probes that each node lacks, by its name.
-    pub(super) missing: HashMap<String, Vec<String>>,
+pub(super) struct Fed<'a> {
+    /// What each node said last, with its name.
+    pub(super) announcements: Vec<(String, Announcement)>,
     pub(super) queue: mpsc::Receiver<engine::queue::Batch>,
+    /// Where that is recorded.
+    pub(super) record: Option<&'a RecordConfig>,
 }
 
 /// What nearly every part holds.
@@ -167,17 +184,22 @@ impl Base {
         }
     }
 
-    /// Starts the engine's thread and that of its findings' way into the store. The replay is its first work, so nothing that comes later can overtake it.
+    /// Starts the engine's thread, that of its findings' way into the store, and that of the recording. The replay is
+    /// its first work, so nothing that comes later can overtake it.
     pub(super) fn start_engine(
         &self,
         threads: &mut Threads,
         state: &StateDirectory,
         spool: &Spool,
-        fed: Fed,
+        fed: Fed<'_>,
         writer: &BlockWriter,
         ready: watch::Receiver<bool>,
-    ) -> Result<(), RunError> {
+    ) -> Result<Tape, RunError> {
+        let limits = AnalysisLimits::default();
+        let (tape, recorder) = self.start_recording(threads, fed.record, limits)?;
+        let lacks = |(node, said): (String, Announcement)| (node, said.missing_probes().into());
         let (announced, earlier) = Announced::open(state)?;
+        self.recent.of_log(state.findings_log()?);
         let storing = self.health.component("findings", SILENCE_MAX);
         storing.idle();
         let (outbox, findings_stored) = Outbox::new(
@@ -198,6 +220,7 @@ impl Base {
             .spawn("findings", move || if wait() { outbox.run().map_err(RunError::from) } else { Ok(()) })?;
         let thread = EngineThread::new(engine::Parts {
             rules: Arc::clone(self.rules.engine()),
+            limits,
             tenant: self.tenant.clone(),
             cluster: self.cluster.clone(),
             context: self.context.clone(),
@@ -211,7 +234,8 @@ impl Base {
             outbox,
             replay: spool.read_from(spool.first()),
             replay_until: spool.next(),
-            missing: fed.missing,
+            missing: fed.announcements.into_iter().map(lacks).collect(),
+            recorder,
             queue: fed.queue,
             runtime: Handle::current(),
             losses: Arc::clone(&self.losses),
@@ -220,7 +244,39 @@ impl Base {
             replay_window: self.replay_window,
         });
         threads.spawn("engine", move || thread.run().map_err(RunError::from))?;
-        Ok(())
+        Ok(tape)
+    }
+
+    /// Starts the thread that records what the engine takes, where that is asked for.
+    fn start_recording(
+        &self,
+        threads: &mut Threads,
+        config: Option<&RecordConfig>,
+        limits: AnalysisLimits,
+    ) -> Result<(Tape, Recorder), RunError> {
+        let Some(config) = config else { return Ok(recording::nothing()) };
+        let (tape, recorder, source) = recording::recording();
+        let writer = Writer::open(
+            config,
+            recording::Parts {
+                rules: Arc::clone(self.rules.engine()),
+                tenant: self.tenant.clone(),
+                cluster: self.cluster.clone(),
+                limits,
+                reserve_bytes: super::DISK_RESERVE_BYTES,
+                began: now(),
+                source,
+                runtime: Handle::current(),
+                metrics: self.metrics.recording.clone(),
+                progress: self.health.component("recording", SILENCE_MAX),
+                stop: self.stop.clone(),
+            },
+        )?;
+        threads.spawn("recording", move || {
+            writer.run();
+            Ok(())
+        })?;
+        Ok((tape, recorder))
     }
 
     /// Starts the thread that brings events to subscribers.
@@ -265,6 +321,7 @@ impl Base {
             listener,
             address,
             tls,
+            machines_may_read: config.grpc.machines_may_read,
             streams_max: config.grpc.streams_max,
             cluster: self.cluster.clone(),
             recent: self.recent.clone(),
@@ -333,6 +390,13 @@ impl Base {
             tasks.spawn(tasks::watch_names(path, context, seen, progress, stop.clone()));
         }
         let metrics = self.metrics.store.clone();
+        let own = OwnName {
+            tenant: self.tenant.to_string(),
+            cluster: self.cluster.to_string(),
+            name: config.name.to_string(),
+        };
+        let (health, stop_health) = (self.health.clone(), stop.clone());
+        tasks.spawn(tasks::store_health(own, health, writer.clone(), metrics.clone(), stop_health));
         tasks.spawn(tasks::store_entities(seen, context, writer, metrics, Arc::clone(&losses), stop.clone()));
         let name = config.name.to_string();
         tasks.spawn(tasks::spool_losses(losses, spooler.clone(), name, stop.clone()));

@@ -12,6 +12,7 @@ use crate::{
     engine::{EngineThreadError, outbox::OutboxError},
     grpc::GrpcError,
     pipeline::{encode::EncoderError, store::FeedError},
+    recording::files::FilesError,
     rules::RulesError,
     state::StateError,
     store_link::StoreLinkError,
@@ -86,6 +87,9 @@ pub enum RunError {
     /// The engine's thread cannot go on.
     #[error("the engine ended")]
     Engine(#[from] EngineThreadError),
+    /// Nothing can be recorded.
+    #[error("what the engine takes cannot be recorded")]
+    Recording(#[from] FilesError),
     /// The system refuses a thread, or randomness.
     #[error("cannot {doing}")]
     System {

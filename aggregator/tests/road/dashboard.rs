@@ -144,7 +144,15 @@ async fn findings_come_to_a_page_and_are_resumed() {
     assert_eq!(incident["findings"][0]["id"], told.data["id"]);
     let nodes = json(address, "/api/v1/nodes").await;
     assert_eq!((&nodes["nodes"][0]["node"], &nodes["nodes"][0]["state"]), (&"n1".into(), &"live".into()));
-    let status = json(address, "/api/v1/status").await;
+    // Nodes are summed up once a second at most.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let status = loop {
+        let status = json(address, "/api/v1/status").await;
+        if status["nodes"]["live"] == 1 || Instant::now() > deadline {
+            break status;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     assert_eq!((&status["nodes"]["live"], &status["open_findings"]), (&1.into(), &1.into()));
     assert!(status["watermark"].as_u64().unwrap() > 0);
 

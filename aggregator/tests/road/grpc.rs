@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use tapio_aggregator::Running;
 use tapio_identity::Name;
 use tapio_proto::v1::{
-    EventKind, Finding, FindingFilter, FindingState, GetFindingRequest, ListFindingsRequest,
+    EventFilter, EventKind, Finding, FindingFilter, FindingState, GetFindingRequest, ListFindingsRequest,
     StreamEventsRequest, StreamEventsResponse, StreamFindingsRequest, StreamFindingsResponse,
     correlation_service_client::CorrelationServiceClient, event_service_client::EventServiceClient,
     missed::Reason,
@@ -48,7 +48,8 @@ async fn until_finding(node: &mut Node, stream: &mut Streaming<StreamFindingsRes
         node.offer(&frame(node.source, Position::new(1, sequence), &[])).await;
         node.step().await;
         if let Ok(message) = timeout(Duration::from_millis(50), stream.message()).await {
-            let StreamFindingsResponse { missed, finding, cursor } = message.unwrap().unwrap();
+            let StreamFindingsResponse { missed, finding, cursor, left_filter: _ } =
+                message.unwrap().unwrap();
             assert_eq!(missed, None);
             return (finding.unwrap(), cursor);
         }
@@ -110,11 +111,21 @@ async fn findings_are_followed_listed_and_resumed() {
     let mut stream = client.stream_findings(resume(&start.cursor)).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap().unwrap().missed, None);
     assert_eq!(stream.message().await.unwrap().unwrap().finding.unwrap(), told);
-    for foreign in ["r1.ffff.0", "r1.1.1", "next"] {
-        let refused = client.stream_findings(resume(foreign)).await.unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument, "{foreign}");
+    let log = start.cursor.split('.').nth(1).unwrap();
+    for (foreign, code) in [
+        (format!("r2.{log}.ffff.0"), Code::FailedPrecondition),
+        ("r2.1.0.0".to_owned(), Code::FailedPrecondition),
+        ("next".to_owned(), Code::InvalidArgument),
+    ] {
+        let refused = client.stream_findings(resume(&foreign)).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{foreign}");
         assert!(refused.message().starts_with("resume_cursor: "), "{refused}");
+        assert_eq!(refused.message().contains("begin anew"), code == Code::FailedPrecondition, "{refused}");
     }
+    let both = StreamFindingsRequest { include_open: true, ..resume(&start.cursor) };
+    let refused = client.stream_findings(both).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().starts_with("include_open: "), "{refused}");
     running.stop().await.unwrap();
 }
 
@@ -161,15 +172,16 @@ async fn events_are_streamed_as_they_arrive() {
     let running = tapio_aggregator::start(config).await.unwrap();
     let mut client = EventServiceClient::new(channel(&world, &running).await);
     let mut subscribe = async |request: StreamEventsRequest| client.stream_events(request).await;
-    let trace = StreamEventsRequest { trace_id: "07".repeat(16), ..Default::default() };
-    let memory = StreamEventsRequest {
+    let of = |filter| StreamEventsRequest { filter: Some(filter) };
+    let trace = of(EventFilter { trace_ids: vec!["07".repeat(16)], ..Default::default() });
+    let memory = of(EventFilter {
         cluster: "demo".to_owned(),
         kinds: vec![EventKind::Memory.into()],
-        container_id: "b".repeat(64),
-        pod_uid: "pod-b".to_owned(),
+        container_ids: vec!["b".repeat(64)],
+        pod_uids: vec!["pod-b".to_owned()],
         ..Default::default()
-    };
-    let all = StreamEventsRequest { node: "n2".to_owned(), ..Default::default() };
+    });
+    let all = of(EventFilter { nodes: vec!["n2".to_owned()], ..Default::default() });
     let mut of_trace = subscribe(trace).await.unwrap().into_inner();
     let mut of_memory = subscribe(memory).await.unwrap().into_inner();
     let mut of_node = subscribe(all.clone()).await.unwrap().into_inner();
@@ -262,14 +274,19 @@ async fn a_subscriber_that_does_not_read_is_told_what_it_missed() {
     assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
 }
 
-/// Scenario: clients without TLS, without the certificate that the configuration asks of them, and with it.
-/// Guarantees: only the last is served, and health says that the services serve.
+/// Scenario: clients without TLS, without the certificate that the configuration asks of them, and with that of a node,
+/// where machines may read and where they may not.
+/// Guarantees: only the last is served, where it may be, and health says that the services serve.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_tls_is_spoken_and_clients_may_have_to_show_a_certificate() {
     let world = World::new();
-    let mut config = world.config("mode = \"server\"\nurl = \"http://127.0.0.1:9\"");
-    config.grpc.client_authority = Some(world.grpc_files().authority);
-    let running = tapio_aggregator::start(config).await.unwrap();
+    let config = |machines_may_read| {
+        let mut config = world.config("mode = \"server\"\nurl = \"http://127.0.0.1:9\"");
+        config.grpc.client_authority = Some(world.grpc_files().authority);
+        config.grpc.machines_may_read = machines_may_read;
+        config
+    };
+    let running = tapio_aggregator::start(config(false)).await.unwrap();
     let plain = Endpoint::from_shared(format!("http://{}", running.grpc_addr)).unwrap();
     let list = ListFindingsRequest::default();
     if let Ok(channel) = plain.connect().await {
@@ -281,6 +298,11 @@ async fn only_tls_is_spoken_and_clients_may_have_to_show_a_certificate() {
     let name = Name::node("tapio.test", "default", "demo", "reader").unwrap();
     let credentials = world.credential_files(&name, "reader");
     let identity = Identity::from_pem(fs::read(credentials.0).unwrap(), fs::read(credentials.1).unwrap());
+    let channel = endpoint(&world, &running, Some(identity.clone())).connect().await.unwrap();
+    let denied = CorrelationServiceClient::new(channel).list_findings(list.clone()).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied, "{denied}");
+    running.stop().await.unwrap();
+    let running = tapio_aggregator::start(config(true)).await.unwrap();
     let channel = endpoint(&world, &running, Some(identity)).connect().await.unwrap();
     CorrelationServiceClient::new(channel.clone()).list_findings(list).await.unwrap();
     let mut health = HealthClient::new(channel);

@@ -73,7 +73,7 @@ def main():
     }
     refusals = {
         "StreamEvents": refused(
-            lambda: events.StreamEvents(severity_min=99, trace_id="abc"), grpc.StatusCode.INVALID_ARGUMENT
+            lambda: events.StreamEvents(filter={"severity_min": 99, "trace_ids": ["abc"]}), grpc.StatusCode.INVALID_ARGUMENT
         ),
         "ListFindings": refused(
             lambda: findings.ListFindings(page_size=5000), grpc.StatusCode.INVALID_ARGUMENT
@@ -85,7 +85,7 @@ def main():
 
     # Kernel memory events of this node, in the background; the finding decides when that is enough.
     memory = pool.FindEnumTypeByName("tapio.v1.EventKind").values_by_name["EVENT_KIND_MEMORY"].number
-    stream = events.StreamEvents(node=node, kinds=[memory])
+    stream = events.StreamEvents(filter={"nodes": [node], "kinds": [memory]})
     stream.initial_metadata()
     seen = []
 
@@ -102,10 +102,11 @@ def main():
     print("ready", flush=True)
 
     followed = findings.StreamFindings(include_open=True)
-    cursor = ""
+    start = cursor = ""
     finding = None
     for message in followed:
         cursor = message.cursor or cursor
+        start = start or cursor
         if message.HasField("finding"):
             finding = message.finding
             break
@@ -114,7 +115,7 @@ def main():
     collector.join()
 
     # What an earlier cursor is behind comes again.
-    again = findings.StreamFindings(resume_cursor="r1.0.0")
+    again = findings.StreamFindings(resume_cursor=start)
     resumed = next(message.finding for message in again if message.HasField("finding"))
     again.cancel()
     pages = []

@@ -102,7 +102,7 @@ async fn python_learns_everything_through_reflection() {
     for (call, says) in [
         (
             "StreamEvents",
-            vec!["severity_min: 99", "SEVERITY_CRITICAL", "trace_id: ", "32 hexadecimal digits"],
+            vec!["severity_min: 99", "SEVERITY_CRITICAL", "trace_ids: ", "32 hexadecimal digits"],
         ),
         ("ListFindings", vec!["page_size: 5000", "1 to 1000"]),
         ("GetFinding", vec!["f-0000000000000000"]),
@@ -122,6 +122,6 @@ async fn python_learns_everything_through_reflection() {
     let lines: Vec<_> = seen.finding["lines"].as_array().unwrap().iter().map(|line| &line["text"]).collect();
     assert_eq!(lines, known.lines.iter().map(|line| &line.text).collect::<Vec<_>>());
     assert_eq!((&seen.resumed, seen.pages), (&known.id, vec![vec![known.id.clone()]]));
-    assert!(seen.cursor.starts_with("r1."), "{}", seen.cursor);
+    assert!(seen.cursor.starts_with("r2."), "{}", seen.cursor);
     running.stop().await.unwrap();
 }

@@ -34,7 +34,7 @@ use tapio_wire::{
 /// Nothing here takes longer on a machine that is busy with other builds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 const LIFE: Duration = Duration::from_secs(3_600);
-const DOMAIN: &str = "tapio.test";
+pub(crate) const DOMAIN: &str = "tapio.test";
 
 pub(crate) fn now() -> UnixMicros {
     UnixMicros(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap())

@@ -15,6 +15,7 @@ mod openapi;
 pub mod page;
 pub mod params;
 pub mod problem;
+pub mod status;
 
 use std::sync::Arc;
 
@@ -40,6 +41,7 @@ pub(crate) fn routes() -> Router<Arc<ApiState>> {
         .route("/nodes/{cluster}/{node}", get(nodes::one))
         .route("/ledger", get(ledger::sums))
         .route("/health", get(health::health))
+        .route("/status", get(status::status))
         .route("/openapi.json", get(openapi::openapi))
         .route("/docs", get(docs::page))
         .route("/docs.js", get(docs::script))

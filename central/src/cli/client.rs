@@ -12,8 +12,11 @@ use ureq::{
     tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem},
 };
 
+use super::terminal::escaped;
 use crate::api::rest::problem::Problem;
 
+/// Where the API is below its address.
+const PATH: &str = "/api/v1";
 /// An answer takes at most this long.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// An answer is at most this long.
@@ -35,6 +38,26 @@ pub enum ClientError {
     NoAuthority {
         /// The file.
         path: PathBuf,
+    },
+    /// What was named is no address of an API.
+    #[error(
+        "{base:?} is not where central's API can be (--api, TAPIO_API): {reason}, such as https://127.0.0.1:7443"
+    )]
+    Address {
+        /// What was given.
+        base: String,
+        /// What is wrong with it, and what to write.
+        reason: &'static str,
+    },
+    /// Something answers, and is not to be trusted.
+    #[error("{url} cannot be trusted: {reason}; {remedy}")]
+    Untrusted {
+        /// What was asked.
+        url: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The API was not reached.
     #[error("no answer from {url}: {reason}; is central running there (--api, TAPIO_API)?")]
@@ -63,15 +86,48 @@ pub enum ClientError {
     Write(#[source] std::io::Error),
 }
 
+impl ClientError {
+    /// The exit status of the process: 2 where what it was told is wrong.
+    #[must_use]
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Address { .. } | Self::ReadAuthority { .. } | Self::NoAuthority { .. } => 2,
+            _ => 1,
+        }
+    }
+
+    /// Whether the same question may be answered a little later.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused(problem) => problem.status >= 500 || problem.status == 429,
+            _ => false,
+        }
+    }
+}
+
 fn refusal(problem: &Problem) -> String {
-    let mut text = format!("{}: {}", problem.title, problem.detail);
+    let mut text = format!("{}: {}", escaped(&problem.title), escaped(&problem.detail));
     if let Some(id) = problem.request_id.as_deref().filter(|_| problem.status >= 500) {
-        text.push_str(&format!(" (request {id} in central's log)"));
+        text.push_str(&format!(" (request {} in central's log)", escaped(id)));
     }
     for error in &problem.errors {
-        text.push_str(&format!("\n  {}: {}", error.parameter, error.reason));
+        text.push_str(&format!("\n  {}: {}", option_of(&error.parameter), escaped(&error.reason)));
     }
     text
+}
+
+/// What a person wrote for a parameter: an option, or a word of the command.
+fn option_of(parameter: &str) -> String {
+    match parameter {
+        "container_id" => "--container".to_owned(),
+        "pod_uid" => "--pod".to_owned(),
+        "trace_id" => "--trace".to_owned(),
+        "cluster" | "intent" | "kind" | "limit" | "node" | "severity_min" | "since" | "state" | "until" => {
+            format!("--{}", parameter.replace('_', "-"))
+        }
+        other => escaped(other),
+    }
 }
 
 /// A client of one API.
@@ -84,8 +140,9 @@ impl ApiClient {
     /// A client of the API at `base` (`https://host:port`), whose certificate `authority` signed.
     ///
     /// # Errors
-    /// When the authority's file cannot be used.
+    /// When `base` is no such address, or the authority's file cannot be used.
     pub fn new(base: &str, authority: Option<&Path>) -> Result<Self, ClientError> {
+        let base = address(base)?;
         let roots = authority.map(read_authority).transpose()?;
         let tls =
             TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots.unwrap_or(RootCerts::WebPki));
@@ -96,7 +153,7 @@ impl ApiClient {
             .https_only(true)
             .build()
             .new_agent();
-        Ok(Self { agent, base: base.trim_end_matches('/').to_owned() })
+        Ok(Self { agent, base: base.to_owned() })
     }
 
     /// The answer to `GET /api/v1<path>`.
@@ -104,13 +161,12 @@ impl ApiClient {
     /// # Errors
     /// When the API does not answer, refuses, or answers something else than a `T`.
     pub fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, ClientError> {
-        let url = format!("{}/api/v1{path}", self.base);
+        let url = format!("{}{PATH}{path}", self.base);
         let mut request = self.agent.get(&url);
         for (name, value) in query {
             request = request.query(name, value);
         }
-        let unreachable =
-            |error: ureq::Error| ClientError::Unreachable { url: url.clone(), reason: error.to_string() };
+        let unreachable = |error: ureq::Error| no_answer(&url, &error);
         let mut response = request.call().map_err(unreachable)?;
         let status = response.status();
         let body = response
@@ -129,6 +185,57 @@ impl ApiClient {
             let problem: Problem = serde_json::from_str(&body).map_err(unreadable)?;
             Err(ClientError::Refused(Box::new(problem)))
         }
+    }
+}
+
+/// The API's address without what is added to it.
+fn address(base: &str) -> Result<&str, ClientError> {
+    let wrong = |reason| Err(ClientError::Address { base: base.to_owned(), reason });
+    let base = base.trim();
+    let address = base.trim_end_matches('/');
+    let address = address.strip_suffix(PATH).unwrap_or(address).trim_end_matches('/');
+    match base.split_once("://") {
+        _ if base.is_empty() => wrong("write its address"),
+        None => wrong("write https:// before the name"),
+        Some((scheme, _)) if !scheme.eq_ignore_ascii_case("https") => {
+            wrong("it speaks HTTPS only: write https://")
+        }
+        Some((_, host)) if host.starts_with('/') || host.is_empty() => {
+            wrong("write a name or address behind https://")
+        }
+        Some(_) => Ok(address),
+    }
+}
+
+fn no_answer(url: &str, error: &ureq::Error) -> ClientError {
+    let (url, reason) = (url.to_owned(), error.to_string());
+    match tls_fault(error) {
+        Some(rustls::Error::InvalidCertificate(fault)) => {
+            let remedy = match fault {
+                rustls::CertificateError::UnknownIssuer => {
+                    "name the authority that signed its certificate (--ca, TAPIO_CA)"
+                }
+                rustls::CertificateError::NotValidForName
+                | rustls::CertificateError::NotValidForNameContext { .. } => {
+                    "ask it by a name that stands in its certificate (--api, TAPIO_API)"
+                }
+                _ => "its certificate must be made anew, or the clocks of both machines do not agree",
+            };
+            ClientError::Untrusted { url, reason, remedy }
+        }
+        Some(_) => {
+            let remedy = "what listens there does not speak TLS as central does (--api, TAPIO_API)";
+            ClientError::Untrusted { url, reason, remedy }
+        }
+        None => ClientError::Unreachable { url, reason },
+    }
+}
+
+fn tls_fault(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
     }
 }
 
@@ -164,6 +271,25 @@ pub fn path_segment(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Scenario: addresses as people write them, right and wrong.
+    /// Guarantees: what the command adds itself may stand there already; each mistake is named with what to write.
+    #[test]
+    fn addresses_are_taken_as_people_write_them() {
+        for right in ["https://central:7443", "https://central:7443/", "https://central:7443/api/v1/"] {
+            assert_eq!(address(right).unwrap(), "https://central:7443");
+        }
+        for (wrong, expected) in [
+            ("", "write its address"),
+            ("central:7443", "write https:// before the name"),
+            ("http://central:7443", "HTTPS only"),
+            ("https://", "write a name"),
+            ("https:///api/v1", "write a name"),
+        ] {
+            let error = address(wrong).unwrap_err();
+            assert!(error.to_string().contains(expected) && error.exit_status() == 2, "{error}");
+        }
+    }
 
     /// Scenario: an id with a slash, a blank and a letter beyond ASCII.
     /// Guarantees: it stays one segment.

@@ -2,36 +2,25 @@
 
 pub(crate) mod events;
 pub(crate) mod nodes;
+pub(crate) mod replay;
+pub mod status;
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
 
-use serde::Serialize;
 use tapio_schemas::{
-    finding::{Finding, FindingState},
+    finding::{Finding, FindingState, Resolution},
     units::{Micros, UnixMicros},
     verdict::{Outcome, Stance, Verdict},
 };
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::api::rest::{
-    health::{HealthAnswer, SILENT_AFTER_MICROS},
-    ledger::LedgerAnswer,
-    page::List,
-};
+use crate::api::rest::page::List;
 
 /// An id is shown with this many characters; they tell a fleet's open findings apart.
 const SHORT_ID_CHARS: usize = 10;
-
-/// What `tapio status` shows.
-#[derive(Debug, Serialize)]
-pub struct Status {
-    /// Central's own word.
-    pub health: HealthAnswer,
-    /// What was carried and lost in the last minutes.
-    pub ledger: LedgerAnswer,
-    /// The open findings.
-    pub open: Vec<Finding>,
-}
 
 /// A finding as a story: one sentence, the chain, then what it rests on.
 ///
@@ -40,18 +29,37 @@ pub struct Status {
 pub fn explain(finding: &Finding, now: UnixMicros, out: &mut dyn Write) -> io::Result<()> {
     let verdict = &finding.verdict;
     writeln!(out, "{}{}", finding.title, state_note(finding))?;
+    if let Some(note) = unobserved_note(finding) {
+        writeln!(out, "  {note}")?;
+    }
+    places(finding, out)?;
+    // The day stands above, where it is one: the lines stay short.
+    let first = finding.lines.first().map(|line| day(line.at));
+    let is_one_day = finding.lines.iter().all(|line| Some(day(line.at)) == first);
+    let moment = |at| if is_one_day && Some(day(at)) == first { time_of_day(at) } else { clock(at) };
+    let moment_width = if is_one_day { TIME_CHARS } else { MOMENT_CHARS };
     let width = finding.lines.iter().map(|line| line.text.chars().count()).max().unwrap_or(0).min(72);
     for line in &finding.lines {
         let role = match line.stance {
             Stance::Supporting => line.role.as_str(),
             Stance::Contradicting => "against",
         };
-        writeln!(out, "  {}  {role:<8} {:<width$}  {}", clock(line.at), line.text, line.basis)?;
+        writeln!(out, "  {}  {role:<8} {:<width$}  {}", moment(line.at), line.text, line.basis)?;
+    }
+    let goes_on = finding.continuation;
+    if goes_on.count > 0 {
+        writeln!(
+            out,
+            "  {}  symptom  again ×{}, counted until {}",
+            moment(goes_on.last),
+            grouped(goes_on.count),
+            moment(goes_on.counted_until)
+        )?;
     }
     for missing in &verdict.missing {
         writeln!(
             out,
-            "  {:10}  {:<8} not found: {} ({})",
+            "  {:moment_width$}  {:<8} not found: {} ({})",
             "",
             missing.role.as_str(),
             missing.step,
@@ -82,6 +90,20 @@ pub fn explain(finding: &Finding, now: UnixMicros, out: &mut dyn Write) -> io::R
     )
 }
 
+/// Where and on which day it is: the cluster, and the pod of each name in the story.
+fn places(finding: &Finding, out: &mut dyn Write) -> io::Result<()> {
+    let at = finding.lines.first().map_or(finding.first_symptom_at, |line| line.at);
+    writeln!(out, "  cluster {} · {} UTC", finding.cluster, day(at))?;
+    let mut told = BTreeSet::new();
+    for (name, pod) in finding.names.iter().filter_map(|named| Some((&named.name, named.pod.as_ref()?))) {
+        if told.insert((name, &pod.pod_uid)) {
+            let on = if pod.node.is_empty() { String::new() } else { format!(" on node {}", pod.node) };
+            writeln!(out, "  {name} is pod {}/{}{on}", pod.namespace, pod.pod)?;
+        }
+    }
+    Ok(())
+}
+
 fn state_note(finding: &Finding) -> String {
     match (finding.state, finding.verdict.outcome) {
         (FindingState::Superseded, _) => " (superseded)".to_owned(),
@@ -98,10 +120,31 @@ fn state_note(finding: &Finding) -> String {
     }
 }
 
-/// In the column of states: an open finding that the evidence no longer carries is told apart.
+/// What keeps anybody from seeing whether the symptom goes on.
+fn unobserved_note(finding: &Finding) -> Option<String> {
+    let silent = finding.unobserved.iter().map(|one| format!("{} since {}", one.node, rfc3339(one.since)));
+    let silent: Vec<String> = silent.collect();
+    let silent =
+        if silent.is_empty() { String::new() } else { format!("not observed: {}; ", silent.join(", ")) };
+    match (finding.state, finding.resolution) {
+        (FindingState::Resolved, Resolution::Unobserved) => {
+            Some(format!("{silent}closed without having been seen to recover"))
+        }
+        (FindingState::Open, _) if !silent.is_empty() => {
+            Some(format!("{silent}whether it goes on is not known"))
+        }
+        _ => None,
+    }
+}
+
+/// In the column of states: what can be asked for, and whether the evidence still carries it, and anybody observes it.
 fn state_word(finding: &Finding) -> &'static str {
+    if finding.resolution == Resolution::Unobserved {
+        return "resolved (unobserved)";
+    }
     match (finding.state, finding.verdict.outcome) {
-        (FindingState::Open, Outcome::Undetermined | Outcome::Hypothesis) => "uncertain",
+        (FindingState::Open, Outcome::Finding) if !finding.unobserved.is_empty() => "open (unobserved)",
+        (FindingState::Open, Outcome::Undetermined | Outcome::Hypothesis) => "open (uncertain)",
         (state, _) => state.as_str(),
     }
 }
@@ -145,11 +188,17 @@ pub fn findings(list: &List<Finding>, now: UnixMicros, out: &mut dyn Write) -> i
     if list.items.is_empty() {
         return writeln!(out, "no findings");
     }
-    writeln!(out, "{:<SHORT_ID_CHARS$}  {:<10}  {:<8}  {:>8}  FINDING", "ID", "STATE", "SEVERITY", "AGE")?;
+    let states = list.items.iter().map(|finding| state_word(finding).len());
+    let width = states.max().unwrap_or_default().max(STATE_CHARS_MIN);
+    writeln!(
+        out,
+        "{:<SHORT_ID_CHARS$}  {:<width$}  {:<8}  {:>8}  FINDING",
+        "ID", "STATE", "SEVERITY", "AGE"
+    )?;
     for finding in &list.items {
         writeln!(
             out,
-            "{:<SHORT_ID_CHARS$}  {:<10}  {:<8}  {:>8}  {}",
+            "{:<SHORT_ID_CHARS$}  {:<width$}  {:<8}  {:>8}  {}",
             short(&finding.id),
             state_word(finding),
             finding.verdict.severity.as_str(),
@@ -163,63 +212,42 @@ pub fn findings(list: &List<Finding>, now: UnixMicros, out: &mut dyn Write) -> i
     Ok(())
 }
 
-/// One screen: health, sources, losses, open findings.
-///
-/// # Errors
-/// When `out` cannot be written.
-pub fn status(status: &Status, now: UnixMicros, out: &mut dyn Write) -> io::Result<()> {
-    let health = &status.health;
-    writeln!(out, "{} is {} (version {})", health.central, health.status, health.version)?;
-    for reason in &health.reasons {
-        writeln!(out, "  {reason}")?;
-    }
-    writeln!(out, "sources heard in the last day: {}", health.sources.len())?;
-    for source in &health.sources {
-        let silent = now.since(source.last_seen);
-        let word = if silent.0 > SILENT_AFTER_MICROS { "silent" } else { "live" };
-        let working = source
-            .capability
-            .iter()
-            .filter(|probe| probe.state == tapio_schemas::capability::ProbeState::Working)
-            .count();
-        writeln!(
-            out,
-            "  {:<24} {word:<6} last heard {} ago, {working} of {} probes work",
-            source.node,
-            length(silent),
-            source.capability.len()
-        )?;
-    }
-    writeln!(
-        out,
-        "last 5 minutes: {} records, {} lost",
-        grouped(status.ledger.records),
-        grouped(status.ledger.lost)
-    )?;
-    for line in status.ledger.items.iter().filter(|line| line.fate == "lost") {
-        writeln!(out, "  {} lost {} at {} ({})", line.node, grouped(line.count), line.stage, line.reason)?;
-    }
-    writeln!(out, "open findings: {}", status.open.len())?;
-    for finding in &status.open {
-        writeln!(out, "  {}  {}", short(&finding.id), finding.title)?;
-    }
-    Ok(())
-}
-
 fn short(id: &str) -> &str {
     id.get(..SHORT_ID_CHARS).unwrap_or(id)
 }
 
-/// Wall time with tenths, in UTC: every node's and every person's logs can be held against it.
+/// Columns of a moment.
+const MOMENT_CHARS: usize = 22;
+
+/// The least width of the column of states.
+const STATE_CHARS_MIN: usize = 10;
+
+/// Columns of a time of day.
+const TIME_CHARS: usize = 10;
+
+/// Time with tenths, in UTC, of a day that is said elsewhere.
+fn time_of_day(at: UnixMicros) -> String {
+    let text = clock(at);
+    text.split_once(' ').map_or_else(|| text.clone(), |(_day, time)| time.trim_end_matches('Z').to_owned())
+}
+
+/// The day, in UTC.
+fn day(at: UnixMicros) -> String {
+    let text = clock(at);
+    text.split_once(' ').map_or_else(|| text.clone(), |(day, _time)| day.to_owned())
+}
+
+/// Day and time with tenths, in UTC and saying so: every node's and every person's logs can be held against it.
 fn clock(at: UnixMicros) -> String {
     let nanos = i128::from(at.0).saturating_mul(1_000);
-    let Ok(time) = OffsetDateTime::from_unix_timestamp_nanos(nanos) else { return "--:--:--.-".to_owned() };
+    let Ok(time) = OffsetDateTime::from_unix_timestamp_nanos(nanos) else { return "-".repeat(MOMENT_CHARS) };
     let time = time.to_offset(UtcOffset::UTC);
-    format!("{:02}:{:02}:{:02}.{}", time.hour(), time.minute(), time.second(), time.millisecond() / 100)
+    let (hour, minute, second) = time.to_hms();
+    format!("{} {hour:02}:{minute:02}:{second:02}.{}Z", time.date(), time.millisecond() / 100)
 }
 
 /// `at` as the API takes a time.
-pub(super) fn rfc3339(at: UnixMicros) -> String {
+fn rfc3339(at: UnixMicros) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0).saturating_mul(1_000));
     let text = time.ok().and_then(|time| time.format(&Rfc3339).ok());
     text.unwrap_or_else(|| "1970-01-01T00:00:00Z".to_owned())
@@ -279,6 +307,8 @@ mod tests {
         assert_eq!(length(Micros::from_secs(119)), "119 s");
         assert_eq!(length(Micros::from_secs(120)), "2 min");
         assert_eq!(length(Micros::from_secs(8_000)), "2 h");
-        assert_eq!(clock(UnixMicros(45_296_123_456)), "12:34:56.1");
+        assert_eq!(clock(UnixMicros(45_296_123_456)), "1970-01-01 12:34:56.1Z");
+        assert_eq!(time_of_day(UnixMicros(45_296_123_456)), "12:34:56.1");
+        assert_eq!(day(UnixMicros(45_296_123_456)), "1970-01-01");
     }
 }

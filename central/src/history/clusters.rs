@@ -53,7 +53,7 @@ pub struct NodeCounts {
 }
 
 /// Open findings are looked for so far back.
-const FINDINGS_SINCE: Micros = Micros::from_secs(30 * 86_400);
+pub const FINDINGS_SINCE: Micros = Micros::from_secs(30 * 86_400);
 
 impl History {
     /// The page of clusters that `filter` wants, by name, and one more if another page follows.
@@ -112,7 +112,7 @@ impl History {
 
     /// The time of the newest event of each cluster from `first` to `last`. The minutes' sums say in which minute it
     /// lies, so that one minute's events are read, not a day's.
-    async fn newest_events(
+    pub(super) async fn newest_events(
         &self,
         first: &str,
         last: &str,

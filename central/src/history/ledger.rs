@@ -93,7 +93,7 @@ impl History {
     }
 }
 
-fn read(row: &Row) -> LedgerSum {
+pub(super) fn read(row: &Row) -> LedgerSum {
     LedgerSum {
         cluster: text(row, "cluster").to_owned(),
         node: text(row, "node").to_owned(),

@@ -2,10 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tapio_schemas::{
-    capability::{ProbeCapability, ProbeState, UnknownState},
-    units::UnixMicros,
-};
+use tapio_schemas::{capability::ProbeCapability, units::UnixMicros};
 
 use super::{History, HistoryError, number, text};
 
@@ -62,31 +59,5 @@ pub(super) fn capability(name: &str, document: &str) -> Result<Vec<ProbeCapabili
     }
     let lines: Vec<String> = serde_json::from_str(document)
         .map_err(|error| HistoryError::Row { what: "source", reason: format!("{name}: {error}") })?;
-    Ok(lines.iter().map(|line| probe(line)).collect())
-}
-
-/// A probe as its agent announced it. A state that this version does not know counts as failed, in its own words, so
-/// that one newer agent does not make health unreadable.
-fn probe(line: &str) -> ProbeCapability {
-    line.parse().unwrap_or_else(|error: UnknownState| ProbeCapability {
-        probe: line.split('=').next().unwrap_or(line).to_owned(),
-        state: ProbeState::Failed { reason: error.to_string() },
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Scenario: a state of this version, one of a newer version, and a line without a state.
-    /// Guarantees: none makes the list unreadable, and what is not known is not called working.
-    #[test]
-    fn unknown_states_are_failures() {
-        assert_eq!(probe("exec=working").state, ProbeState::Working);
-        for line in ["exec=resting", "exec"] {
-            let probe = probe(line);
-            assert_eq!(probe.probe, "exec");
-            assert!(matches!(probe.state, ProbeState::Failed { .. }));
-        }
-    }
+    Ok(lines.iter().map(|line| ProbeCapability::announced(line)).collect())
 }

@@ -45,7 +45,7 @@ impl Endpoint {
     /// # Errors
     /// [`ClientError::Url`] says what is wrong with the URL.
     pub fn new(url: &str, credentials: Credentials) -> Result<Self, ClientError> {
-        let fault = |reason| Err(ClientError::Url { url: url.to_owned(), reason });
+        let fault = |reason| Err(ClientError::Url { url: without_user(url), reason });
         let trimmed = url.strip_suffix('/').unwrap_or(url);
         if trimmed.starts_with("https://") {
             return fault(
@@ -77,5 +77,28 @@ impl Endpoint {
     #[must_use]
     pub fn credentials(&self) -> &Credentials {
         &self.credentials
+    }
+}
+
+/// A URL as it may be shown: without user and password, wherever somebody put them.
+fn without_user(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let Some((_user, host)) = rest.rsplit_once('@') else { return url.to_owned() };
+    if scheme.is_empty() { format!("***@{host}") } else { format!("{scheme}://***@{host}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: a user and a password inside a URL, which is refused.
+    /// Guarantees: the error names the place and shows neither, whatever stands in the password.
+    #[test]
+    fn a_password_is_not_repeated() {
+        let credentials = || Credentials { user: "u".to_owned(), password: String::new() };
+        for url in ["http://me:sesame@host:8123", "https://me:ses@me@host:8123", "me:sesame@host:8123"] {
+            let error = Endpoint::new(url, credentials()).unwrap_err().to_string();
+            assert!(error.contains("***@host:8123") && !error.contains("ses"), "{error}");
+        }
     }
 }

@@ -94,14 +94,15 @@ fn findings_are_listed() {
 fn a_finding_is_explained() {
     let Some(mut world) = World::start() else { return };
     let mut hostile = finding(0x71aa_0000_0000_0000, now().minus(Micros::from_secs(60)));
-    hostile.title = "payment\u{1b}[2J was killed\u{9b}".to_owned();
+    hostile.title = "payment\u{1b}[2J was\nkilled\u{9b}\u{202e}".to_owned();
     world.insert_findings(std::slice::from_ref(&hostile));
 
     let story = world.printed(&["explain", "f-71aa"]);
-    assert!(story.starts_with("payment\u{fffd}[2J was killed\u{fffd}\n"), "{story}");
+    assert!(story.starts_with("payment\\u{1b}[2J was\\nkilled\\u{9b}\\u{202e}\n"), "{story}");
     assert!(story.chars().all(|character| character == '\n' || !character.is_control()), "{story:?}");
     let roles = ["cause", "fault", "effect", "symptom"];
-    for (line, (role, shown)) in story.lines().skip(1).zip(roles.iter().zip(&hostile.lines)) {
+    let chain = story.lines().skip_while(|line| !line.contains(" cause "));
+    for (line, (role, shown)) in chain.clone().zip(roles.iter().zip(&hostile.lines)) {
         assert!(line.contains(role) && line.contains(&shown.text) && line.ends_with(&shown.basis), "{line}");
     }
     for expected in [
@@ -114,12 +115,22 @@ fn a_finding_is_explained() {
     ] {
         assert!(story.contains(expected), "{expected:?} is missing in\n{story}");
     }
-    let json: Finding = serde_json::from_str(&world.printed(&["explain", "f-71aa", "--json"])).unwrap();
+    let place = story.lines().nth(1).unwrap();
+    assert!(place.starts_with("  cluster c1 · 20") && place.ends_with(" UTC"), "{place}");
+    for pod in hostile.names.iter().filter_map(|named| named.pod.as_ref()) {
+        let is_told = |line: &str| line.contains(&format!("is pod {}/{}", pod.namespace, pod.pod));
+        assert!(story.lines().any(is_told), "{pod:?} is missing in\n{story}");
+    }
+    let at = chain.clone().next().unwrap().trim_start().split("  ").next().unwrap();
+    assert!(at.len() == 10 && at.as_bytes()[2] == b':', "{at}");
+    let json = world.printed(&["explain", "f-71aa", "--json"]);
+    assert!(json.chars().all(|character| character == '\n' || !character.is_control()), "{json:?}");
+    let json: Finding = serde_json::from_str(&json).unwrap();
     assert_eq!(json, hostile);
 }
 
 /// Scenario: `tapio status` with a live and a silent source, losses, and findings of which one is resolved.
-/// Guarantees: the screen and the JSON name them all.
+/// Guarantees: the answer comes first, with the heaviest reason; the screen names them all and fits; the JSON too.
 #[test]
 fn status_is_one_screen() {
     let Some(mut world) = World::start() else { return };
@@ -145,25 +156,30 @@ fn status_is_one_screen() {
     world.insert_ledger(&[line("kernel", "carried", "", 18_000), line("kernel", "lost", "ring-full", 204)]);
 
     let screen = world.printed(&["status"]);
+    // Cut where the screen ends.
+    let title: String = findings[2].title.chars().take(60).collect();
     for expected in [
-        "central-test is degraded",
-        "n2 was last heard 50",
-        "sources heard in the last day: 2",
-        "live",
-        "silent",
-        "1 of 2 probes work",
-        "last 5 minutes: 18,204 records, 204 lost",
-        "n1 lost 204 at kernel (ring-full)",
-        "open findings: 2",
-        &findings[2].title,
+        "trust: no\n",
+        "1 of 2 nodes is silent: n2 (8 min)",
+        "lost 204 of 18204 records in 5 minutes, most of them: n1 204 tcp-state at kernel",
+        "central   central-test",
+        "nodes     1 live, 1 silent",
+        "records   18,204 in 5 minutes, 204 lost",
+        "findings  2 open, of the last 30 days",
+        &title,
     ] {
-        assert!(screen.contains(expected), "{expected:?} is missing in\n{screen}");
+        let unwrapped = screen.replace("\n    ", " ");
+        assert!(unwrapped.contains(expected), "{expected:?} is missing in\n{screen}");
     }
-    assert!(!screen.contains(&findings[0].title), "{screen}");
+    let shown = |finding: &Finding| screen.contains(&finding.id[..10]);
+    assert_eq!(findings.iter().map(shown).collect::<Vec<_>>(), [false, true, true], "{screen}");
+    assert!(
+        screen.lines().count() <= 24 && screen.lines().all(|line| line.chars().count() <= 80),
+        "{screen}"
+    );
     let json: serde_json::Value = serde_json::from_str(&world.printed(&["status", "--json"])).unwrap();
-    assert_eq!(json["health"]["status"], "degraded");
-    assert_eq!(json["ledger"]["lost"], 204);
-    assert_eq!(json["open"].as_array().unwrap().len(), 2);
+    assert_eq!((&json["trust"], &json["nodes"]["silent"]), (&"no".into(), &1.into()));
+    assert_eq!((&json["losses"]["lost_records"], &json["open_findings"]), (&204.into(), &2.into()));
 }
 
 /// Scenario: an unknown, an ambiguous and an impossible id; options that the API refuses; an API that is not there; one
@@ -199,13 +215,20 @@ fn failures_say_what_to_do() {
     std::fs::write(&empty, "nothing").unwrap();
     let (missing, empty) = (world.folder().join("missing.pem"), empty.to_str().unwrap());
     for (arguments, expected) in [
-        (["--api", &nobody, "--ca", world.authority.to_str().unwrap()], "is central running there"),
-        (["--api", &world.base, "--ca", missing.to_str().unwrap()], "missing.pem"),
-        (["--api", &world.base, "--ca", empty], "holds no certificate"),
+        (["--api", &nobody, "--ca", world.authority.to_str().unwrap()], (1, "is central running there")),
+        (["--api", &world.base, "--ca", missing.to_str().unwrap()], (2, "missing.pem")),
+        (["--api", &world.base, "--ca", empty], (2, "holds no certificate")),
+        // An empty name is none: then public authorities count.
+        (
+            ["--api", &world.base, "--ca", ""],
+            (1, "name the authority that signed its certificate (--ca, TAPIO_CA)"),
+        ),
+        (["--api", "127.0.0.1:7443", "--ca", ""], (2, "write https:// before the name")),
     ] {
+        let (code, expected) = expected;
         for command in [&["status"][..], &["findings"], &["explain", "f-71aa", "--json"]] {
             let (status, said) = failure(&tapio().args(command).args(arguments).output().unwrap());
-            assert_eq!(status, Some(1), "{command:?} {said}");
+            assert_eq!(status, Some(code), "{command:?} {said}");
             assert!(said.starts_with("tapio: ") && said.contains(expected), "{command:?} {said}");
         }
     }

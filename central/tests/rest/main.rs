@@ -15,6 +15,7 @@
 mod clusters;
 mod command;
 mod command_lists;
+mod command_replay;
 mod entities;
 mod events;
 mod exchange;
@@ -28,5 +29,6 @@ mod refusals;
 mod rows;
 mod samples;
 mod schemathesis;
+mod status;
 mod transport;
 mod world;

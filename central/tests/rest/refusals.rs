@@ -30,6 +30,7 @@ fn each_parameter_at_fault_is_named() {
         ("/findings?limit", &["limit"]),
         ("/findings?limit=1&limit=2", &["limit"]),
         ("/findings?cluster=", &["cluster"]),
+        ("/findings?cluster=%ff", &["cluster"]),
         ("/findings?state=OPEN", &["state"]),
         ("/findings?severity=high", &["severity"]),
         ("/findings?since=yesterday", &["since"]),
@@ -151,6 +152,7 @@ fn other_methods_and_paths_are_refused() {
         "/nodes/c1/n1",
         "/ledger",
         "/health",
+        "/status",
         "/openapi.json",
         "/docs",
     ] {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tapio_schemas::{
     entity::{EntityKey, EntityKind, PodIdentity},
     event::{Core, UnifiedEvent},
-    finding::{EvidenceLine, Finding, FindingState, NamedEntity},
+    finding::{Continuation, EvidenceLine, Finding, FindingState, NamedEntity, Resolution},
     ids::{EventId, FrameId, Incarnation, RuleSetVersion, Sequence, SourceId, TraceId},
     intent::{LinkKind, Severity},
     ledger::LossSummary,
@@ -37,6 +37,9 @@ pub(crate) fn finding(number: u64, announced_at: UnixMicros) -> Finding {
         cluster: "c1".parse().unwrap(),
         revision: 1,
         state: FindingState::Open,
+        resolution: Resolution::Unspecified,
+        unobserved: Vec::new(),
+        continuation: Continuation::default(),
         announced_at,
         revised_at: announced_at,
         first_symptom_at,

@@ -176,6 +176,10 @@ impl World {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        if !matches!(method, "GET" | "HEAD") {
+            // What is refused before its body was read ends its connection: the next request must not be sent on it.
+            request = request.header("connection", "close");
+        }
         let request = request.body(()).unwrap();
         let mut response = self.agent.run(request).unwrap();
         let header = |name| {

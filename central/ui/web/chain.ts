@@ -55,7 +55,9 @@ const short: Record<string, string> = {
   'memory-growth': 'memory grows',
   'process-killed': 'process killed',
   'process-failed': 'process exits with an error',
+  'container-failed': 'exits with an error',
   'file-access-failed': 'file not found',
+  'file-vanished': 'file is gone',
   'address-in-use': 'address in use',
   'listening-ended': 'stopped listening',
   'connection-refused': 'refused',
@@ -80,7 +82,8 @@ function annotation(evidence: Evidence): string {
   const status = evidence.attributes['network.status'];
   if (status !== undefined) return `HTTP ${status}${evidence.count > 1 ? ` ×${grouped(evidence.count)}` : ''}`;
   const path = evidence.attributes['kernel.path'];
-  if (evidence.intents['file-access-failed'] && path) return `no ${String(path).split('/').pop()}`;
+  const isMissed = evidence.intents['file-access-failed'] ?? evidence.intents['file-vanished'];
+  if (isMissed && path) return `no ${String(path).split('/').pop()}`;
   const intent = Object.keys(evidence.intents)[0] ?? '';
   return short[intent] ?? words(intent);
 }

@@ -25,7 +25,10 @@ function byStateAndTime(a: { state: FindingState; since: Micros }, b: { state: F
   return order[a.state] - order[b.state] || b.since - a.since;
 }
 
-/** The incidents, open ones first, the latest first. */
+/** An incident is what the weightiest of its findings is: what was resolved is not told as replaced. */
+const weight: Record<FindingState, number> = { superseded: 0, resolved: 1, open: 2 };
+
+/** The incidents, open ones first, the latest first; `aggregator/src/dashboard/grouping.rs` does the same. */
 export function group(findings: Iterable<Finding>): Incident[] {
   const incidents = new Map<string, Incident>();
   for (const finding of findings) {
@@ -37,8 +40,7 @@ export function group(findings: Iterable<Finding>): Incident[] {
     }
     known.findings.push(finding);
     known.since = Math.min(known.since, finding.first_symptom_at);
-    if (finding.state === 'open') known.state = 'open';
-    else if (known.state === 'superseded') known.state = finding.state;
+    if (weight[finding.state] > weight[known.state]) known.state = finding.state;
   }
   const all = [...incidents.values()];
   for (const incident of all) {
@@ -46,7 +48,7 @@ export function group(findings: Iterable<Finding>): Incident[] {
       (a, b) => order[a.state] - order[b.state] || b.first_symptom_at - a.first_symptom_at || (a.id < b.id ? -1 : 1),
     );
   }
-  return all.sort(byStateAndTime);
+  return all.sort((a, b) => byStateAndTime(a, b) || (a.id < b.id ? -1 : 1));
 }
 
 /** Whether every word of the filter occurs in what is told of a finding. */
@@ -69,8 +71,13 @@ export function matches(finding: Finding, filter: string): boolean {
   return wanted.every((word) => text.includes(word));
 }
 
-/** What a person must know of a finding before its sentence: an open one that its evidence no longer carries. */
+/**
+ * What a person must know of a finding before its sentence: an open one that its evidence no longer carries or that
+ * nobody observes, and one that was closed without having been seen to recover.
+ */
 export function stateWord(finding: Finding): string {
+  if (finding.resolution === 'unobserved') return 'closed';
   if (finding.state === 'open' && finding.verdict.outcome !== 'finding') return 'uncertain';
+  if (finding.state === 'open' && finding.unobserved.length > 0) return 'unobserved';
   return finding.state;
 }

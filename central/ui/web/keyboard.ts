@@ -1,6 +1,6 @@
-// The page without a mouse: the list by j and k or the arrows, everything else by one letter.
+// The page without a mouse: the list by j and k or the arrows, everything else by one letter where letters are on.
 
-import { filter, isHelpOpen, turnTheme, turnZone } from './state';
+import { areLettersOn, filter, isHelpOpen, turnTheme, turnZone } from './state';
 
 const rows = (): HTMLElement[] => [...document.querySelectorAll<HTMLElement>('.side a.row')].filter((row) => row.offsetParent !== null);
 
@@ -28,11 +28,15 @@ function back(): void {
   }
 }
 
+const arrows: Record<string, () => void> = {
+  ArrowDown: () => move(1),
+  ArrowUp: () => move(-1),
+};
+
+/** They can be turned off in the help, which has a button too. */
 const letters: Record<string, () => void> = {
   j: () => move(1),
   k: () => move(-1),
-  ArrowDown: () => move(1),
-  ArrowUp: () => move(-1),
   '/': () => document.getElementById('filter')?.focus(),
   o: () => (location.hash = 'overview'),
   t: turnTheme,
@@ -49,7 +53,7 @@ export function listen(): void {
     const isArrow = event.key.startsWith('Arrow');
     // Arrows scroll what is read; they move in the list where the focus is in it, or in the filter above it.
     if (isField ? event.key !== 'ArrowDown' : isArrow && !target.closest('.side')) return;
-    const act = letters[event.key];
+    const act = arrows[event.key] ?? (areLettersOn.value ? letters[event.key] : undefined);
     if (act) {
       event.preventDefault();
       act();

@@ -5,6 +5,7 @@ export type Role = 'cause' | 'fault' | 'effect' | 'symptom';
 export type Stance = 'supporting' | 'contradicting';
 export type Link = 'none' | 'observed' | 'inferred';
 export type FindingState = 'open' | 'resolved' | 'superseded';
+export type Resolution = 'unspecified' | 'symptoms-stopped' | 'unobserved';
 export type Severity = 'info' | 'notice' | 'warning' | 'error' | 'critical';
 
 export interface Entity {
@@ -129,6 +130,9 @@ export interface Finding {
   cluster: string;
   revision: number;
   state: FindingState;
+  resolution: Resolution;
+  unobserved: { node: string; since: Micros }[];
+  continuation: { count: number; last: Micros; counted_until: Micros };
   announced_at: Micros;
   revised_at: Micros;
   first_symptom_at: Micros;
@@ -179,6 +183,7 @@ export interface NodeStatus {
 export interface Nodes {
   now: Micros;
   activity_secs: number;
+  step_secs: number;
   nodes: NodeStatus[];
   left_out: number;
 }

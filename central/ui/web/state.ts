@@ -12,6 +12,8 @@ export const leftOut = signal(0);
 export const status = signal<Status | null>(null);
 export const nodes = signal<NodeStatus[]>([]);
 export const nodesLeftOut = signal(0);
+/** How much time a step of the nodes' activity is. */
+export const stepSecs = signal(10);
 /** Since when nothing came from the aggregator; null while it speaks. */
 export const lostSince = signal<Micros | null>(null);
 /** Whether the first answer has come. */
@@ -31,22 +33,34 @@ export const isWide = signal(matchMedia('(min-width: 60rem)').matches);
 type Theme = 'system' | 'light' | 'dark';
 export const theme = signal<Theme>(stored('tapio-theme', ['light', 'dark']) ?? 'system');
 export const zone = signal<Zone>(stored('tapio-zone', ['utc', 'local']) ?? 'utc');
+/** Whether single characters are shortcuts; speech input types them by chance (WCAG 2.1.4). */
+export const areLettersOn = signal(stored('tapio-letters', ['off']) === null);
 
 export const incidents = computed(() =>
   group([...findings.value.values()].filter((finding) => matches(finding, filter.value))),
 );
 export const openIncidents = computed(() => incidents.value.filter((incident) => incident.state === 'open'));
 export const pastIncidents = computed(() => incidents.value.filter((incident) => incident.state !== 'open'));
+/** All that are open: where the page does not hold them all, as many as the aggregator counts. */
 export const openCount = computed(() => {
-  let count = 0;
-  for (const finding of findings.value.values()) if (finding.state === 'open') count += 1;
-  return count;
+  let held = 0;
+  for (const finding of findings.value.values()) if (finding.state === 'open') held += 1;
+  return leftOut.value > 0 ? Math.max(held, status.value?.open_findings ?? 0) : held;
 });
+
+/** As the address has it where it is no encoding: addresses are also typed by hand. */
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
 
 /** What is looked at: a finding, a node, or (where there is room for it beside the list) the latest open finding. */
 export const selected = computed(() => {
   const [kind, ...rest] = route.value.split('/');
-  if (kind === 'node') return { node: decodeURIComponent(rest.join('/')) };
+  if (kind === 'node') return { node: decoded(rest.join('/')) };
   const id = kind ?? '';
   if (id === 'overview') return {};
   // An abbreviated id, as the command shows it, is enough.
@@ -87,4 +101,9 @@ export function turnTheme(): void {
 export function turnZone(): void {
   zone.value = zone.value === 'utc' ? 'local' : 'utc';
   store('tapio-zone', zone.value);
+}
+
+export function turnLetters(): void {
+  areLettersOn.value = !areLettersOn.value;
+  store('tapio-letters', areLettersOn.value ? 'on' : 'off');
 }

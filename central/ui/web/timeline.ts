@@ -52,7 +52,7 @@ const middle = (interval: Interval): Micros => Math.floor((interval.earliest + i
 export function layerOf(intent: string): Layer {
   if (/^(connection-|reset-|retransmission|listening)/.test(intent)) return 'network';
   if (intent.startsWith('request-')) return 'application';
-  if (/^(container-|pod-|agent-)/.test(intent)) return 'kubernetes';
+  if (/^(container-(seen|gone)|pod-|agent-)/.test(intent)) return 'kubernetes';
   return 'kernel';
 }
 

@@ -61,6 +61,8 @@ pub(crate) trait Host {
     fn group_of(&self, pid: u32) -> Option<Group>;
     /// All groups.
     fn groups(&self) -> Vec<Group>;
+    /// Whether no process is left in the group at this path, nor below it.
+    fn is_over(&self, path: &str) -> bool;
 }
 
 /// The mounted hierarchy that limits memory.
@@ -160,6 +162,18 @@ impl Host for Hierarchy {
         }
         self.walk(&self.mount, "", 0, &mut groups);
         groups
+    }
+
+    fn is_over(&self, path: &str) -> bool {
+        let is_empty = |directory: &Path| match read_small(&directory.join("cgroup.procs")) {
+            Ok(processes) => processes.is_empty(),
+            // Whoever removed it saw to that.
+            Err(error) => matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)),
+        };
+        let mut below = Vec::new();
+        self.walk(&self.directory(path), path, 0, &mut below);
+        let mut directories = below.iter().map(|group| self.directory(&group.path));
+        is_empty(&self.directory(path)) && directories.all(|directory| is_empty(&directory))
     }
 }
 

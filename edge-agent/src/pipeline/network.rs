@@ -14,7 +14,7 @@ use crate::{
     config::Scope,
     connections::{Listening, Meaning, state_name},
     event::{Direction, Event, NetworkPart, ProcessPart, TraceLink},
-    requests::{Answer, Exchange, SocketEnd},
+    requests::{Answer, Exchange, OPEN_NANOS_MAX, SocketEnd},
 };
 
 const LISTEN: u8 = 10;
@@ -26,6 +26,11 @@ const FIN_WAIT_2: u8 = 5;
 const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
 const CLOSING: u8 = 11;
+
+/// Whether an answer of HTTP/1 is one that another follows (RFC 9110, section 15.2).
+fn is_interim(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2)) == Some(&b'1')
+}
 
 impl<H: Host> Pipeline<H> {
     pub(super) fn tcp_state(&mut self, record: &TcpState) {
@@ -203,6 +208,12 @@ impl<H: Host> Pipeline<H> {
         if self.is_out_of_scope(&place) && !self.is_call_to_container(head, bytes) {
             // Before the conversation is followed: what is not wanted must not show as lost.
             self.filtered(ProbeId::Payload, "host");
+        } else if self.is_of_before(head, bytes) {
+            self.filtered(ProbeId::Payload, "request-before-start");
+            if is_interim(bytes) {
+                // The answer itself follows, and is of before too.
+                return;
+            }
         } else {
             self.requests.payload(head, bytes, &mut self.exchanges);
         }
@@ -220,6 +231,16 @@ impl<H: Host> Pipeline<H> {
         let is_request = head.direction == DIRECTION_WRITE && !bytes.starts_with(b"HTTP/");
         self.requests.knows(head.sock_key, &head.tuple)
             || is_request && self.endpoints.peer(&head.tuple, head.header.time_nanos).is_some()
+    }
+
+    /// Whether this is the answer to a request of before the agent's start: the first that is heard of its connection,
+    /// whose beginning was not heard either. Nothing of it was lost; from the next request on, it is followed. Later no
+    /// request of before would be waited for any more.
+    fn is_of_before(&self, head: &PayloadHead, bytes: &[u8]) -> bool {
+        head.header.time_nanos.saturating_sub(self.began_nanos) < OPEN_NANOS_MAX
+            && bytes.starts_with(b"HTTP/")
+            && !self.requests.knows(head.sock_key, &head.tuple)
+            && self.connections.is_new(head.sock_key, &head.tuple)
     }
 
     /// Exchanges that are complete become events.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use tapio_kernel_abi::{
-    Exec, Exit, FLAG_ADDRESS, FLAG_MIXED, FLAG_PATH, FLAG_TCP, FailedSyscall, FatalSignal, Fork,
-    OOM_LAYOUT_TASK, OomVictim, Owner, ProbeId, SockTuple,
+    Exec, Exit, FLAG_ADDRESS, FLAG_MIXED, FLAG_PATH, FLAG_TCP, FLAG_VANISHED, FailedSyscall, FatalSignal,
+    Fork, OOM_LAYOUT_TASK, OomVictim, Owner, ProbeId, SockTuple,
 };
 use tapio_schemas::{
     intent::{self, EventKind, Severity},
@@ -124,9 +124,12 @@ impl<H: Host> Pipeline<H> {
             }),
             ..Event::new(header.time_nanos, intent, EventKind::Process, ProbeId::Exit.name())
         };
+        if let Some(container) = place.container() {
+            self.exits.saw(container, exit);
+        }
         if intent != intent::PROCESS_FAILED {
             self.push(event);
-        } else if let Some(earliest) = self.exits.hold(event) {
+        } else if let Some(earliest) = self.exits.hold(event, exit.namespace) {
             self.push(earliest);
         }
     }
@@ -285,6 +288,7 @@ fn described(failed: &FailedSyscall, count: u32, records: u32, container: Option
     let is_local = is_bind(failed.number);
     let intent = match failed.errno {
         EADDRINUSE if is_local => intent::ADDRESS_IN_USE,
+        _ if failed.flags & FLAG_VANISHED != 0 => intent::FILE_VANISHED,
         _ if failed.flags & FLAG_PATH != 0 => intent::FILE_ACCESS_FAILED,
         _ => intent::SYSCALL_FAILED,
     };

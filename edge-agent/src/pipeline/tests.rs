@@ -27,6 +27,10 @@ impl Host for Fake {
         };
         vec![Group { id: HOST, path: "/".into() }, container(SHOP), container(PAYMENT)]
     }
+    /// Of payment's container nobody is left whenever somebody looks.
+    fn is_over(&self, path: &str) -> bool {
+        path.ends_with(&format!("{PAYMENT:064x}"))
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "groups are small numbers here")]
@@ -236,7 +240,7 @@ fn exit(time_nanos: u64, group: u64, signal: u8) -> Exit {
         exit_code: 0,
         signal,
         core_dumped: 0,
-        reserved: 0,
+        namespace: NAMESPACE_ROOT,
     }
 }
 
@@ -357,6 +361,24 @@ fn a_killed_process_is_its_own_fault() {
     assert_eq!(lost(&mut pipeline), []);
 }
 
+/// Scenario: a call was on its way over an open connection when the agent began; its answer comes, then a second call
+/// and its answer; on a connection that began under the agent's eyes an answer comes without a request.
+/// Guarantees: the first answer is no loss, the second call is told, the third answer is lost.
+#[test]
+fn a_request_of_before_the_agent_is_no_loss() {
+    let mut pipeline = pipeline(Scope::Containers);
+    let (old, new) = (tuple(40_000, 80), tuple(40_001, 80));
+    payload(&mut pipeline, 1, SHOP, 2, old, DIRECTION_READ, "HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(lost(&mut pipeline), []);
+    payload(&mut pipeline, 2, SHOP, 2, old, DIRECTION_WRITE, &request(1));
+    payload(&mut pipeline, 3, SHOP, 2, old, DIRECTION_READ, "HTTP/1.1 200 OK\r\n\r\n");
+    assert_eq!(events(&mut pipeline, intent::REQUEST_CALLED).len(), 1);
+    pipeline.record(&RecordRef::TcpState(&state(4, SHOP, 3, new, (2, 1), 0)));
+    payload(&mut pipeline, 5, SHOP, 3, new, DIRECTION_READ, "HTTP/1.1 200 OK\r\n\r\n");
+    pipeline.tick(SECOND);
+    assert_eq!(lost(&mut pipeline), [("payload".to_owned(), "answer-without-request".to_owned(), 1)]);
+}
+
 /// Scenario: a process of the host calls a container: one call is answered, one with 500, one meets a reset; it also
 /// serves a call of its own, which fails.
 /// Guarantees: of its traffic the two calls that the container failed are told, with the container as the peer.
@@ -427,6 +449,12 @@ fn a_path_is_told_of_its_own_failures() {
         [(intent, 1, 0, path("/etc"), 0), (intent, 9, 0, path(""), 0)]
     );
     assert_eq!(told(&open(1, FLAG_PATH | FLAG_MIXED), true), [(intent, 1, 0, path("/etc"), 0)]);
+    let gone = FLAG_PATH | FLAG_VANISHED;
+    assert_eq!(told(&open(1, gone), false), [(intent::FILE_VANISHED, 1, 1, path("/etc"), 1_100)]);
+    assert_eq!(
+        told(&open(3, gone | FLAG_MIXED), true),
+        [(intent::FILE_VANISHED, 1, 0, path("/etc"), 0), (intent::FILE_VANISHED, 2, 0, path(""), 0)]
+    );
     // The others' may have been a path of this host or an address of another: not known.
     let connect = failed(SHOP, libc::SYS_connect, 2, 3, FLAG_PATH | FLAG_MIXED);
     assert_eq!(
@@ -539,6 +567,51 @@ fn an_exit_is_told_behind_what_failed_before() {
     pipeline.tick(400 + HELD_NANOS_MAX);
     pipeline.fold.close(1 << 60, &mut pipeline.tally);
     assert_eq!(events(&mut pipeline, intent::PROCESS_FAILED).len(), 1);
+}
+
+/// Who is told to have ended payment's or shop's container, by pid, and who only to have failed, after these exits: of
+/// which container, pid, parent, place in the pid namespace, signal.
+fn ended_by(exits: &[(u64, u32, u32, u8, u8)]) -> (Vec<u32>, Vec<u32>) {
+    let mut pipeline = pipeline(Scope::Containers);
+    for (at, (group, pid, parent, namespace, signal)) in (10..).step_by(10).zip(exits) {
+        let child = Fork {
+            header: Header { tgid: *parent, ..header(at, *group) },
+            child_tgid: *pid,
+            child_tid: *pid,
+            child_start_nanos: 7,
+            child_cgroup_id: *group,
+        };
+        pipeline.record(&RecordRef::Fork(&child));
+        let end = exit(at, *group, *signal);
+        let header = Header { tgid: *pid, start_nanos: 7, ..end.header };
+        let exit_code = u8::from(*signal == 0);
+        pipeline.record(&RecordRef::Exit(&Exit { header, namespace: *namespace, exit_code, ..end }));
+    }
+    pipeline.reading(Reading::Drained { began_nanos: SECOND }, SECOND);
+    let mut pids = |intent| -> Vec<u32> {
+        events(&mut pipeline, intent).iter().map(|event| event.process.as_ref().unwrap().pid).collect()
+    };
+    (pids(intent::CONTAINER_FAILED), pids(intent::PROCESS_FAILED))
+}
+
+/// Scenario: processes of containers end with errors: a probe of one that goes on; a first process; a supervisor as its
+/// child did; a probe just before the first process is ended by a signal, or by itself.
+/// Guarantees: only who ended its container is told to have done so; of a supervisor it is the child.
+#[test]
+fn a_failed_probe_is_no_failed_container() {
+    let (root, first, other) = (NAMESPACE_ROOT, NAMESPACE_FIRST, NAMESPACE_OTHER);
+    assert_eq!(ended_by(&[(SHOP, 31, 9, root, 0), (SHOP, 32, 9, first, 0)]), (vec![], vec![31, 32]));
+    for place in [root, first] {
+        assert_eq!(ended_by(&[(PAYMENT, 31, 9, place, 0)]), (vec![31], vec![]));
+    }
+    // What the kernel kills because the first process has ended says nothing of that one.
+    assert_eq!(ended_by(&[(PAYMENT, 31, 9, first, 0), (PAYMENT, 32, 31, other, 9)]), (vec![31], vec![]));
+    assert_eq!(ended_by(&[(PAYMENT, 32, 31, other, 0), (PAYMENT, 31, 9, first, 0)]), (vec![32], vec![31]));
+    assert_eq!(ended_by(&[(PAYMENT, 32, 31, root, 0), (PAYMENT, 31, 9, root, 0)]), (vec![32], vec![31]));
+    // A probe's parent is no process of the container.
+    assert_eq!(ended_by(&[(PAYMENT, 33, 9, other, 0), (PAYMENT, 31, 9, first, 15)]), (vec![], vec![33]));
+    assert_eq!(ended_by(&[(PAYMENT, 33, 9, root, 0), (PAYMENT, 31, 9, root, 15)]), (vec![], vec![33]));
+    assert_eq!(ended_by(&[(PAYMENT, 33, 9, other, 0), (PAYMENT, 31, 9, first, 0)]), (vec![31], vec![33]));
 }
 
 /// Scenario: a connection of nobody's ends, before and after the kernel has had no room for an owner.

@@ -44,6 +44,7 @@ const SOCKETS: &[ProbeId] = &[
     ProbeId::Payload,
 ];
 const SYSCALLS: &[ProbeId] = &[ProbeId::FailedSyscall, ProbeId::Payload];
+const FAILURES: &[ProbeId] = &[ProbeId::FailedSyscall];
 const EXEC: &[ProbeId] = &[ProbeId::Exec];
 const EXIT: &[ProbeId] = &[ProbeId::Exit];
 const OOM: &[ProbeId] = &[ProbeId::OomVictim];
@@ -63,6 +64,8 @@ const FIELDS: &[Wanted] = &[
     ("TASK_START_BOOTTIME", "task_struct", "start_boottime", ALL),
     ("TASK_CGROUPS", "task_struct", "cgroups", ALL),
     ("CGROUP_KN", "cgroup", "kn", ALL),
+    ("CGROUP_SELF", "cgroup", "self", FAILURES),
+    ("CSS_PARENT", "cgroup_subsys_state", "parent", FAILURES),
     ("KN_ID", "kernfs_node", "id", ALL),
     ("TASK_REAL_PARENT", "task_struct", "real_parent", EXEC),
     ("BPRM_FILENAME", "linux_binprm", "filename", EXEC),
@@ -70,6 +73,10 @@ const FIELDS: &[Wanted] = &[
     ("CRED_UID", "cred", "uid", &[ProbeId::Exec, ProbeId::OomVictim]),
     ("TASK_EXIT_CODE", "task_struct", "exit_code", EXIT),
     ("TASK_SIGNAL", "task_struct", "signal", &[ProbeId::Exit, ProbeId::OomVictim]),
+    // Without it no process is known to be its namespace's first.
+    ("TASK_THREAD_PID", "task_struct", "thread_pid", NOBODY),
+    ("PID_LEVEL", "pid", "level", NOBODY),
+    ("PID_NUMBERS", "pid", "numbers", NOBODY),
     ("SIGNAL_LIVE", "signal_struct", "live", EXIT),
     ("SIGNAL_FLAGS", "signal_struct", "flags", EXIT),
     ("SIGNAL_GROUP_EXIT_CODE", "signal_struct", "group_exit_code", EXIT),
@@ -105,14 +112,22 @@ const FIELDS: &[Wanted] = &[
     ("SOCKET_SK", "socket", "sk", PAYLOAD),
 ];
 
-/// Where the system call's number and its first two arguments are once it returns.
+/// Where the system call's number and its first three arguments are once it returns.
 #[cfg(target_arch = "x86_64")]
-const REGISTERS: &[(&str, &str, u32)] =
-    &[("REGS_NUMBER", "orig_ax", 0), ("REGS_FIRST", "di", 0), ("REGS_SECOND", "si", 0)];
+const REGISTERS: &[(&str, &str, u32)] = &[
+    ("REGS_NUMBER", "orig_ax", 0),
+    ("REGS_FIRST", "di", 0),
+    ("REGS_SECOND", "si", 0),
+    ("REGS_THIRD", "dx", 0),
+];
 /// The first argument's register is overwritten by the result there.
 #[cfg(target_arch = "aarch64")]
-const REGISTERS: &[(&str, &str, u32)] =
-    &[("REGS_NUMBER", "syscallno", 0), ("REGS_FIRST", "orig_x0", 0), ("REGS_SECOND", "regs", 8)];
+const REGISTERS: &[(&str, &str, u32)] = &[
+    ("REGS_NUMBER", "syscallno", 0),
+    ("REGS_FIRST", "orig_x0", 0),
+    ("REGS_SECOND", "regs", 8),
+    ("REGS_THIRD", "regs", 16),
+];
 
 /// `TS_COMPAT` of `arch/x86/include/asm/thread_info.h`.
 #[cfg(target_arch = "x86_64")]

@@ -11,8 +11,9 @@ use libc::{
     ENOTCONN, ENOTDIR, ENXIO, EPERM, EPIPE, EPROTO, EROFS, ESTALE, ETIMEDOUT, ETXTBSY,
 };
 use tapio_kernel_abi::{
-    DIRECTION_READ, DIRECTION_WRITE, FORM_BUFFER, FORM_MESSAGE, FORM_VECTOR, SHAPE_ADDRESS, SHAPE_DESCRIPTOR,
-    SHAPE_NONE, SHAPE_PATH_FIRST, SHAPE_PATH_SECOND, SyscallRule,
+    DIRECTION_READ, DIRECTION_WRITE, FORM_BUFFER, FORM_MESSAGE, FORM_VECTOR, OPENS_HOW, OPENS_SECOND,
+    OPENS_THIRD, SHAPE_ADDRESS, SHAPE_DESCRIPTOR, SHAPE_NONE, SHAPE_PATH_FIRST, SHAPE_PATH_SECOND,
+    SyscallRule,
 };
 
 /// Opening or starting a file: what is missing or forbidden decides whether a program works.
@@ -195,6 +196,14 @@ const OLD_FAILURES: &[Failure] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_FAILURES: &[Failure] = &[];
 
+/// Calls that open a file, and where they say how.
+const OPENS: &[(i64, u8)] = &[
+    (libc::SYS_openat, OPENS_THIRD),
+    (libc::SYS_openat2, OPENS_HOW),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, OPENS_SECOND),
+];
+
 const MOVES: &[(i64, u8, u8)] = &[
     (libc::SYS_read, DIRECTION_READ, FORM_BUFFER),
     (libc::SYS_recvfrom, DIRECTION_READ, FORM_BUFFER),
@@ -227,6 +236,9 @@ fn rule(number: i64) -> SyscallRule {
     for (_, direction, form) in MOVES.iter().filter(|(of, _, _)| *of == number) {
         rule.direction = *direction;
         rule.form = *form;
+    }
+    for (_, opens) in OPENS.iter().filter(|(of, _)| *of == number) {
+        rule.opens = *opens;
     }
     rule
 }

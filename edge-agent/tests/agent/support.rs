@@ -14,6 +14,7 @@ use std::{
 use tapio_identity::{Name, issuer::Authority};
 use tapio_schemas::{
     event::UnifiedEvent,
+    intent,
     ledger::{Fate, Stage},
 };
 use tapio_spool::{Item, Spool, SpoolConfig};
@@ -119,6 +120,14 @@ pub(crate) fn configure(folder: &Path) -> PathBuf {
 /// The ledger's sums by stage, fate, subject and reason.
 pub(crate) type Sums = BTreeMap<(Stage, Fate, String, String), u64>;
 
+/// Whether the agent said of a probe that it does not work.
+pub(crate) fn any_probe_failed(events: &[UnifiedEvent]) -> bool {
+    events.iter().any(|event| {
+        let attributes = event.entity.as_ref().map(|entity| entity.attributes.as_str()).unwrap_or_default();
+        event.core.intent == intent::PROBE_CAPABILITY && attributes.starts_with("state=failed")
+    })
+}
+
 /// Everything in the spool: events, and the ledgers of all frames.
 pub(crate) fn read_spool(folder: &Path) -> (Vec<UnifiedEvent>, Sums) {
     let (spool, _) = Spool::open(&folder.join("state/spool"), SpoolConfig::default()).unwrap();
@@ -149,6 +158,18 @@ pub(crate) fn not_proven(capabilities_failed: bool) -> bool {
         println!("not proven: ebpf: what the agent captures of real services");
     }
     capabilities_failed
+}
+
+/// Whether this machine lets tests hide files from a process; if not, and that is allowed, says what is not proven.
+pub(crate) fn may_mount(what: &str) -> bool {
+    let tried = Command::new("unshare").args(["--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
+    if tried.is_ok_and(|output| output.status.success()) {
+        return true;
+    }
+    let excused = std::env::var("TAPIO_NOT_PROVEN").unwrap_or_default();
+    assert!(excused.split(',').any(|name| name.trim() == "mount"), "cannot mount in a namespace of its own");
+    println!("not proven: mount: {what}");
+    false
 }
 
 /// The agent as a process, its log beside its configuration; ended when dropped.
@@ -186,6 +207,15 @@ impl Agent {
     /// What it has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("agent.log")).unwrap()
+    }
+
+    /// The processor time that it has used.
+    pub(crate) fn cpu(&self) -> Duration {
+        // Fields 14 and 15 of proc(5), in ticks; the name before them may have anything but a parenthesis behind it.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.0.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
     }
 
     /// A path as the agent sees it, which may have file systems of its own.

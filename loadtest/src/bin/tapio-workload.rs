@@ -1,5 +1,5 @@
 //! The demo's workload as a process: `serve` is one service, `drive` is the load, `occupy` has a port that is another's,
-//! `beat` is a pod of the measured node, `enter` joins a cgroup and becomes another program.
+//! `check` is a probe of a service, `beat` is a pod of the measured node, `enter` joins a cgroup and becomes another program.
 //!
 //! Each process ends when its standard input closes, so that none outlives the process that started it.
 
@@ -38,6 +38,11 @@ enum Command {
     Drive(Drive),
     /// Take a port, as a process that belongs to no service, until standard input closes
     Occupy(Occupy),
+    /// Succeed where a file can be read, as a probe of a service
+    Check {
+        /// The file
+        file: PathBuf,
+    },
     /// Be one of many pods: do a round of work for each byte on standard input, until it closes
     Beat,
     /// Join cgroups, then become another program under the same process id
@@ -141,6 +146,9 @@ fn main() -> ExitCode {
         Command::Serve(serve) => run_service(serve),
         Command::Drive(drive) => run_load(drive),
         Command::Occupy(occupy) => take_port(occupy),
+        Command::Check { file } => {
+            std::fs::read(&file).map(drop).with_context(|| format!("cannot read {}", file.display()))
+        }
         Command::Beat => pod::run(),
         Command::Enter(enter) => become_program(&enter),
     };

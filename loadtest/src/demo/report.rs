@@ -102,6 +102,9 @@ impl Printer {
             Kind::PortFree => format!(
                 "one of the services is restarted in about {seconds} s, and another process does not keep its port; watching that Tapio says nothing"
             ),
+            Kind::WrongConfig => format!(
+                "one of the services is restarted in about {seconds} s, and its configuration says nonsense; watching that Tapio blames no missing file"
+            ),
             Kind::Restart => format!(
                 "one of the services is restarted in about {seconds} s and comes back; watching that Tapio says nothing"
             ),
@@ -129,7 +132,7 @@ impl Printer {
         match report.finding.as_ref().map(|finding| system.explain(finding)) {
             Some(Ok(text)) => self.line(text.trim_end()),
             Some(Err(error)) => self.line(&format!("the finding cannot be shown: {error:#}")),
-            None => self.line("Tapio says: nothing is wrong with these services"),
+            None => self.line("Tapio announces no finding about these services"),
         }
         if let Some(seconds) = report.seconds_from_symptom {
             self.line(&format!("  in REST {seconds:.1} s after the first failed request"));

@@ -7,6 +7,7 @@ pub mod settings;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -185,6 +186,41 @@ impl System for Tiers {
         // The agent ships what it holds while there is somebody to take it; the store goes with the aggregator.
         [agent, central, aggregator].into_iter().filter_map(|tier| tier.stop().err()).collect()
     }
+
+    fn replay(stage: Stage<'_>, findings: &[Value]) -> anyhow::Result<usize> {
+        let output = replay(stage, &["--json", "--compare"])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let revisions: Vec<Value> = output
+            .stdout
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(serde_json::from_slice)
+            .collect::<Result<_, _>>()
+            .context("tapio replay gave a line that is no JSON")?;
+        for finding in findings {
+            let (id, revision) = (&finding["id"], &finding["revision"]);
+            anyhow::ensure!(
+                revisions.contains(finding),
+                "REST gave revision {revision} of {id}, and the replay does not:\n{said}"
+            );
+        }
+        Ok(revisions.len())
+    }
+
+    fn hypotheses(stage: Stage<'_>) -> anyhow::Result<String> {
+        let output = replay(stage, &["--hypotheses"])?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// `tapio replay` of what a system recorded on this stage.
+fn replay(stage: Stage<'_>, options: &[&str]) -> anyhow::Result<Output> {
+    let mut command = Command::new(stage.programs.join("tapio"));
+    command.arg("replay").args(options).arg(stage.folder.join(settings::RECORDINGS));
+    let output = command.stdin(Stdio::null()).output().context("cannot run tapio replay")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "tapio replay: {}\n{said}", output.status);
+    Ok(output)
 }
 
 fn now() -> UnixMicros {

@@ -1,6 +1,6 @@
 //! The agent's file: how large what ships is.
 //!
-//! Reads the ELF headers alone, to tell whether symbols are in it and whether it needs a loader. Called by
+//! Reads the ELF headers alone, to tell what symbols and debug information take and whether it needs a loader. Called by
 //! [`super::run`].
 
 use std::path::Path;
@@ -8,10 +8,15 @@ use std::path::Path;
 use crate::footprint::measure::Measure;
 
 const NAME: &str = "agent_binary";
+/// Sections that are symbols.
 const SECTION_SYMBOLS: u64 = 2;
+/// Sections that take no room in the file.
+const SECTION_NO_BITS: u64 = 8;
+/// The flag of sections that are in memory when the program runs.
+const FLAG_ALLOCATED: u64 = 2;
 const SEGMENT_LOADER: u64 = 3;
 
-/// The size of the program at `path`, if it is what ships.
+/// The size of the program at `path` without symbols and debug information, which nothing needs that runs it.
 pub(super) fn measure(path: &Path) -> Measure {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -19,23 +24,22 @@ pub(super) fn measure(path: &Path) -> Measure {
             return Measure::new(NAME, Err(format!("{} cannot be read: {error}", path.display())), "");
         }
     };
-    match Elf::parse(&bytes) {
-        None => Measure::new(NAME, Err(format!("{} is no ELF file of 64 bits", path.display())), ""),
-        Some(Elf { has_symbols: true, .. }) => {
-            let reason = "the measured binary has its symbols: scripts/build-agent builds the one that ships";
-            Measure::new(NAME, Err(reason.to_owned()), "")
-        }
-        Some(Elf { needs_loader, .. }) => {
-            #[expect(clippy::cast_precision_loss, reason = "a file of this size")]
-            let mebibytes = bytes.len() as f64 / 1_048_576.0;
-            let linked = if needs_loader { "linked dynamically" } else { "static" };
-            Measure::new(
-                NAME,
-                Ok(mebibytes),
-                format!("{} bytes, {linked}, with its eBPF object", bytes.len()),
-            )
-        }
-    }
+    let Some(elf) = Elf::parse(&bytes) else {
+        return Measure::new(NAME, Err(format!("{} is no ELF file of 64 bits", path.display())), "");
+    };
+    let stripped = (bytes.len() as u64).saturating_sub(elf.strippable_bytes);
+    #[expect(clippy::cast_precision_loss, reason = "a file of this size")]
+    let mebibytes = stripped as f64 / 1_048_576.0;
+    let linked = if elf.needs_loader { "linked dynamically" } else { "static" };
+    let left_out = if elf.has_symbols {
+        format!(
+            "; of {} as built, the rest are symbols: scripts/build-agent builds the one that ships",
+            bytes.len()
+        )
+    } else {
+        String::new()
+    };
+    Measure::new(NAME, Ok(mebibytes), format!("{stripped} bytes, {linked}, with its eBPF object{left_out}"))
 }
 
 /// What is asked of a file in the Executable and Linkable Format (elf(5)), 64 bits, little endian.
@@ -43,6 +47,8 @@ pub(super) fn measure(path: &Path) -> Measure {
 struct Elf {
     has_symbols: bool,
     needs_loader: bool,
+    /// What takes room in the file and is never in memory.
+    strippable_bytes: u64,
 }
 
 impl Elf {
@@ -53,31 +59,47 @@ impl Elf {
             let field = bytes.get(at..at.checked_add(length)?)?;
             Some(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
         };
-        let table = |offset: u64, size: u64, count: u64, kind_at: u64, kind: u64| -> Option<bool> {
-            let (offset, size, count) = (number(offset, 8)?, number(size, 2)?, number(count, 2)?);
-            (0..count)
-                .map(|entry| number(offset + entry * size + kind_at, 4))
-                .try_fold(false, |found, of| of.map(|of| found || of == kind))
-        };
-        Some(Self {
-            has_symbols: table(40, 58, 60, 4, SECTION_SYMBOLS)?,
-            needs_loader: table(32, 54, 56, 0, SEGMENT_LOADER)?,
-        })
+        let (segments, segment_bytes, segment_count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        let mut needs_loader = false;
+        for segment in 0..segment_count {
+            needs_loader |= number(segments + segment * segment_bytes, 4)? == SEGMENT_LOADER;
+        }
+        let (sections, section_bytes, section_count) = (number(40, 8)?, number(58, 2)?, number(60, 2)?);
+        let names = number(62, 2)?;
+        let (mut has_symbols, mut strippable_bytes) = (false, 0);
+        for section in 0..section_count {
+            let at = sections + section * section_bytes;
+            let (kind, flags, size) = (number(at + 4, 4)?, number(at + 8, 8)?, number(at + 32, 8)?);
+            has_symbols |= kind == SECTION_SYMBOLS;
+            // The names of the sections stay, and so does the table that this reads.
+            if flags & FLAG_ALLOCATED == 0 && kind != SECTION_NO_BITS && section != names {
+                strippable_bytes += size;
+            }
+        }
+        Some(Self { has_symbols, needs_loader, strippable_bytes })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::{Elf, measure};
 
-    /// Scenario: this test's own program, something that is no program, and a program that was cut.
-    /// Guarantees: symbols are seen, and nothing is taken for a measure that is none.
+    /// Scenario: this test's own program, the same as strip(1) leaves it, something that is no program, one that was cut.
+    /// Guarantees: the size is what strip(1) leaves, but for a page; symbols are seen; nothing is taken for a size that is
+    /// none.
     #[test]
-    fn only_a_stripped_program_has_a_size() {
-        let own = std::env::current_exe().unwrap();
+    fn symbols_do_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, stripped) = (std::env::current_exe().unwrap(), folder.path().join("stripped"));
+        assert!(Command::new("strip").arg("-o").arg(&stripped).arg(&own).status().unwrap().success());
         let bytes = std::fs::read(&own).unwrap();
         assert!(Elf::parse(&bytes).unwrap().has_symbols);
-        assert_eq!(measure(&own).value, None);
+        let left = std::fs::read(&stripped).unwrap();
+        assert!(!Elf::parse(&left).unwrap().has_symbols);
+        let (whole, left) = (measure(&own).value.unwrap(), measure(&stripped).value.unwrap());
+        assert!((whole - left).abs() < 4096.0 / 1_048_576.0, "{whole} {left}");
         assert_eq!(Elf::parse(b"#!/bin/sh\n"), None);
         assert_eq!(Elf::parse(&bytes[..100]), None);
     }

@@ -19,7 +19,7 @@ const FOLDERS: [&str; 8] =
 const FILES: [&str; 8] = ["config", "service", "application", "settings", "main", "server", "default", "app"];
 const OPTIONAL: [&str; 6] = ["override", "local", "secrets", "limits", "features", "regional"];
 
-/// A restart of one service by a rollout.
+/// A restart of one service in place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestartPlan {
     /// Position in [`super::Scenario::chain`].

@@ -1,7 +1,7 @@
 //! What a service reads when it starts: without it, it does not know whom to call.
 //!
 //! Owns the file's shape, writing it (for who starts the services) and reading it (for the service itself). A service
-//! looks for optional files first, as programs do. Called by [`crate::workload`] and by `tapio-workload serve`.
+//! looks for optional files first, and behind a failure, as programs do. Called by [`crate::workload`] and by `tapio-workload serve`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -20,11 +20,21 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads `path`, and before it those of `optional` that exist: the last one that names an upstream wins.
+    /// Reads `path`, and before it those of `optional` that exist: the last one that names an upstream wins. Where that
+    /// fails, a hint for whoever has to mend it may be beside it.
     ///
     /// # Errors
     /// `path` cannot be read, or a file is not of the shape.
     pub fn read(path: &Path, optional: &[PathBuf]) -> anyhow::Result<Self> {
+        Self::read_files(path, optional).map_err(|error| {
+            match fs::read_to_string(path.with_extension("hint")) {
+                Ok(hint) => error.context(hint),
+                Err(_there_is_none) => error,
+            }
+        })
+    }
+
+    fn read_files(path: &Path, optional: &[PathBuf]) -> anyhow::Result<Self> {
         let mut overrides = Vec::new();
         for path in optional {
             match fs::read(path) {
@@ -73,5 +83,8 @@ mod tests {
         std::fs::remove_file(file("main.json")).unwrap();
         let error = Settings::read(&file("main.json"), &optional).unwrap_err();
         assert!(format!("{error:#}").contains("cannot read"), "{error:#}");
+        std::fs::write(file("main.hint"), "ask the night shift").unwrap();
+        let error = Settings::read(&file("main.json"), &optional).unwrap_err();
+        assert!(format!("{error:#}").starts_with("ask the night shift: cannot read"), "{error:#}");
     }
 }

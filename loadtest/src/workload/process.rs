@@ -81,6 +81,37 @@ impl Process {
         Self::spawn(&foreign.command, &files, &program, arguments, cgroup, surroundings)
     }
 
+    /// Runs a probe of the container that this process is the first of, as a kubelet does, and waits for its end: it reads
+    /// a file, or fails.
+    pub(super) fn probe(&self, file: &Path, surroundings: Surroundings<'_>) -> anyhow::Result<()> {
+        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        let mut probe = Command::new(surroundings.program)
+            .arg("enter")
+            .arg("--procs")
+            .arg(cgroup.procs_file())
+            .arg("--")
+            .arg(surroundings.program)
+            .arg("check")
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start a probe of {}", self.name))?;
+        surroundings.record.note_process(probe.id())?;
+        let end = Instant::now() + STOP_WAIT_MAX;
+        while probe.try_wait()?.is_none() {
+            if Instant::now() > end {
+                probe.kill()?;
+                probe.wait()?;
+                anyhow::bail!("a probe of {} did not end", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     /// `files` is what the names of its own files begin with.
     fn spawn(
         name: &str,

@@ -1,4 +1,4 @@
-//! The kubelet's part: a rollout ends a service's container, another one is made in the same pod, and one that ends by
+//! The kubelet's part: it ends a service's container, another one is made in the same pod, and one that ends by
 //! itself is tried again after a back-off that doubles.
 //!
 //! Owns when the next step is due. Never decides what a service does when it starts. Called by [`super::Workload`].
@@ -51,7 +51,7 @@ impl Restarts {
         }
     }
 
-    /// The container has ended: by the rollout, or by itself.
+    /// The container has ended: by the kubelet, or by itself.
     pub(super) fn ended(&mut self, now: Instant) {
         let pause: Duration =
             if self.count == 0 { self.plan.creating } else { self.plan.back_off(self.count) };
@@ -72,7 +72,7 @@ mod tests {
     use super::{Restarts, Step};
     use crate::scenario::{Kind, Pace, Scenario};
 
-    /// Scenario: a container is ended by the rollout, and each that follows ends at once.
+    /// Scenario: a container is ended by the kubelet, and each that follows ends at once.
     /// Guarantees: the first restart comes after the time that a container takes to be made, the later ones after pauses
     /// that double.
     #[test]

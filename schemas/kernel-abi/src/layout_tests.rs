@@ -35,7 +35,7 @@ fn every_field_has_its_place() {
     layout!(Exec: 200 { header@0:56, uid@56:4, parent_tgid@60:4, path_bytes@64:2, flags@66:2, reserved@68:4,
         path@72:128 });
     layout!(Exit: 64 { header@0:56, wait_status@56:4, exit_code@60:1, signal@61:1, core_dumped@62:1,
-        reserved@63:1 });
+        namespace@63:1 });
     layout!(OomVictim: 136 { header@0:56, victim_tgid@56:4, uid@60:4, victim_cgroup_id@64:8,
         victim_start_nanos@72:8, total_vm_bytes@80:8, anon_rss_bytes@88:8, file_rss_bytes@96:8,
         shmem_rss_bytes@104:8, oom_score_adj@112:2, layout@114:2, page_bytes@116:4, victim_comm@120:16 });
@@ -56,9 +56,10 @@ fn every_field_has_its_place() {
     layout!(ProbeStats: 64 { hits@0:8, emitted@8:8, folded@16:8, filtered@24:8, ring_full@32:8, unreadable@40:8,
         map_full@48:8, reserved@56:8 });
     layout!(SyscallRule: 24 { errnos_low@0:8, errnos_high@8:8, shape@16:2, direction@18:1, form@19:1,
-        reserved@20:4 });
-    layout!(FoldValue: 280 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, detail@24:8, mixed@32:8,
-        writing@40:8, sample@48:232 });
+        opens@20:1, reserved@21:3 });
+    layout!(FileKey: 16 { pod@0:8, file@8:8 });
+    layout!(FoldValue: 312 { pending@0:8, emitted_at_nanos@8:8, last_at_nanos@16:8, detail@24:8, mixed@32:8,
+        writing@40:8, told@48:32, sample@80:232 });
 }
 
 /// Scenario: the two structs that are not aligned to eight bytes.
@@ -133,7 +134,7 @@ fn only_whole_records_are_viewed() {
         exit_code: 0,
         signal: 9,
         core_dumped: 0,
-        reserved: 0,
+        namespace: NAMESPACE_ROOT,
     };
     view(exit.as_bytes(), |parsed| {
         assert_eq!(parsed, Ok(RecordRef::Exit(&exit)));

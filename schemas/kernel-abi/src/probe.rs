@@ -1,6 +1,6 @@
 //! The probes' numbers, their counters, and the map in which failing system calls are folded.
 
-use crate::FailedSyscall;
+use crate::{FailedSyscall, VANISHED_MAX};
 
 /// Number of probes; the length of the counter map.
 pub const PROBE_COUNT: u32 = 11;
@@ -151,6 +151,35 @@ pub const FORM_VECTOR: u8 = 2;
 /// The second argument is a message header, which names an array of buffers.
 pub const FORM_MESSAGE: u8 = 3;
 
+/// The call opens no file.
+pub const OPENS_NONE: u8 = 0;
+/// The call opens a file, the second argument says how.
+pub const OPENS_SECOND: u8 = 1;
+/// The call opens a file, the third argument says how.
+pub const OPENS_THIRD: u8 = 2;
+/// The call opens a file, the third argument points to a `struct open_how`.
+pub const OPENS_HOW: u8 = 3;
+
+/// A process starts for so long: what it opens then is what it needs, or looks for, to run at all.
+pub const STARTING_NANOS: u64 = 30_000_000_000;
+/// Files that are remembered of one pod; beyond, its later ones are not.
+pub const POD_FILES_MAX: u64 = 1024;
+/// The pod's programs always found the file.
+pub const FILE_FOUND: u64 = 1;
+/// The file may be absent: a program of the pod looked for it in vain before anybody found it, or made it.
+pub const FILE_OPTIONAL: u64 = 2;
+
+/// What the kernel remembers of files that programs look for when they start; the value is [`FILE_FOUND`] or
+/// [`FILE_OPTIONAL`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileKey {
+    /// kernfs id of the cgroup above the program's: a container's is below its pod's.
+    pub pod: u64,
+    /// Hash of the program's command name and of the path, as it spelled it.
+    pub file: u64,
+}
+
 /// What is wanted of one system call, by its number on this architecture. The agent fills the map at load, so that
 /// numbers and policy are in one place and the programs know neither.
 #[repr(C)]
@@ -166,8 +195,10 @@ pub struct SyscallRule {
     pub direction: u8,
     /// One of the `FORM_` constants.
     pub form: u8,
+    /// One of the `OPENS_` constants.
+    pub opens: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 3],
 }
 
 /// What failing system calls are folded by.
@@ -176,11 +207,14 @@ pub struct SyscallRule {
 pub struct FoldKey {
     /// Thread group.
     pub tgid: u32,
-    /// Number of the system call.
+    /// Number of the system call, and [`KEY_VANISHED`].
     pub number: u16,
     /// The error.
     pub errno: u16,
 }
+
+/// In a key's number: of files that are gone. Numbers are below [`SYSCALL_COUNT`].
+pub const KEY_VANISHED: u16 = 0x8000;
 
 /// The failures of one key that no record carries yet.
 #[repr(C)]
@@ -198,6 +232,8 @@ pub struct FoldValue {
     pub mixed: u64,
     /// 1 while a processor writes `sample`.
     pub writing: u64,
+    /// Of files that are gone: the hashes of those that had a record of their own, 0 = none.
+    pub told: [u64; VANISHED_MAX],
     /// The record of the key's last failure, as far as path and address go: a failure that is like the one before is
     /// not written again. Of several at the same moment it is one.
     pub sample: FailedSyscall,

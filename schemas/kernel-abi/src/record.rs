@@ -6,6 +6,9 @@ pub const COMM_BYTES: usize = 16;
 pub const PATH_BYTES: usize = 128;
 /// Longest piece of plaintext that a [`PayloadHead`] is followed by.
 pub const PAYLOAD_BYTES_MAX: usize = 384;
+/// Different files that are gone which one process and call tells with a record each, between two drains; more of them
+/// are counted.
+pub const VANISHED_MAX: usize = 4;
 
 /// `kind` of [`Fork`].
 pub const KIND_FORK: u16 = 1;
@@ -40,6 +43,15 @@ pub const FLAG_PATH: u16 = 8;
 pub const FLAG_MIXED: u16 = 16;
 /// The call was made on a TCP socket.
 pub const FLAG_TCP: u16 = 32;
+/// The file is gone: a program of this name and pod found it when it started before, and had never looked for it in vain.
+pub const FLAG_VANISHED: u16 = 64;
+
+/// The process was in the machine's own pid namespace, or that is not known.
+pub const NAMESPACE_ROOT: u8 = 0;
+/// The process was the first of its pid namespace, which ended with it.
+pub const NAMESPACE_FIRST: u8 = 1;
+/// The process was another one of its pid namespace.
+pub const NAMESPACE_OTHER: u8 = 2;
 
 /// The victim was named by its `task_struct`: tgid, cgroup, start and comm are the victim's own.
 pub const OOM_LAYOUT_TASK: u16 = 1;
@@ -174,8 +186,8 @@ pub struct Exit {
     pub signal: u8,
     /// 1 when a core was dumped.
     pub core_dumped: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// One of the `NAMESPACE_` constants: its place in its pid namespace.
+    pub namespace: u8,
 }
 
 /// The kernel chose a process to be killed for memory. The header's task is the one whose allocation failed.
@@ -276,7 +288,8 @@ pub struct TcpRetransmit {
 /// A system call failed, `count` times since the last record of the same process, call and errno.
 ///
 /// Path and address are those of all these failures, unless [`FLAG_MIXED`] says otherwise: then they are of the last of
-/// them, which is the one that sent the record, if one did. What a process missed last is often why it ends.
+/// them, which is the one that sent the record, if one did. Files that are gone ([`FLAG_VANISHED`]) are told by
+/// themselves, and each of the first [`VANISHED_MAX`] of a call with its own record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailedSyscall {
@@ -291,7 +304,7 @@ pub struct FailedSyscall {
     pub errno: u16,
     /// File descriptor that the call was made on, -1 = none.
     pub fd: i32,
-    /// `FLAG_PATH*`, `FLAG_ADDRESS`, `FLAG_TCP` and `FLAG_MIXED`.
+    /// `FLAG_PATH*`, `FLAG_ADDRESS`, `FLAG_TCP`, `FLAG_VANISHED` and `FLAG_MIXED`.
     pub flags: u16,
     /// Bytes of `path` in use.
     pub path_bytes: u16,

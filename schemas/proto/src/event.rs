@@ -10,7 +10,7 @@ use tapio_schemas::{
     field::FieldValue,
 };
 
-use crate::v1;
+use crate::v1::{self, event::application::Parameter};
 
 /// An event that a node of a cluster shipped, as a message.
 #[must_use]
@@ -60,6 +60,11 @@ fn text<T: FieldValue + Display>(value: &T) -> String {
     if *value == T::default() { String::new() } else { value.to_string() }
 }
 
+/// The parts of a text that joins them by newlines; an absent one has none.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\n').filter(move |_| !text.is_empty())
+}
+
 impl From<Trace> for v1::event::Trace {
     fn from(layer: Trace) -> Self {
         let Trace { trace_id, span_id, parent_span_id, flags, link } = layer;
@@ -76,6 +81,8 @@ impl From<Trace> for v1::event::Trace {
 impl From<Entity> for v1::event::Entity {
     fn from(layer: Entity) -> Self {
         let Entity { container_id, pod_uid, peer_container_id, peer_pod_uid, attributes } = layer;
+        let attributes = lines(&attributes).map(|line| line.split_once('=').unwrap_or((line, "")));
+        let attributes = attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         Self { container_id, pod_uid, peer_container_id, peer_pod_uid, attributes }
     }
 }
@@ -159,6 +166,7 @@ impl From<Network> for v1::event::Network {
 impl From<Application> for v1::event::Application {
     fn from(layer: Application) -> Self {
         let Application { logger, message_template, parameters, error_type, stack_trace } = layer;
+        let parameters = lines(&parameters).map(|value| Parameter { value: value.to_owned() }).collect();
         Self { logger, message_template, parameters, error_type, stack_trace }
     }
 }
@@ -195,5 +203,27 @@ impl From<Raw> for v1::event::Raw {
     fn from(layer: Raw) -> Self {
         let Raw { format, body } = layer;
         Self { format, body }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scenario: attributes with a sign in the value, a repeated name and a name alone; parameters that are equal or empty.
+    /// Guarantees: attributes come by name, the last value of each; parameters come all, in their order.
+    #[test]
+    fn joined_texts_come_apart() {
+        let attributes = "a=1\nb=x=y\na=2\nc".to_owned();
+        let entity = v1::event::Entity::from(Entity { attributes, ..Entity::default() });
+        let expected = [("a", "2"), ("b", "x=y"), ("c", "")].map(|(name, value)| (name.into(), value.into()));
+        assert_eq!(entity.attributes, expected.into());
+        let told = |parameters: &str| {
+            let parameters = parameters.to_owned();
+            let message = v1::event::Application::from(Application { parameters, ..Application::default() });
+            message.parameters.into_iter().map(|parameter| parameter.value).collect::<Vec<_>>()
+        };
+        assert_eq!(told("7\n\n7"), ["7", "", "7"]);
+        assert!(told("").is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use tapio_schemas::{
     entity::{EntityKey, PodIdentity},
-    finding::{EvidenceLine, Finding, NamedEntity},
+    finding::{Continuation, EvidenceLine, Finding, NamedEntity, Unobserved},
     ledger::{LedgerEntry, LossSummary},
     observation::Value,
     units::TimeInterval,
@@ -14,6 +14,11 @@ use crate::v1;
 /// Each of `items` as a message.
 fn all<'a, T: 'a, M: From<&'a T>>(items: &'a [T]) -> Vec<M> {
     items.iter().map(M::from).collect()
+}
+
+/// The number of a value whose enumeration has "unspecified" for zero: its code and one.
+fn specified(code: u8) -> i32 {
+    i32::from(code) + 1
 }
 
 /// Each of `items` as text.
@@ -30,6 +35,9 @@ impl From<&Finding> for v1::Finding {
             cluster,
             revision,
             state,
+            resolution,
+            unobserved,
+            continuation,
             announced_at,
             revised_at,
             first_symptom_at,
@@ -46,7 +54,10 @@ impl From<&Finding> for v1::Finding {
             tenant: tenant.to_string(),
             cluster: cluster.to_string(),
             revision: *revision,
-            state: state.code().into(),
+            state: specified(state.code()),
+            resolution: resolution.code().into(),
+            unobserved: all(unobserved),
+            continuation: Some(continuation.into()),
             announced_at_micros: announced_at.0,
             revised_at_micros: revised_at.0,
             first_symptom_at_micros: first_symptom_at.0,
@@ -60,13 +71,27 @@ impl From<&Finding> for v1::Finding {
     }
 }
 
+impl From<&Unobserved> for v1::Unobserved {
+    fn from(unobserved: &Unobserved) -> Self {
+        let Unobserved { node, since } = unobserved;
+        Self { node: node.clone(), since_micros: since.0 }
+    }
+}
+
+impl From<&Continuation> for v1::Continuation {
+    fn from(continuation: &Continuation) -> Self {
+        let Continuation { count, last, counted_until } = continuation;
+        Self { count: *count, last_micros: last.0, counted_until_micros: counted_until.0 }
+    }
+}
+
 impl From<&EvidenceLine> for v1::EvidenceLine {
     fn from(line: &EvidenceLine) -> Self {
         let EvidenceLine { step, role, stance, at, text, basis } = line;
         Self {
             step: step.clone(),
-            role: role.code().into(),
-            stance: stance.code().into(),
+            role: specified(role.code()),
+            stance: specified(stance.code()),
             at_micros: at.0,
             text: text.clone(),
             basis: basis.clone(),
@@ -143,7 +168,7 @@ impl From<&Verdict> for v1::Verdict {
             rule: rule.clone(),
             rule_set: rule_set.to_string(),
             watermark_micros: watermark.0,
-            outcome: outcome.code().into(),
+            outcome: specified(outcome.code()),
             reason: reason.clone(),
             severity: severity.code().into(),
             cause: Some(cause.into()),
@@ -184,8 +209,8 @@ impl From<&Evidence> for v1::Evidence {
         } = evidence;
         Self {
             step: step.clone(),
-            role: role.code().into(),
-            stance: stance.code().into(),
+            role: specified(role.code()),
+            stance: specified(stance.code()),
             link: link.code().into(),
             intents: intents.clone(),
             subject: Some(subject.into()),
@@ -205,7 +230,7 @@ impl From<&Evidence> for v1::Evidence {
 impl From<&MissingEvidence> for v1::MissingEvidence {
     fn from(missing: &MissingEvidence) -> Self {
         let MissingEvidence { step, role, why } = missing;
-        Self { step: step.clone(), role: role.code().into(), why: why.clone() }
+        Self { step: step.clone(), role: specified(role.code()), why: why.clone() }
     }
 }
 

@@ -12,7 +12,7 @@ use tapio_proto::DESCRIPTOR_SET;
 use tapio_schemas::{
     entity::EntityKind,
     field::{CellType, FIELDS, FieldSpec, Layer},
-    finding::FindingState,
+    finding::{FindingState, Resolution},
     intent::{EventKind, LinkKind, Severity},
     ledger::{Fate, Stage},
     verdict::{Outcome, Role, Stance},
@@ -31,6 +31,8 @@ fn message(name: &str) -> DescriptorProto {
 /// The types of a message's field that can hold a field of the table.
 fn fitting(spec: &FieldSpec) -> &'static [Type] {
     match (spec.cell, spec.clickhouse) {
+        // What the language joins into one text comes apart.
+        (CellType::Symbol, _) if ["attributes", "parameters"].contains(&spec.name) => &[Type::Message],
         (CellType::Symbol | CellType::Sixteen, _) => &[Type::String],
         (CellType::Float, _) => &[Type::Double],
         (CellType::Signed, _) => &[Type::Sint64],
@@ -70,7 +72,8 @@ fn events_hold_to_the_table_of_fields() {
 }
 
 /// Scenario: somebody adds a value to an enumeration of the language, or renames one.
-/// Guarantees: the message's enumeration has the same values under the same codes and names.
+/// Guarantees: the message's enumeration has the same values under the same codes and names; where the language's zero
+/// means something, zero is "unspecified" and each code is one more.
 #[test]
 fn enumerations_hold_to_the_language() {
     fn names<T: Copy>(all: &[T], code: fn(T) -> u8, name: fn(T) -> &'static str) -> Vec<(i32, &'static str)> {
@@ -84,6 +87,7 @@ fn enumerations_hold_to_the_language() {
         ("LinkKind", names(LinkKind::ALL, LinkKind::code, LinkKind::as_str)),
         ("EntityKind", names(EntityKind::ALL, EntityKind::code, EntityKind::as_str)),
         ("FindingState", names(FindingState::ALL, FindingState::code, FindingState::as_str)),
+        ("Resolution", names(Resolution::ALL, Resolution::code, Resolution::as_str)),
         ("Role", names(Role::ALL, Role::code, Role::as_str)),
         ("Stance", names(Stance::ALL, Stance::code, Stance::as_str)),
         ("Outcome", names(Outcome::ALL, Outcome::code, Outcome::as_str)),
@@ -102,9 +106,15 @@ fn enumerations_hold_to_the_language() {
             .collect();
         let told: Vec<_> =
             found.value.iter().map(|value| (value.number(), value.name().to_owned())).collect();
-        let expected: Vec<_> = values
+        let is_shifted = ["FindingState", "Role", "Stance", "Outcome"].contains(&name);
+        let unspecified = is_shifted.then_some((-1, "unspecified"));
+        let expected: Vec<_> = unspecified
             .into_iter()
-            .map(|(code, text)| (code, format!("{prefix}_{}", text.to_uppercase().replace('-', "_"))))
+            .chain(values)
+            .map(|(code, text)| {
+                let name = format!("{prefix}_{}", text.to_uppercase().replace('-', "_"));
+                (code + i32::from(is_shifted), name)
+            })
             .collect();
         assert_eq!(told, expected, "{name}");
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tapio_correlation::{
-    rule::{About, Announce, LinkTo, Presence, Rule, Scope, Side, Step, StepLink, TimeBound},
+    rule::{About, Announce, LinkTo, Presence, Rule, Scope, Side, Step, StepLink, Tell, TimeBound},
     template::Template,
 };
 use tapio_schemas::{
@@ -37,6 +37,7 @@ const STEP_KEYS: &[&str] = &[
     "observe",
     "words",
     "about",
+    "tell",
     "where",
     "at-least",
     "presence",
@@ -197,6 +198,10 @@ fn read_step(
     let abouts = [("container", About::Container), ("pod", About::Pod)];
     let about =
         fields.get("about").map_or(Some(About::default()), |node| reader.choice(node, "`about`", &abouts));
+    // What led to a fault says most of it right before it; of everything else the beginning counts.
+    let usual = if role == Some(Role::Cause) { Tell::Latest } else { Tell::First };
+    let tells = [("first", Tell::First), ("latest", Tell::Latest)];
+    let tell = fields.get("tell").map_or(Some(usual), |node| reader.choice(node, "`tell`", &tells));
     let condition = fields.get("where").and_then(|node| read_condition(reader, node));
     let at_least = read_at_least(reader, fields);
     let mut bounds = Vec::new();
@@ -231,6 +236,7 @@ fn read_step(
         observe: observe.into_iter().map(str::to_owned).collect(),
         words,
         about: about?,
+        tell: tell?,
         condition,
         at_least: at_least?,
         presence: presence?,

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use tapio_compiler::{compile_builtin, compile_builtin_and_dir, compile_dir, compile_texts};
 use tapio_correlation::{
     RuleSet, RuleSetError,
-    rule::{About, LinkTo, Scope},
+    rule::{About, LinkTo, Scope, Tell},
 };
 use tapio_schemas::{
     entity::{EntityKey, EntityKind},
@@ -230,10 +230,11 @@ fn steps_about_pods_and_counts_are_read() {
     };
     let rules = rule("    about: pod\n", "    about: pod\n    at-least: 3\n    same-pod-as: kill\n").unwrap();
     let [kill, crash] = rules.rules()[0].steps.as_slice() else { panic!("two steps") };
-    assert_eq!((kill.about, kill.at_least), (About::Pod, 1));
+    assert_eq!((kill.about, kill.at_least, kill.tell), (About::Pod, 1, Tell::First));
     assert_eq!((crash.about, crash.at_least, crash.links[0].to), (About::Pod, 3, LinkTo::SamePod));
     assert_eq!(RuleSet::from_bytes(rules.as_bytes()).unwrap(), rules);
     for (kill, crash, expected) in [
+        ("    tell: last\n", "", "r.yaml:11:11: `tell` `last` is none of: first, latest"),
         ("    about: node\n", "", "r.yaml:11:12: `about` `node` is none of: container, pod"),
         (
             "",

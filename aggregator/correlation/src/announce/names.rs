@@ -1,5 +1,7 @@
 //! The names of entities, joined by interval from what the watch (or an identity file) and events told.
 
+use std::collections::HashMap;
+
 use tapio_schemas::{
     entity::{EntityKey, EntityKind, PodIdentity},
     finding::NamedEntity,
@@ -18,6 +20,50 @@ pub fn named_entity(entity: &EntityKey, at: UnixMicros, names: &dyn Names) -> Na
     let pod = names.pod(entity, at);
     let name = pod.as_ref().map_or_else(|| plain_name(entity), |pod| pod.display_name().to_owned());
     NamedEntity { entity: entity.clone(), name, pod }
+}
+
+/// The pods that have names at one moment, by their uids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    by_uid: HashMap<String, PodIdentity>,
+    generation: u64,
+}
+
+impl Pods {
+    /// These pods, as they are after so many changes.
+    #[must_use]
+    pub fn new(by_uid: HashMap<String, PodIdentity>, generation: u64) -> Self {
+        Self { by_uid, generation }
+    }
+
+    /// The pod of a uid.
+    #[must_use]
+    pub fn get(&self, uid: &str) -> Option<&PodIdentity> {
+        self.by_uid.get(uid)
+    }
+
+    /// All pods, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &PodIdentity> {
+        self.by_uid.values()
+    }
+
+    /// How many pods have names.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_uid.len()
+    }
+
+    /// Whether no pod has a name.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_uid.is_empty()
+    }
+
+    /// Which change of the names this is.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
 }
 
 /// The name of an entity where nobody knows a better one.

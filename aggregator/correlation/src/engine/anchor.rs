@@ -1,7 +1,8 @@
 //! Faults: the observations that a rule's anchor matches, grouped by who they are about.
 //!
-//! Occurrences at the same entity that follow each other closely are one fault: a kernel that kills three processes
-//! of one container for memory has one reason for it.
+//! Occurrences at the same entity that follow each other closely are one fault: a kernel that kills three processes of
+//! one container for memory has one reason for it. What goes on for longer is cut, so that no fault grows without end;
+//! who announces verdicts goes on with the finding of the part before.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,16 +13,20 @@ use tapio_schemas::{
     units::{Micros, TimeInterval, UnixMicros},
 };
 
-use super::{set::ObservationSet, topology::Topology};
-use crate::rule::{About, LinkTo, Presence, Rule, Side};
+use crate::rule::Rule;
+
+/// Occurrences that follow each other for longer than this are cut at multiples of it.
+pub(super) const LENGTH_MAX: Micros = Micros::from_secs(600);
+/// The most observations of one fault: the next one begins another.
+const ITEMS_MAX: usize = 1_024;
 
 /// Which fault: the rule, its first occurrence's time and event, its entity.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct GroupKey {
     pub(super) rule: usize,
-    at: UnixMicros,
-    event: EventId,
-    entity: EntityKey,
+    pub(super) at: UnixMicros,
+    pub(super) event: EventId,
+    pub(super) entity: EntityKey,
 }
 
 /// A fault's occurrences, in the order of time.
@@ -34,109 +39,59 @@ pub(super) struct AnchorGroup {
 }
 
 impl AnchorGroup {
+    fn new(entity: &EntityKey, item: &Arc<Observation>) -> Self {
+        Self { entity: entity.clone(), items: vec![Arc::clone(item)], first: item.time, last: item.time }
+    }
+
+    fn push(&mut self, item: &Arc<Observation>) {
+        self.last = self.last.max(item.time);
+        self.items.push(Arc::clone(item));
+    }
+
     pub(super) fn same_as(&self, other: &Self) -> bool {
         self.items.len() == other.items.len()
             && self.items.iter().zip(&other.items).all(|(a, b)| a.id == b.id)
     }
+
+    /// Its key as one of a rule.
+    pub(super) fn key(&self, rule: usize) -> GroupKey {
+        let event = self.items.first().map(|item| item.id).unwrap_or_default();
+        GroupKey { rule, at: self.first.earliest, event, entity: self.entity.clone() }
+    }
 }
 
-/// The faults of one rule, in the order of time.
-pub(super) fn groups(
-    set: &ObservationSet,
-    topology: &Topology,
-    index: usize,
+/// The faults of one entity, of what is ordered by time.
+pub(super) fn groups<'a>(
     rule: &Rule,
-) -> Vec<(GroupKey, AnchorGroup)> {
-    let Some(step) = rule.anchor_step() else { return Vec::new() };
-    let mut by_entity: BTreeMap<&EntityKey, Vec<&Arc<Observation>>> = BTreeMap::new();
-    for intent in &step.observe {
-        for observation in set.range(intent, UnixMicros(0), UnixMicros(u64::MAX)) {
-            if step.condition.as_ref().is_none_or(|condition| condition.holds(observation)) {
-                let entity = match step.about {
-                    About::Container => &observation.subject,
-                    About::Pod => topology.home_of(&observation.subject, observation.time.latest),
-                };
-                by_entity.entry(entity).or_default().push(observation);
-            }
+    entity: &EntityKey,
+    items: impl Iterator<Item = &'a Arc<Observation>>,
+) -> Vec<AnchorGroup> {
+    let within = rule.merged_within();
+    let mut chains: Vec<AnchorGroup> = Vec::new();
+    for item in items {
+        match chains.last_mut() {
+            Some(chain) if item.time.earliest <= chain.last.latest.plus(within) => chain.push(item),
+            _ => chains.push(AnchorGroup::new(entity, item)),
         }
     }
-    let longest = rule.steps.iter().map(|step| step.within(Side::After)).max().unwrap_or_default();
-    let merged_within = longest.max(Micros::from_secs(1));
-    let mut groups: Vec<(GroupKey, AnchorGroup)> = Vec::new();
-    for (entity, mut items) in by_entity {
-        items.sort_by_key(|observation| (observation.time, observation.id));
-        let mut open: Option<AnchorGroup> = None;
-        for item in items {
-            match &mut open {
-                Some(group) if item.time.earliest <= group.last.latest.plus(merged_within) => {
-                    group.last = group.last.max(item.time);
-                    group.items.push(Arc::clone(item));
-                }
-                _ => {
-                    let next = AnchorGroup {
-                        entity: entity.clone(),
-                        items: vec![Arc::clone(item)],
-                        first: item.time,
-                        last: item.time,
-                    };
-                    groups.extend(open.replace(next).and_then(|group| keyed(index, group)));
-                }
-            }
+    chains.into_iter().flat_map(|chain| cut(entity, chain)).collect()
+}
+
+/// The parts of a chain that is too long. Where it is cut does not depend on where it begins: what was long ago is
+/// forgotten.
+fn cut(entity: &EntityKey, chain: AnchorGroup) -> Vec<AnchorGroup> {
+    let is_long = chain.last.latest.since(chain.first.earliest) > LENGTH_MAX;
+    if !is_long && chain.items.len() <= ITEMS_MAX {
+        return vec![chain];
+    }
+    let part_of = |item: &Observation| if is_long { item.time.earliest.0 / LENGTH_MAX.0.max(1) } else { 0 };
+    let mut parts: BTreeMap<u64, Vec<AnchorGroup>> = BTreeMap::new();
+    for item in &chain.items {
+        let parts = parts.entry(part_of(item)).or_default();
+        match parts.last_mut() {
+            Some(part) if part.items.len() < ITEMS_MAX => part.push(item),
+            _ => parts.push(AnchorGroup::new(entity, item)),
         }
-        groups.extend(open.and_then(|group| keyed(index, group)));
     }
-    groups.sort_by(|(a, _), (b, _)| a.cmp(b));
-    groups
-}
-
-/// Drops at most `surplus` faults, the oldest first, that lack what the rule requires of the same pod or container: such
-/// a fault explains nothing, whatever it is compared with. A rollout ends hundreds of containers, and few fail to start.
-pub(super) fn drop_hopeless(
-    groups: &mut Vec<(GroupKey, AnchorGroup)>,
-    surplus: usize,
-    set: &ObservationSet,
-    topology: &Topology,
-    rule: &Rule,
-) {
-    if surplus == 0 {
-        return;
-    }
-    let (from, until) = (Micros(rule.reach_before().0.saturating_add(set.reach().0)), rule.reach_after());
-    let required: Vec<BTreeMap<&EntityKey, Vec<UnixMicros>>> = rule
-        .steps
-        .iter()
-        .filter(|step| step.presence == Presence::Required)
-        .filter_map(|step| {
-            let link = step.links.iter().find(|link| link.step == rule.anchor)?;
-            let is_by_pod = match link.to {
-                LinkTo::SamePod => true,
-                LinkTo::SameContainer => false,
-                _ => return None,
-            };
-            let mut seen: BTreeMap<&EntityKey, Vec<UnixMicros>> = BTreeMap::new();
-            let all = |intent| set.range(intent, UnixMicros(0), UnixMicros(u64::MAX));
-            for item in step.observe.iter().flat_map(|intent| all(intent.as_str())) {
-                let home = topology.home_of(&item.subject, item.time.latest);
-                let entity = if is_by_pod { home } else { &item.subject };
-                seen.entry(entity).or_default().push(item.time.earliest);
-            }
-            Some(seen)
-        })
-        .collect();
-    let mut left = surplus;
-    groups.retain(|(_key, group)| {
-        let window = group.first.earliest.minus(from)..=group.last.latest.plus(until);
-        let has = |seen: &BTreeMap<&EntityKey, Vec<UnixMicros>>| {
-            seen.get(&group.entity).is_some_and(|times| times.iter().any(|at| window.contains(at)))
-        };
-        let is_dropped = left > 0 && !required.iter().all(has);
-        left -= usize::from(is_dropped);
-        !is_dropped
-    });
-}
-
-fn keyed(rule: usize, group: AnchorGroup) -> Option<(GroupKey, AnchorGroup)> {
-    let event = group.items.first()?.id;
-    let key = GroupKey { rule, at: group.first.earliest, event, entity: group.entity.clone() };
-    Some((key, group))
+    parts.into_values().flatten().collect()
 }

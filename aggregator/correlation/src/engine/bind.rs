@@ -6,7 +6,7 @@ use std::{
 };
 
 use tapio_schemas::{
-    entity::EntityKey,
+    entity::{EntityKey, EntityKind},
     ids::{SourceId, TraceId},
     intent::LinkKind,
     observation::Observation,
@@ -16,15 +16,19 @@ use tapio_schemas::{
 
 use super::{
     anchor::AnchorGroup,
-    evidence,
+    evidence::{self, Changes},
+    fresh::Fresh,
     set::{ObservationSet, end_of},
     symptom::{self, Onset},
     topology::{Moves, OwnersMemo, Topology, is_same_endpoint},
 };
-use crate::rule::{About, LinkTo, Rule, Side, Step, StepLink};
+use crate::rule::{About, LinkTo, Rule, RuleSet, Side, Step, StepLink};
 
 /// What binding reads.
 pub(super) struct View<'a> {
+    pub(super) rules: &'a RuleSet,
+    /// The rule's place.
+    pub(super) rule: usize,
     pub(super) set: &'a ObservationSet,
     pub(super) topology: &'a Topology,
 }
@@ -60,6 +64,8 @@ pub(super) struct Draft {
     pub(super) onsets: Vec<Onset>,
     /// Entities whose callers and endpoints were looked at.
     pub(super) watched: BTreeSet<EntityKey>,
+    /// Containers and pods of which it was asked who belongs to whom.
+    housed: BTreeSet<EntityKey>,
     /// The evidence, as verdicts carry it.
     pub(super) lines: Vec<Evidence>,
     /// The sources that saw it.
@@ -102,25 +108,44 @@ pub(super) fn traces_of<'a>(
 }
 
 impl Draft {
-    /// Whether something was inserted that binding would have looked at.
-    pub(super) fn is_touched_by(
-        &self,
-        rule: &Rule,
-        fresh: &BTreeMap<String, BTreeSet<UnixMicros>>,
-        reach: Micros,
-    ) -> bool {
-        let has = |intent: &str, window: (UnixMicros, UnixMicros)| {
-            fresh.get(intent).is_some_and(|times| times.range(window.0..=window.1).next().is_some())
+    /// Whether something was inserted that binding would have looked at: of steps that are tied to a pod or container
+    /// what is about that, of others whatever is in the window.
+    pub(super) fn is_touched_by(&self, view: &View<'_>, rule: &Rule, fresh: &Fresh) -> bool {
+        if fresh.is_empty() {
+            return false;
+        }
+        let reaching =
+            |kind: usize, (from, until): (UnixMicros, UnixMicros)| (from.minus(view.set.reach(kind)), until);
+        let is_step_touched = |(place, step): (usize, &Step)| {
+            // The anchor's evidence is the fault itself. Without that of a step that it refers to, a step has none.
+            if u32::try_from(place) == Ok(rule.anchor) || !self.has_ground(step) {
+                return false;
+            }
+            let mut kinds = view.rules.kinds().of_step(view.rule, place).iter();
+            match own_subjects(view, self, step) {
+                Some(own) => kinds.any(|kind| fresh.has_of(*kind, reaching(*kind, self.window), &own)),
+                None => kinds.any(|kind| fresh.has(*kind, reaching(*kind, self.window))),
+            }
         };
-        let window = (self.window.0.minus(reach), self.window.1);
-        rule.steps.iter().flat_map(|step| &step.observe).any(|intent| has(intent, window))
-            || evidence::CHANGES.iter().any(|intent| has(intent, self.change_window))
+        if rule.steps.iter().enumerate().any(is_step_touched) {
+            return true;
+        }
+        let own = evidence::changing(view.topology, &self.lines);
+        let mut kinds = evidence::CHANGES.iter().filter_map(|intent| view.rules.kinds().own(intent));
+        kinds.any(|kind| fresh.has_of(kind, reaching(kind, self.change_window), &own))
+    }
+
+    /// Whether each step that a step refers to has evidence.
+    pub(super) fn has_ground(&self, step: &Step) -> bool {
+        let others =
+            step.bounds.iter().map(|bound| bound.step).chain(step.links.iter().map(|link| link.step));
+        others.into_iter().all(|other| bound_at(self, other).is_some_and(Bound::is_present))
     }
 
     /// Whether a relation changed that binding looked at.
     pub(super) fn is_moved_by(&self, rule: &Rule, topology: &Topology, moves: &Moves) -> bool {
         let (from, until) = self.calls_within(rule);
-        if moves.concern_homes() && rule.steps.iter().any(Step::looks_at_pods) {
+        if rule.steps.iter().any(Step::looks_at_pods) && moves.concern_homes(&self.housed) {
             return true;
         }
         topology.concerns(moves, &self.watched, from, until)
@@ -153,6 +178,7 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup, change
         bound: vec![Bound::default(); rule.steps.len()],
         onsets: Vec::new(),
         watched: BTreeSet::new(),
+        housed: BTreeSet::new(),
         lines: Vec::new(),
         seen_by: BTreeSet::new(),
         changes: Vec::new(),
@@ -176,7 +202,13 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup, change
     let groups = groups.chain(draft.onsets.iter().map(|onset| &onset.group));
     draft.seen_by = groups.flat_map(|group| group.items.iter().map(|item| item.source)).collect();
     draft.lines = evidence::lines_of(rule, &draft.bound);
-    draft.changes = evidence::changes(view.set, view.topology, draft.first, &draft.lines, change_window);
+    let changes = Changes { rules: view.rules, set: view.set, topology: view.topology };
+    draft.changes = changes.of(draft.first, &draft.lines, change_window);
+    let subjects: Vec<EntityKey> = draft.lines.iter().map(|line| line.subject.clone()).collect();
+    let homes = subjects.iter().map(|subject| view.topology.home_of(subject, draft.last.latest).clone());
+    draft.housed.extend(homes);
+    draft.housed.extend(subjects);
+    draft.housed.extend(group.items.iter().map(|item| item.subject.clone()));
     draft
 }
 
@@ -195,14 +227,18 @@ fn bind_step(view: &View<'_>, rule: &Rule, at: u32, step: &Step, draft: &mut Dra
     let Some(window) = Window::of(step, draft) else { return Bound::default() };
     let by_call_chain = step.links.iter().any(|link| link.to == LinkTo::TransitivelyCalls);
     let by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
-    let mut groups = candidates(view, step, draft, &window);
+    let mut groups = candidates(view, (at, step), draft, &window);
+    if step.looks_at_pods() {
+        let items = groups.iter().flat_map(|group| &group.items);
+        draft.housed.extend(items.map(|item| item.subject.clone()));
+    }
     groups.retain(|group| symptom::total(&group.items) >= u64::from(step.at_least));
     let follows = matches!(step.role(), Role::Effect | Role::Symptom) && step.is_dated_by_end();
     if !follows || by_trace {
         return Bound { groups, ..Bound::default() };
     }
     // Failures that went on already before the fault are not explained by it.
-    let before = candidates(view, step, draft, &window.before_fault(draft, rule));
+    let before = candidates(view, (at, step), draft, &window.before_fault(draft, rule));
     if by_call_chain {
         return symptom::bind(view, rule, (at, step), draft, &groups, &before);
     }
@@ -295,8 +331,7 @@ pub(super) fn time_of(rule: &Rule, step: &Step, draft: &Draft) -> Option<(UnixMi
 }
 
 /// The observations that satisfy a step within a window, grouped by entity, each in the order of time.
-fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> Vec<Group> {
-    let (from, to) = window.search(view.set.reach());
+fn candidates(view: &View<'_>, (place, step): (u32, &Step), draft: &Draft, window: &Window) -> Vec<Group> {
     let links: Vec<Linked<'_>> =
         step.links.iter().filter_map(|link| Linked::new(view, draft, link)).collect();
     if links.len() < step.links.len() {
@@ -304,11 +339,14 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
     }
     let mut owners = OwnersMemo::new(view.topology);
     let mut groups: BTreeMap<&EntityKey, Group> = BTreeMap::new();
-    for intent in &step.observe {
-        for item in view.set.range(intent, from, to) {
-            let fits =
-                window.holds(item) && step.condition.as_ref().is_none_or(|condition| condition.holds(item));
-            if !fits {
+    let kinds = usize::try_from(place).map_or(&[][..], |place| view.rules.kinds().of_step(view.rule, place));
+    let own = own_subjects(view, draft, step);
+    for kind in kinds {
+        let within = window.search(view.set.reach(*kind));
+        let of_own = own.iter().flatten().flat_map(|subject| view.set.of_subject(*kind, subject, within));
+        let all = own.is_none().then(|| view.set.range(*kind, within.0, within.1));
+        for item in of_own.chain(all.into_iter().flatten()) {
+            if !window.holds(item) {
                 continue;
             }
             let mut link = LinkKind::Observed;
@@ -342,6 +380,24 @@ fn candidates(view: &View<'_>, step: &Step, draft: &Draft, window: &Window) -> V
     groups
 }
 
+/// Whom the evidence of a step is about, where it is tied to the pod or the container of another step's.
+fn own_subjects(view: &View<'_>, draft: &Draft, step: &Step) -> Option<BTreeSet<EntityKey>> {
+    let is_own = |link: &&StepLink| matches!(link.to, LinkTo::SamePod | LinkTo::SameContainer);
+    let link = step.links.iter().find(is_own)?;
+    let groups = bound_at(draft, link.step).map(|other| other.groups.as_slice()).unwrap_or_default();
+    let mut subjects = BTreeSet::new();
+    for group in groups {
+        if link.to == LinkTo::SamePod {
+            let home = view.topology.home_of(&group.subject, draft.last.latest);
+            subjects.extend(view.topology.members_of(home));
+            subjects.insert(home.clone());
+        } else {
+            subjects.insert(group.subject.clone());
+        }
+    }
+    Some(subjects)
+}
+
 /// A required relation to another step's evidence, prepared for asking of many observations.
 struct Linked<'a> {
     to: LinkTo,
@@ -370,6 +426,14 @@ impl<'a> Linked<'a> {
             LinkTo::SameContainer | LinkTo::SameProcess | LinkTo::KeepsOut => {}
         }
         Some(Self { to: link.to, other, members, homes, traces })
+    }
+
+    /// Whether the other step's evidence is about this endpoint, where it is about endpoints at all: what stopped
+    /// listening on one breaks no call to another.
+    fn is_meant(&self, peer: &EntityKey) -> bool {
+        let mut locals = self.other.items().map(|item| item.local.as_ref());
+        let is_same = |local: Option<&EntityKey>| local.is_none_or(|local| is_same_endpoint(local, peer));
+        peer.kind != EntityKind::Endpoint || locals.any(is_same)
     }
 
     /// How an observation is linked to the other step's evidence, if it is.
@@ -408,6 +472,9 @@ impl<'a> Linked<'a> {
             LinkTo::CallerOf => {
                 let peer = item.peer.as_ref()?;
                 let end = end_of(item);
+                if !self.is_meant(peer) {
+                    return None;
+                }
                 let mut others =
                     self.members.iter().filter(|members| !members.contains(&item.subject)).flatten();
                 others.find_map(|member| owners.link_to(member, peer, &end))

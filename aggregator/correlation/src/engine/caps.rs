@@ -16,7 +16,7 @@ use tapio_schemas::{
 use super::{
     bind::{self, Draft},
     conclude::Context,
-    sources::Source,
+    sources::{Losses, Source},
     symptom::{self, Onset},
 };
 use crate::rule::{Announce, LinkTo, Presence, Rule, Step};
@@ -32,18 +32,20 @@ pub(super) fn of_draft(
     implicated: &BTreeSet<SourceId>,
 ) -> Option<String> {
     let look_back = draft.first.earliest.minus(rule.reach_before().max(rule.reach_after()));
-    let look_back = look_back.minus(context.set.reach());
+    if let Some(reason) = evicted_evidence(context, rule, draft, look_back) {
+        return Some(reason);
+    }
     let evicted = |until: Option<UnixMicros>| until.is_some_and(|until| until >= look_back);
-    for (what, until) in [
-        ("observations", context.set.evicted_until()),
-        ("relations", context.topology.evicted_until()),
-        ("frames", context.sources.evicted_until()),
-    ] {
+    for (what, until) in
+        [("relations", context.topology.evicted_until()), ("frames", context.sources.evicted_until())]
+    {
         if evicted(until) {
             return Some(format!("{what} of its window were evicted over budget"));
         }
     }
-    if context.skipped_until.is_some_and(|until| until >= draft.first.earliest.minus(rule.reach_after())) {
+    let since = draft.first.earliest.minus(rule.reach_after());
+    let skipped = context.rules.place(&rule.id).and_then(|place| context.faults.skipped_until(place));
+    if skipped.is_some_and(|until| until >= since) {
         return Some("faults of its window were over budget and not compared with it".to_owned());
     }
     if let Some(reason) = unseen_end(context, rule, draft) {
@@ -53,6 +55,64 @@ pub(super) fn of_draft(
     contradicting
         .filter_map(|step| Some((step, bind::time_of(rule, step, draft)?)))
         .find_map(|(step, window)| unseen_contradiction(context, rule, step, window, implicated))
+}
+
+/// Why evidence that the rule looks for may be missing: of the entities around the fault, or of any, some went over
+/// budget. What the rule does not look for is nothing to it.
+fn evicted_evidence(
+    context: &Context<'_>,
+    rule: &Rule,
+    draft: &Draft,
+    look_back: UnixMicros,
+) -> Option<String> {
+    let index = context.rules.place(&rule.id)?;
+    let mut around = context.topology.members_of(&draft.cause);
+    around.insert(draft.cause.clone());
+    around.extend(draft.watched.iter().cloned());
+    around.extend(draft.onsets.iter().map(|onset| onset.subject().clone()));
+    let kinds = context.rules.kinds();
+    let mut looked_for = (0..rule.steps.len()).flat_map(|place| kinds.of_step(index, place));
+    looked_for.find_map(|kind| {
+        let from = look_back.minus(context.set.reach(*kind));
+        let until = context.set.evicted_until(*kind, &around)?;
+        (until >= from).then(|| format!("{} of its window were evicted over budget", kinds.intent(*kind)))
+    })
+}
+
+/// Whether evidence for a verdict may be among what was lost or evicted around its fault: then it may be worth more than
+/// it shows. Only what it lacks could make it so; where that is required, all of it must be among what was lost, but for
+/// what is not looked for yet because it is held against a step that is lacking too.
+pub(super) fn may_miss_evidence(context: &Context<'_>, rule: &Rule, draft: &Draft) -> bool {
+    let from = draft.first.earliest.minus(rule.reach_before().max(rule.reach_after()));
+    if evicted_evidence(context, rule, draft, from).is_some() {
+        return true;
+    }
+    let until = draft.last.latest.plus(rule.reach_after()).min(context.watermark);
+    let mut sources = draft.seen_by.clone();
+    for entity in draft.watched.iter().chain([&draft.cause]) {
+        for member in context.topology.members_of(entity) {
+            sources.extend(context.topology.told_by(&member));
+        }
+    }
+    let losses = sources.iter().map(|id| {
+        // Before it began to observe nothing was told, and nothing can have been lost.
+        let began = context.sources.get(*id).map(|source| source.began).unwrap_or_default();
+        context.sources.losses(*id, from.max(began).min(until), until)
+    });
+    let losses: Vec<Losses> = losses.filter(|its| its.unknown || !its.lost.is_empty()).collect();
+    let may_be_lost = |step: &Step| {
+        losses.iter().any(|its| its.unknown || its.lost.iter().any(|entry| concerns(rule, step, entry)))
+    };
+    let lacks = |presence: Presence| {
+        let steps = rule.steps.iter().zip(&draft.bound);
+        steps
+            .filter(move |(step, bound)| step.presence == presence && !bound.is_present())
+            .map(|(step, _)| step)
+    };
+    if lacks(Presence::Required).next().is_some() {
+        return lacks(Presence::Required).filter(|step| draft.has_ground(step)).all(may_be_lost);
+    }
+    lacks(Presence::Expected).any(may_be_lost)
 }
 
 /// Why who kept another from an endpoint may no longer have been there, unseen.
@@ -150,9 +210,14 @@ fn unseen_rival(context: &Context<'_>, rule: &Rule, draft: &Draft, onset: &Onset
     let from = draft.first.earliest.minus(rule.reach_after());
     let until = onset.first.latest.min(context.watermark);
     let announcing = || context.rules.rules().iter().filter(|rule| rule.announce == Announce::Finding);
-    let Some(nodes) = below(context, rule, draft, onset.subject()) else {
+    let Some(called) = below(context, rule, draft, onset.subject()) else {
         return Some(format!("another fault may explain it: it calls more than {BELOW_MAX} others"));
     };
+    let nodes: BTreeSet<SourceId> =
+        called.iter().flat_map(|called| context.topology.nodes_of(called)).collect();
+    if let Some(reason) = skipped_rival(context, rule, &called, from) {
+        return Some(reason);
+    }
     for id in nodes {
         let source = context.sources.get(id);
         let broken = announcing()
@@ -181,13 +246,31 @@ fn unseen_rival(context: &Context<'_>, rule: &Rule, draft: &Draft, onset: &Onset
     None
 }
 
-/// The nodes of what `entity` calls, directly and through what is affected too; `None` if that is too much to look at.
+/// Why a fault of another rule may explain it, that there was no room for: of what the symptom's entity calls.
+fn skipped_rival(
+    context: &Context<'_>,
+    rule: &Rule,
+    called: &BTreeSet<EntityKey>,
+    from: UnixMicros,
+) -> Option<String> {
+    let others = context.rules.rules().iter().enumerate();
+    let mut others = others.filter(|(_, other)| other.announce == Announce::Finding && other.id != rule.id);
+    others.find_map(|(place, other)| {
+        let skipped = |entity: &EntityKey| context.faults.skipped_of(place, entity) >= Some(from);
+        let is_skipped =
+            |called: &EntityKey| skipped(called) || context.topology.homes_of(called).any(skipped);
+        let is_any = context.faults.skipped_until(place).is_some() && called.iter().any(is_skipped);
+        is_any.then(|| format!("another fault may explain it: {} had no room for all of them", other.id))
+    })
+}
+
+/// What `entity` calls, directly and through what is affected too; `None` if that is too much to look at.
 fn below(
     context: &Context<'_>,
     rule: &Rule,
     draft: &Draft,
     entity: &EntityKey,
-) -> Option<BTreeSet<SourceId>> {
+) -> Option<BTreeSet<EntityKey>> {
     let (from, until) = draft.calls_within(rule);
     let mut seen: BTreeSet<EntityKey> = BTreeSet::from([entity.clone()]);
     let mut queue: VecDeque<EntityKey> = VecDeque::from([entity.clone()]);
@@ -202,7 +285,7 @@ fn below(
         }
     }
     seen.remove(entity);
-    Some(seen.iter().flat_map(|called| context.topology.nodes_of(called)).collect())
+    Some(seen)
 }
 
 /// A probe of the step that does not work at a source.

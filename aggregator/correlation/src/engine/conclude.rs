@@ -14,7 +14,8 @@ use super::{
     Limits,
     bind::Draft,
     caps::{self, concerns, probe_name},
-    evidence,
+    evidence::{self, Changes},
+    faults::Faults,
     set::ObservationSet,
     sources::Sources,
     symptom::Onset,
@@ -33,8 +34,7 @@ pub(super) struct Context<'a> {
     pub(super) topology: &'a Topology,
     pub(super) sources: &'a Sources,
     pub(super) watermark: UnixMicros,
-    /// The end of the latest fault that was over budget and not evaluated.
-    pub(super) skipped_until: Option<UnixMicros>,
+    pub(super) faults: &'a Faults,
 }
 
 /// A verdict, and what the comparison with other verdicts needs.
@@ -42,7 +42,7 @@ pub(super) struct Concluded<'a> {
     pub(super) rule: &'a Rule,
     pub(super) draft: &'a Draft,
     pub(super) verdict: Verdict,
-    /// Whether every required step is there: only then it competes for its symptom.
+    /// Whether every required step is there, and none that speaks against it: only then it competes for its symptom.
     pub(super) is_complete: bool,
     /// Of the draft's onsets those that nothing caps, the outermost first.
     pub(super) standing: Vec<usize>,
@@ -60,11 +60,11 @@ struct Commitment {
 
 /// Concludes one draft.
 pub(super) fn conclude<'a>(context: &Context<'_>, rule: &'a Rule, draft: &'a Draft) -> Concluded<'a> {
-    let is_complete = rule
-        .steps
-        .iter()
-        .zip(&draft.bound)
-        .all(|(step, bound)| step.presence != Presence::Required || bound.is_present());
+    let is_complete = rule.steps.iter().zip(&draft.bound).all(|(step, bound)| match step.presence {
+        Presence::Required => bound.is_present(),
+        Presence::Expected => true,
+        Presence::Contradicts => !bound.is_present(),
+    });
     let Commitment { outcome, reason, standing } = commit(context, rule, draft);
     let shown = standing.first().copied().unwrap_or_default();
     let verdict = verdict(context, rule, draft, shown, (outcome, reason));
@@ -144,15 +144,14 @@ pub(super) fn verdict(
 /// step, but for the time within which a rule looks for it.
 fn symptom_seen_until(context: &Context<'_>, rule: &Rule, draft: &Draft, shown: usize) -> UnixMicros {
     let seen = |onset: &Onset| {
-        let step = rule.step(onset.stands_in.unwrap_or(onset.step))?;
+        let place = usize::try_from(onset.stands_in.unwrap_or(onset.step)).ok()?;
+        let kinds = context.rules.kinds().of_step(context.rules.place(&rule.id)?, place);
         let calls = onset.group.items.iter().filter(|_item| onset.stands_in.is_some());
         let peers: BTreeSet<_> = calls.filter_map(|item| item.peer.as_ref()).collect();
         let fits = |item: &Observation| {
-            step.condition.as_ref().is_none_or(|condition| condition.holds(item))
-                && (onset.stands_in.is_none()
-                    || context.topology.is_toward(item, |owner| peers.contains(owner)))
+            onset.stands_in.is_none() || context.topology.is_toward(item, |owner| peers.contains(owner))
         };
-        context.set.last_end(&step.observe, onset.subject(), context.watermark, fits)
+        context.set.last_end(kinds, onset.subject(), context.watermark, fits)
     };
     draft.onsets.get(shown).and_then(seen).filter(|last| *last >= draft.first.earliest).unwrap_or_default()
 }
@@ -283,9 +282,8 @@ fn changes(context: &Context<'_>, draft: &Draft, of: Option<&[Evidence]>) -> Vec
             context.sources.get(change.event.frame.source).map(|source| source.began).unwrap_or_default();
         change.at > began.plus(context.limits.warm_up)
     };
-    let other = of.map(|lines| {
-        evidence::changes(context.set, context.topology, draft.first, lines, context.limits.change_window)
-    });
+    let source = Changes { rules: context.rules, set: context.set, topology: context.topology };
+    let other = of.map(|lines| source.of(draft.first, lines, context.limits.change_window));
     let changes = other.as_ref().unwrap_or(&draft.changes);
     let mut changes: Vec<Change> = changes.iter().filter(is_warm).cloned().collect();
     let surplus = changes.len().saturating_sub(CHANGES_MAX);

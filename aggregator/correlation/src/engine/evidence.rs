@@ -16,7 +16,7 @@ use super::{
     set::{ObservationSet, end_of},
     topology::Topology,
 };
-use crate::rule::{Presence, Rule, Step};
+use crate::rule::{Presence, Rule, RuleSet, Step, Tell};
 
 /// The most event ids that one line of evidence names.
 const EVENTS_MAX: usize = 16;
@@ -78,14 +78,14 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
     })
 }
 
-/// The item whose attributes a line shows: of what led to a fault the one that reaches closest to it, because it knows
-/// most of the trend; of everything else the first.
+/// The item whose attributes a line shows, where that is not the first by the earliest time that it may have happened at.
 fn telling_item<'a>(step: &Step, group: &'a Group) -> Option<&'a Observation> {
     let items = group.items.iter().map(AsRef::as_ref);
-    match step.role() {
-        // One clock stamped them all: how wrong it may have been when a frame left changes nothing about their order.
-        Role::Cause => items.max_by_key(|item: &&Observation| (end_of(item).middle(), item.id)),
-        Role::Fault | Role::Effect | Role::Symptom => None,
+    // One clock stamped them all: how wrong it may have been when a frame left changes nothing about their order.
+    match (step.tell, step.role()) {
+        (Tell::Latest, _) => items.max_by_key(|item: &&Observation| (end_of(item).middle(), item.id)),
+        (Tell::First, Role::Cause) => items.min_by_key(|item: &&Observation| (item.time.middle(), item.id)),
+        (Tell::First, Role::Fault | Role::Effect | Role::Symptom) => None,
     }
 }
 
@@ -111,47 +111,61 @@ pub(super) fn lines_of(rule: &Rule, bound: &[Bound]) -> Vec<Evidence> {
     lines.into_iter().map(|(_place, line)| line).collect()
 }
 
-/// New programs and containers on the evidence's entities before the fault, ordered by time; of a pod, in its containers.
-///
-/// The same again is no second change: health checks run the same program over and over.
-pub(super) fn changes(
-    set: &ObservationSet,
-    topology: &Topology,
-    first: TimeInterval,
-    lines: &[Evidence],
-    window: Micros,
-) -> Vec<Change> {
-    let subjects: BTreeSet<&EntityKey> = lines.iter().map(|line| &line.subject).collect();
-    let mut changes: BTreeMap<(&EntityKey, String), Change> = BTreeMap::new();
-    for name in CHANGES {
-        for item in set.range(name, first.earliest.minus(window), first.earliest) {
-            let is_of = |subject: &EntityKey| subjects.contains(subject);
-            let is_told = is_of(&item.subject) || is_of(topology.home_of(&item.subject, item.time.latest));
-            if !is_told || !item.time.certainly_before(&first) {
-                continue;
+/// What is read to tell changes.
+pub(super) struct Changes<'a> {
+    pub(super) rules: &'a RuleSet,
+    pub(super) set: &'a ObservationSet,
+    pub(super) topology: &'a Topology,
+}
+
+/// Whose changes may be told: those of the evidence's entities; of a pod, those of its containers.
+pub(super) fn changing(topology: &Topology, lines: &[Evidence]) -> BTreeSet<EntityKey> {
+    let members = lines.iter().flat_map(|line| topology.members_of(&line.subject));
+    members.chain(lines.iter().map(|line| line.subject.clone())).collect()
+}
+
+impl Changes<'_> {
+    /// New programs and containers on the evidence's entities before the fault, ordered by time; of a pod, in its
+    /// containers.
+    ///
+    /// The same again is no second change: health checks run the same program over and over.
+    pub(super) fn of(&self, first: TimeInterval, lines: &[Evidence], window: Micros) -> Vec<Change> {
+        let subjects: BTreeSet<&EntityKey> = lines.iter().map(|line| &line.subject).collect();
+        let own = changing(self.topology, lines);
+        let mut changes: BTreeMap<(&EntityKey, String), Change> = BTreeMap::new();
+        for name in CHANGES {
+            let Some(kind) = self.rules.kinds().own(name) else { continue };
+            let within = (first.earliest.minus(window), first.earliest);
+            for item in own.iter().flat_map(|subject| self.set.of_subject(kind, subject, within)) {
+                let is_of = |subject: &EntityKey| subjects.contains(subject);
+                let is_told =
+                    is_of(&item.subject) || is_of(self.topology.home_of(&item.subject, item.time.latest));
+                if !is_told || !item.time.certainly_before(&first) {
+                    continue;
+                }
+                let command = match item.attributes.get("kernel.command") {
+                    Some(Value::Text(command)) if !command.is_empty() => command.as_str(),
+                    _ => "a program",
+                };
+                let what = if name == intent::CONTAINER_SEEN {
+                    "the container started".to_owned()
+                } else {
+                    format!("{command} was started")
+                };
+                changes.entry((&item.subject, what.clone())).or_insert_with(|| Change {
+                    at: item.time.middle(),
+                    intent: name.to_owned(),
+                    subject: item.subject.clone(),
+                    event: item.id,
+                    what,
+                });
             }
-            let command = match item.attributes.get("kernel.command") {
-                Some(Value::Text(command)) if !command.is_empty() => command.as_str(),
-                _ => "a program",
-            };
-            let what = if name == intent::CONTAINER_SEEN {
-                "the container started".to_owned()
-            } else {
-                format!("{command} was started")
-            };
-            changes.entry((&item.subject, what.clone())).or_insert_with(|| Change {
-                at: item.time.middle(),
-                intent: name.to_owned(),
-                subject: item.subject.clone(),
-                event: item.id,
-                what,
-            });
         }
+        let mut changes: Vec<Change> = changes.into_values().collect();
+        changes.sort_by_key(|change| (change.at, change.event));
+        let surplus = changes.len().saturating_sub(CHANGES_KEPT_MAX);
+        changes.split_off(surplus)
     }
-    let mut changes: Vec<Change> = changes.into_values().collect();
-    changes.sort_by_key(|change| (change.at, change.event));
-    let surplus = changes.len().saturating_sub(CHANGES_KEPT_MAX);
-    changes.split_off(surplus)
 }
 
 /// The canonical causal graph, hashed: the rule, and per line of evidence its step, role, stance, what happened, and

@@ -3,18 +3,24 @@
 //! Decided for each possible symptom by itself: a fault that surely made one service fail stays found when something
 //! else may have made another fail too.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, HashSet},
+};
 
 use tapio_schemas::{
     entity::EntityKey,
+    ids::EventId,
     units::UnixMicros,
     verdict::{Candidate, Outcome},
 };
 
 use super::{
+    caps,
     conclude::{self, Concluded, Context},
     symptom::Onset,
 };
+use crate::rule::Announce;
 
 /// The most other candidates that a verdict names.
 const RIVALS_MAX: usize = 8;
@@ -24,6 +30,16 @@ struct Rival<'a, 'b> {
     order: Ordering,
     of: &'a Concluded<'b>,
     is_traced: bool,
+    /// Whether it may be as good only because of what was lost of its evidence.
+    is_hidden: bool,
+}
+
+/// All verdicts, by what they claim as a symptom.
+struct Field<'a, 'b> {
+    all: &'a [Concluded<'b>],
+    by_subject: BTreeMap<&'a EntityKey, Vec<(usize, &'a Onset)>>,
+    /// Of which of them evidence was lost.
+    lossy: BTreeSet<usize>,
 }
 
 struct Decision {
@@ -35,16 +51,9 @@ struct Decision {
 
 /// Compares all verdicts that claim the same symptom at the same time, and caps those that do not win.
 pub(super) fn decide(context: &Context<'_>, concluded: &mut [Concluded<'_>]) {
-    let mut by_subject: BTreeMap<&EntityKey, Vec<(usize, &Onset)>> = BTreeMap::new();
-    for (place, one) in concluded.iter().enumerate().filter(|(_place, one)| one.is_complete) {
-        for onset in &one.draft.onsets {
-            by_subject.entry(onset.subject()).or_default().push((place, onset));
-        }
-    }
-    let decisions: Vec<Decision> = (0..)
-        .zip(concluded.iter())
-        .map(|(place, one)| decide_one(place, one, concluded, &by_subject))
-        .collect();
+    let field = Field::of(context, concluded);
+    let decisions: Vec<Decision> =
+        (0..).zip(concluded.iter()).map(|(place, one)| decide_one(place, one, &field)).collect();
     for (one, decision) in concluded.iter_mut().zip(decisions) {
         let Decision { outcome, reason, shown, candidates } = decision;
         if shown != one.shown {
@@ -62,24 +71,51 @@ pub(super) fn decide(context: &Context<'_>, concluded: &mut [Concluded<'_>]) {
     }
 }
 
-fn decide_one(
-    place: usize,
-    one: &Concluded<'_>,
-    all: &[Concluded<'_>],
-    by_subject: &BTreeMap<&EntityKey, Vec<(usize, &Onset)>>,
-) -> Decision {
+impl<'a, 'b> Field<'a, 'b> {
+    fn of(context: &Context<'_>, all: &'a [Concluded<'b>]) -> Self {
+        let mut by_subject: BTreeMap<&EntityKey, Vec<(usize, &Onset)>> = BTreeMap::new();
+        for (place, one) in all.iter().enumerate() {
+            if one.is_complete || one.rule.announce == Announce::Finding {
+                for onset in &one.draft.onsets {
+                    by_subject.entry(onset.subject()).or_default().push((place, onset));
+                }
+            }
+        }
+        let shared = by_subject.values().filter(|line| line.len() > 1).flatten();
+        let places: BTreeSet<usize> = shared.map(|(place, _onset)| *place).collect();
+        let is_lossy = |place: &usize| {
+            let one = all.get(*place);
+            one.is_some_and(|one| caps::may_miss_evidence(context, one.rule, one.draft))
+        };
+        let lossy = places.into_iter().filter(is_lossy).collect();
+        Self { all, by_subject, lossy }
+    }
+}
+
+fn decide_one(place: usize, one: &Concluded<'_>, field: &Field<'_, '_>) -> Decision {
     let rivals_at = |at: usize| -> Vec<Rival<'_, '_>> {
         let Some(onset) = one.draft.onsets.get(at).filter(|_onset| one.is_complete) else {
             return Vec::new();
         };
-        let others = by_subject.get(onset.subject()).into_iter().flatten();
+        let others = field.by_subject.get(onset.subject()).into_iter().flatten();
+        let own_calls = own_calls(onset);
         let mut rivals: Vec<Rival<'_, '_>> = others
             .filter(|(other_place, _onset)| *other_place != place)
-            .filter_map(|(other_place, its)| Some((all.get(*other_place)?, *its)))
-            .filter(|(other, its)| are_rivals((one, onset), (other, its)))
-            .map(|(other, its)| {
+            .filter_map(|(other_place, its)| Some((*other_place, field.all.get(*other_place)?, *its)))
+            .filter(|(_place, other, its)| are_rivals((one, onset), (other, its)))
+            .filter(|(_place, _other, its)| !breaks_others(own_calls.as_ref(), its))
+            .filter_map(|(other_place, other, its)| {
                 let order = strength(other, its).cmp(&strength(one, onset));
-                Rival { order, of: other, is_traced: its.is_traced }
+                // Requests that were seen to fail at the fault are explained, whatever else was lost.
+                let may_be_more = field.lossy.contains(&other_place) && !onset.is_traced;
+                let is_hidden = may_be_more && (!other.is_complete || order == Ordering::Less);
+                let order = if is_hidden { Ordering::Equal } else { order };
+                (other.is_complete || is_hidden).then_some(Rival {
+                    order,
+                    of: other,
+                    is_traced: its.is_traced,
+                    is_hidden,
+                })
             })
             .collect();
         rivals.sort_by(|a, b| b.order.cmp(&a.order).then_with(|| a.of.draft.first.cmp(&b.of.draft.first)));
@@ -90,6 +126,9 @@ fn decide_one(
     let won = one.standing.iter().map(|at| (*at, rivals_at(*at))).find(|(_at, rivals)| is_won(rivals));
     let (shown, rivals) = won.unwrap_or_else(|| (one.shown, rivals_at(one.shown)));
     let reason = match rivals.first().map(|rival| rival.order) {
+        Some(Ordering::Equal) if rivals.first().is_some_and(|rival| rival.is_hidden) => {
+            Some("another fault may explain the same symptom as well: evidence of it was lost".to_owned())
+        }
         Some(Ordering::Greater) => Some("another fault explains the same symptom better".to_owned()),
         Some(Ordering::Equal) => Some(
             "another fault explains the same symptom equally well: the evidence does not decide".to_owned(),
@@ -114,6 +153,18 @@ fn are_rivals((one, a): (&Concluded<'_>, &Onset), (other, b): (&Concluded<'_>, &
     };
     let is_both = a.is_traced && b.is_traced;
     !is_same_fault && !is_both && a.first.earliest <= last(other, b) && b.first.earliest <= last(one, a)
+}
+
+/// The calls to the fault's own entity that broke, where they are the symptom.
+fn own_calls(onset: &Onset) -> Option<HashSet<EventId>> {
+    onset.stands_in.map(|_step| onset.group.items.iter().map(|item| item.id).collect())
+}
+
+/// Whether another fault's symptom is its own broken calls, and none of these: then one caller met two faults, each of
+/// which is seen on the calls to its own entity.
+fn breaks_others(own_calls: Option<&HashSet<EventId>>, its: &Onset) -> bool {
+    its.stands_in.is_some()
+        && own_calls.is_some_and(|own| !its.group.items.iter().any(|item| own.contains(&item.id)))
 }
 
 /// Seen on the requests themselves first, then by the share of the evidence that is present.

@@ -1,6 +1,9 @@
 //! What frames say of their sources: how far each was heard, what it lost, where a ledger is missing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use tapio_schemas::{
     ids::{EventId, Incarnation, Sequence, SourceId},
@@ -69,6 +72,29 @@ pub(super) struct Sources {
     evicted_until: Option<UnixMicros>,
 }
 
+/// What was heard of a source after a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The source.
+    pub source: SourceId,
+    /// The node's name; empty where nothing is known of the source.
+    pub node: String,
+    /// Since when it was heard without a gap.
+    pub since: UnixMicros,
+    /// Until when; zero where nothing is known of it.
+    pub until: UnixMicros,
+    /// Whether so much was lost that what is looked for may be among it: then `since` is where that ended.
+    pub is_lossy: bool,
+}
+
+/// Losses among which what is looked for may be.
+pub(super) struct Hiding<'a> {
+    /// Whether losses of this kind count.
+    pub(super) is_of: &'a dyn Fn(&LedgerEntry) -> bool,
+    /// As many as that hide it.
+    pub(super) enough: u64,
+}
+
 /// The losses of one source in a window.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Losses {
@@ -135,6 +161,46 @@ impl Source {
         if let (Some(first), Some(row)) = (places.first(), joined) {
             self.rows.insert(*first, row);
         }
+    }
+
+    /// Until when so much was lost after `from` that what is looked for may be among it.
+    fn hidden_until(&self, from: UnixMicros, hiding: &Hiding<'_>) -> Option<UnixMicros> {
+        let rows = self.rows.values().rev().take_while(|row| row.until.plus(DISORDER_MAX) >= from);
+        let mut lost: Vec<&Loss> = rows
+            .flat_map(|row| &row.lost)
+            .filter(|loss| loss.until > from && (hiding.is_of)(&loss.entry))
+            .collect();
+        lost.sort_unstable_by_key(|loss| Reverse(loss.until));
+        let mut count: u64 = 0;
+        lost.into_iter().find_map(|loss| {
+            count = count.saturating_add(loss.entry.count);
+            (count >= hiding.enough).then_some(loss.until)
+        })
+    }
+
+    /// Since when it was heard without a gap up to its last frame, not before `from`.
+    fn heard_since(&self, from: UnixMicros) -> UnixMicros {
+        let mut later: Option<(Position, UnixMicros)> = None;
+        let hole_behind = |position: Position, until: UnixMicros, later: Option<(Position, UnixMicros)>| {
+            later
+                .filter(|(next, since)| !follows(position, *next) && until < *since)
+                .map(|(_next, since)| since)
+        };
+        for ((incarnation, first), row) in self.rows.iter().rev() {
+            if let Some(since) = hole_behind((*incarnation, row.last), row.until, later) {
+                return since.max(from);
+            }
+            if row.since <= from {
+                return from;
+            }
+            later = Some(((*incarnation, *first), row.since));
+        }
+        // What is not kept any more was heard; of what came before the first frame nothing is known.
+        let began = match self.floor {
+            Some((position, until)) => hole_behind(position, until, later),
+            None => later.map(|(_first, since)| since),
+        };
+        began.unwrap_or(from).max(from)
     }
 
     /// Lets go of what ended before `horizon`; gives the number of rows.
@@ -244,6 +310,22 @@ impl Sources {
 
     pub(super) fn get(&self, id: SourceId) -> Option<&Source> {
         self.sources.get(&id)
+    }
+
+    /// What was heard of a source after `from`; where that is less than `least`, gaps and losses in it are not looked
+    /// for.
+    pub(super) fn heard(&self, id: SourceId, from: UnixMicros, least: Micros, hiding: &Hiding<'_>) -> Heard {
+        let Some(source) = self.sources.get(&id) else {
+            let (node, until) = (String::new(), UnixMicros(0));
+            return Heard { source: id, node, since: from, until, is_lossy: false };
+        };
+        let (node, until) = (source.node.clone(), source.heard_until);
+        if until < from.plus(least) {
+            return Heard { source: id, node, since: from, until, is_lossy: false };
+        }
+        let (gap, hidden) = (source.heard_since(from), source.hidden_until(from, hiding));
+        let since = gap.max(hidden.unwrap_or_default());
+        Heard { source: id, node, since, until, is_lossy: hidden.is_some() }
     }
 
     /// The losses of one source in `[from, to]`, as far as the watermark allows to say.

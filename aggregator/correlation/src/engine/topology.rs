@@ -183,7 +183,7 @@ impl Topology {
         let (before, now) = join(&mut self.homes, from, to, span);
         // Between several homes their beginnings decide.
         if before.is_none_or(|before| before.since != now.since) {
-            self.moves.homes();
+            self.moves.home(from, to);
         }
         if before.is_none() {
             self.tenants.entry(to.clone()).or_default().insert(from.clone());
@@ -308,6 +308,11 @@ impl Topology {
         self.runs_in(entity, at).filter(|home| home.kind == EntityKind::Pod).unwrap_or(entity)
     }
 
+    /// Where `entity` was seen to run.
+    pub(super) fn homes_of(&self, entity: &EntityKey) -> impl Iterator<Item = &EntityKey> {
+        self.homes.get(entity).into_iter().flat_map(BTreeMap::keys)
+    }
+
     /// Those who listen and call for `entity`: of a pod the containers that were seen in it, else itself.
     pub(super) fn members_of(&self, entity: &EntityKey) -> BTreeSet<EntityKey> {
         if entity.kind == EntityKind::Pod {
@@ -384,7 +389,7 @@ impl Topology {
             RelationKind::RunsIn => {
                 drop_edge(&mut self.homes, from, to);
                 drop_member(&mut self.tenants, to, from);
-                self.moves.homes();
+                self.moves.home(from, to);
             }
             RelationKind::Owns | RelationKind::Unknown => return,
         }

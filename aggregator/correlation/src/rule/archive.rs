@@ -9,7 +9,7 @@ use super::{ArchivedRule, Rule};
 use crate::condition::ConditionError;
 
 /// The format of the archive that this version writes and reads.
-pub const RULE_FORMAT: u32 = 3;
+pub const RULE_FORMAT: u32 = 4;
 
 /// The most bytes that a rule set may have.
 pub(super) const RULE_SET_BYTES_MAX: usize = 4 << 20;

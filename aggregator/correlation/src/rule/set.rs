@@ -10,7 +10,7 @@ use tapio_schemas::{
 
 use crate::condition::{FieldType, is_address, layer_name, spec_field_type};
 
-use super::{Rule, RuleSetError, Scope, archive};
+use super::{Kinds, Rule, RuleSetError, Scope, archive};
 
 /// Rules that were compiled and checked together.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +21,7 @@ pub struct RuleSet {
     intents: BTreeSet<String>,
     fields: BTreeSet<String>,
     columns: Vec<FieldColumn>,
+    kinds: Kinds,
 }
 
 /// A field that the rules read, with its column in a batch.
@@ -87,7 +88,9 @@ impl RuleSet {
         }
         let columns = fields.iter().filter_map(|name| column_of(name)).collect();
         let version = archive::version_of(&bytes);
-        Self { rules, bytes, version, intents, fields, columns }
+        let own = OWN_INTENTS.iter().copied().filter(|_intent| !rules.is_empty());
+        let kinds = Kinds::of(&rules, own);
+        Self { rules, bytes, version, intents, fields, columns, kinds }
     }
 
     /// The rules, ordered by id.
@@ -99,7 +102,17 @@ impl RuleSet {
     /// The rule of this id.
     #[must_use]
     pub fn rule(&self, id: &str) -> Option<&Rule> {
-        self.rules.binary_search_by(|rule| rule.id.as_str().cmp(id)).ok().and_then(|at| self.rules.get(at))
+        self.place(id).and_then(|at| self.rules.get(at))
+    }
+
+    /// The place of the rule of this id.
+    pub(crate) fn place(&self, id: &str) -> Option<usize> {
+        self.rules.binary_search_by(|rule| rule.id.as_str().cmp(id)).ok()
+    }
+
+    /// What its steps look for.
+    pub(crate) const fn kinds(&self) -> &Kinds {
+        &self.kinds
     }
 
     /// The bytes that [`RuleSet::from_bytes`] reads: what agents receive.

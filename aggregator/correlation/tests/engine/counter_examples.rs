@@ -463,3 +463,26 @@ fn a_fast_clock_moves_no_watermark() {
     // Within what silence is granted it takes part, but nothing is believed to be heard before it happened.
     assert_eq!(classic().on("node-b").heard(-120_000, 2_000).engine(300).watermark(), at(300));
 }
+
+/// Scenario: what the pod no longer listens on is a port that nobody calls, while calls to another port of it break.
+/// Guarantees: those calls are no effect of that end, and there is no finding; with the port that is called there is.
+#[test]
+fn an_end_that_nobody_calls_explains_nothing() {
+    let ended = |endpoint: &str| {
+        let mut story = crate::missing_file::classic();
+        for input in &mut story.inputs {
+            if let tapio_schemas::observation::Input::Observation(it) = input
+                && it.intent == "listening-ended"
+            {
+                it.local = Some(tapio_schemas::entity::EntityKey::new(
+                    tapio_schemas::entity::EntityKind::Endpoint,
+                    endpoint,
+                ));
+            }
+        }
+        story.verdicts_of("missing-file", 4_000).remove(0).outcome
+    };
+    assert_eq!(ended("10.0.0.1:81"), Outcome::Finding);
+    assert_eq!(ended("node-a|0.0.0.0:81"), Outcome::Finding);
+    assert!(ended("10.0.0.1:9100") < Outcome::Finding);
+}

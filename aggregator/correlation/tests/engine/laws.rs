@@ -5,6 +5,7 @@ use tapio_correlation::{Engine, Limits};
 use tapio_schemas::{
     ids::EventId,
     intent::LinkKind,
+    ledger::{Fate, Stage},
     observation::Input,
     verdict::{Outcome, Role, Stance, Verdict},
 };
@@ -77,7 +78,7 @@ fn ended(mut story: Story, flaws: Flaws) -> Story {
 
 /// One thing that happens: what, to whom, when, how often.
 fn happening() -> impl Strategy<Value = (u8, usize, i64, u64, u8)> {
-    (0_u8..15, 0..NAMES.len(), -30_000_i64..8_000, 1_u64..40, 0_u8..4)
+    (0_u8..16, 0..NAMES.len(), -30_000_i64..8_000, 1_u64..40, 0_u8..4)
 }
 
 fn told(happenings: &[(u8, usize, i64, u64, u8)], flaws: Flaws) -> Story {
@@ -101,7 +102,11 @@ fn told(happenings: &[(u8, usize, i64, u64, u8)], flaws: Flaws) -> Story {
                 let later = format!("{name}{}", of % 2);
                 let (pid, path) = (u64::from(*of % 3), ["", "/conf", "/optional"][usize::from(*of) % 3]);
                 let story = story.runs_in(*millis / 10, &later, name);
-                let story = story.misses(*millis / 10, &later, pid, path);
+                let story = if *who < 2 {
+                    story.misses_gone(*millis / 10, &later, pid, path)
+                } else {
+                    story.misses(*millis / 10, &later, pid, path)
+                };
                 if *what == 10 { story.exits_failing(*millis / 10 + 1, &later, pid) } else { story }
             }
             13 | 14 => {
@@ -121,6 +126,11 @@ fn told(happenings: &[(u8, usize, i64, u64, u8)], flaws: Flaws) -> Story {
                 }
             }
             12 => story.exits_failing(*millis / 10, &format!("{name}1"), u64::from(*of % 3)),
+            15 => {
+                let (later, pid) = (format!("{name}{}", of % 2), u64::from(*of % 3));
+                let intent = ["listening", "connection-refused", "process-failed"][*who % 3];
+                story.of_process(intent, "tcp_state", *millis / 10, &later, pid, |_| {})
+            }
             _ => story.executes(*millis, name, "sh"),
         };
     }
@@ -153,6 +163,26 @@ fn is_same(a: &Verdict, b: &Verdict) -> bool {
 
 fn supported_by(verdicts: &[Verdict], event: EventId) -> impl Iterator<Item = &Verdict> {
     verdicts.iter().filter(move |verdict| verdict.evidence.iter().any(|line| line.events.contains(&event)))
+}
+
+/// The inputs without those observations that are dropped; where a frame covers their time, its ledger tells of them.
+fn lose(inputs: &[Input], drops: &[bool]) -> Vec<Input> {
+    let is_lost = |(input, drop): &(&Input, &bool)| matches!(input, Input::Observation(_)) && **drop;
+    let (lost, kept): (Vec<_>, Vec<_>) = inputs.iter().zip(drops.iter().cycle()).partition(is_lost);
+    let mut kept: Vec<Input> = kept.into_iter().map(|(input, _drop)| input.clone()).collect();
+    for (input, _drop) in lost {
+        let Input::Observation(lost) = input else { continue };
+        for input in &mut kept {
+            if let Input::Progress(frame) = input
+                && frame.source == lost.source
+                && frame.ledger.since <= lost.time.latest
+                && frame.ledger.until >= lost.time.earliest
+            {
+                frame.ledger.add(Stage::Kernel, Fate::Lost, &lost.probe, "ring-full", lost.count);
+            }
+        }
+    }
+    kept
 }
 
 proptest! {
@@ -218,6 +248,56 @@ proptest! {
         prop_assert_eq!(engine.verdicts(), engine_of(&story.inputs).verdicts());
     }
 
+    /// Scenario: the same with room for few observations and faults, so that most of them come and go; at the end
+    /// everything comes again in any order.
+    /// Guarantees: what is kept between two questions never changes an answer, and the order of arrival does not either.
+    #[test]
+    fn so_it_is_over_budget(
+        story in stories(),
+        every in 1_usize..9,
+        seeds in prop::collection::vec(any::<u64>(), 1..200),
+        most in 3_usize..30,
+    ) {
+        let limits = Limits { observations_max: most, faults_max: 2, ..Limits::default() };
+        let mut engine = Engine::new(rules(), limits);
+        let mut inputs: Vec<(u64, &Input)> = seeds.iter().copied().cycle().zip(&story.inputs).collect();
+        for (place, (_seed, input)) in inputs.iter().enumerate() {
+            engine.insert((*input).clone());
+            if place % every == 0 {
+                engine.tick(at(-40_000 + i64::try_from(place).unwrap() * 500));
+                let scratch = engine.verdicts_from_scratch();
+                prop_assert_eq!(engine.verdicts(), scratch);
+            }
+        }
+        engine.tick(at(10_000));
+        inputs.sort_by_key(|(seed, _input)| *seed);
+        let mut shuffled = Engine::new(rules(), limits);
+        inputs.iter().for_each(|(_seed, input)| shuffled.insert((*input).clone()));
+        shuffled.tick(at(10_000));
+        prop_assert_eq!(engine.verdicts(), shuffled.verdicts());
+    }
+
+    /// Scenario: any observations of a drawn story are lost, whatever they spoke for, and the ledgers of their frames say
+    /// so, by probe.
+    /// Guarantees: no cause becomes a finding by that which was none before.
+    #[test]
+    fn a_declared_loss_never_finds_a_cause(
+        story in stories(),
+        drops in prop::collection::vec(prop::bool::weighted(0.15), 1..200),
+    ) {
+        let found = |inputs: &[Input]| {
+            let mut verdicts = engine_of(inputs).verdicts();
+            verdicts.retain(|verdict| verdict.outcome == Outcome::Finding);
+            verdicts
+        };
+        let after = found(&lose(&story.inputs, &drops));
+        let before = found(&story.inputs);
+        for verdict in after {
+            let is_known = |other: &Verdict| other.rule == verdict.rule && other.cause == verdict.cause;
+            prop_assert!(before.iter().any(is_known), "found by losing: {verdict:#?}");
+        }
+    }
+
     /// Scenario: one of the events that support a verdict, and no rival of it, is taken away; faults stay. Listeners are
     /// ambiguous, ledgers have gaps, records were lost and probes do not work, on either of two nodes.
     /// Guarantees: the verdict neither commits itself further nor counts more evidence.
@@ -243,6 +323,59 @@ proptest! {
                 prop_assert_eq!(after.evidence_expected, verdict.evidence_expected);
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Scenario: a pod's program starts some times for want of files that are gone, may look for others, and may come
+    /// further in one start or another; some of what its node saw since the pod went down is lost, which the node's ledger
+    /// says, or does not know.
+    /// Guarantees: what is found then was found with everything; with less, nothing is found at all.
+    #[test]
+    fn what_is_lost_never_makes_another_cause(
+        starts in prop::collection::vec((prop::collection::vec((0_u8..4, 0_usize..3), 0..5), any::<bool>()), 1..4),
+        lost in prop::collection::vec(any::<prop::sample::Index>(), 1..6),
+        is_known in any::<bool>(),
+    ) {
+        let calm = |story: Story| story
+            .listens(-60_000, "shop", 80).listens(-60_000, "payment", 81)
+            .calls(-50_000, "shop", 81).heard(-120_000, -30_000).heard(-30_000, -10);
+        let mut story = calm(Story::new()).stops_listening(0, "payment").refused(10, "shop", 81, 9).fails(12, "shop", 9, None);
+        for (number, (lookups, comes_further)) in (1_u16..).zip(&starts) {
+            let (name, millis, pid) = (format!("payment-{number}"), i64::from(number) * 300, number.into());
+            story = story.runs_in(millis, &name, "payment");
+            for (later, (what, path)) in (1..).zip(lookups) {
+                let path = ["/a", "/b", "/c"][*path];
+                story = match what {
+                    0 => story.misses(millis + later, &name, pid, path),
+                    1 if *comes_further => story.may_not_read(millis + later, &name, pid, path),
+                    _ => story.misses_gone(millis + later, &name, pid, path),
+                };
+            }
+            story = story.exits_failing(millis + 9, &name, pid);
+        }
+        let found = |story: &Story| {
+            let verdict = story.verdicts_of("missing-file", 4_000).pop();
+            let verdict = verdict.filter(|verdict| verdict.outcome == Outcome::Finding);
+            verdict.map(|verdict| verdict.first(Role::Cause).unwrap().attributes["kernel.path"].clone())
+        };
+        let whole = found(&story.clone().heard(-10, 4_000));
+        // The agent tells nothing of itself in place of what it lost.
+        let of_processes: Vec<EventId> = story.inputs.iter().filter_map(|input| match input {
+            Input::Observation(it) if ["exit", "syscall_failure"].contains(&it.probe.as_str()) => Some(it.id),
+            _ => None,
+        }).collect();
+        let gone: Vec<EventId> = lost.iter().map(|index| *index.get(&of_processes)).collect();
+        story.inputs.retain(|input| !matches!(input, Input::Observation(it) if gone.contains(&it.id)));
+        let count = u64::try_from(gone.len()).unwrap();
+        let less = if is_known {
+            story.heard_with(-10, 4_000, "other", count)
+        } else {
+            story.unheard().heard(3_000, 4_000)
+        };
+        prop_assert_eq!(found(&less), None, "with everything {:?}", whole);
     }
 }
 

@@ -66,6 +66,8 @@ fn a_fault_over_budget_caps_the_others() {
     let limits = Limits { faults_max: 1, ..Limits::default() };
     let (engine, capped) = verdicts(rules(), limits, &story.inputs, 500);
     assert_eq!(engine.stats().faults_skipped, 2, "one for each of the two rules");
+    let skipped: Vec<_> = engine.skipped_faults().filter(|(_rule, count)| *count > 0).collect();
+    assert_eq!(skipped, [("container-oom", 1), ("container-oom-node", 1)]);
     assert_eq!(
         (capped.len(), capped[0].outcome, capped[0].reason.as_str()),
         (1, Outcome::Undetermined, "faults of its window were over budget and not compared with it")
@@ -96,6 +98,65 @@ fn a_rollout_leaves_room_for_the_one_that_fails() {
     // Of each of the two rules whose fault is a container's end.
     assert_eq!(found(&rollout(false).inputs), (Some(Outcome::Finding), 2 * 45));
     assert_eq!(found(&rollout(true).inputs), (Some(Outcome::Undetermined), 2 * 45));
+}
+
+/// Scenario: the same rollout of three hundred that fail, far from shop, while payment is killed for memory.
+/// Guarantees: the rule about files has no room for all of its faults, and that keeps no other rule from its finding.
+#[test]
+fn the_storm_of_one_rule_is_not_anothers() {
+    let story = (0..300_u64).fold(classic(), |story, number| {
+        let name = format!("worker-{number}");
+        let story = story.runs_in(-1_000, &name, &name).stops_listening(-100, &name);
+        story.exits_failing(10, &name, number)
+    });
+    let (engine, found) = verdicts(rules(), Limits::default(), &story.inputs, 500);
+    assert!(engine.stats().faults_skipped > 0);
+    assert_eq!((found[0].outcome, found[0].reason.as_str()), (Outcome::Finding, ""));
+}
+
+/// Scenario: around a missing file, five thousand files vanish from a pod far away; then from a process of the pod itself;
+/// then one looks in vain for five thousand that never were, which no step of a rule looks for. There is room for two hundred observations.
+/// Guarantees: the noise evicts its own, in any order the same, and caps nobody else; in the pod itself it keeps the
+/// rules that look for files from a finding, and only them; what nobody looks for is not kept.
+#[test]
+fn noise_evicts_its_own() {
+    let limits = Limits { observations_max: 200, ..Limits::default() };
+    let run = |inputs: &mut dyn Iterator<Item = &Input>, rule: &str| {
+        let mut engine = Engine::new(rules(), limits);
+        inputs.for_each(|input| engine.insert(input.clone()));
+        engine.tick(at(4_000));
+        let mut verdicts = engine.verdicts();
+        assert_eq!(engine.verdicts_from_scratch(), verdicts);
+        verdicts.retain(|verdict| verdict.rule == rule);
+        (engine.stats(), verdicts)
+    };
+    let noise = |mut story: Story, who: &str| {
+        for number in 0..5_000 {
+            story = story.misses_gone(-1_000 + number / 2, who, 77, &format!("/tmp/{number}"));
+        }
+        story
+    };
+    let both = |story: &Story, rule: &str| {
+        let (stats, verdicts) = run(&mut story.inputs.iter(), rule);
+        assert_eq!(run(&mut story.inputs.iter().rev(), rule).1, verdicts);
+        assert!(stats.observations <= 200);
+        (stats, verdicts)
+    };
+    let far = noise(crate::missing_file::classic(), "elsewhere");
+    let (stats, found) = both(&far, "missing-file");
+    assert!(stats.evicted_observations > 4_700);
+    assert_eq!((found[0].outcome, found[0].reason.as_str()), (Outcome::Finding, ""));
+
+    let own = noise(crate::missing_file::classic(), "payment-1");
+    assert_ne!(both(&own, "missing-file").1[0].outcome, Outcome::Finding);
+    let killed = noise(classic(), "payment");
+    assert_eq!(both(&killed, "container-oom").1[0].outcome, Outcome::Finding);
+
+    let optional = (0..5_000).fold(Story::new(), |story, number| {
+        story.misses(-1_000 + number / 2, "payment-1", 77, &format!("/tmp/{number}"))
+    });
+    let (stats, _verdicts) = run(&mut optional.inputs.iter(), "missing-file");
+    assert_eq!((stats.observations, stats.evicted_observations, stats.not_needed), (0, 0, 5_000));
 }
 
 const CONTRADICTED: &str = "

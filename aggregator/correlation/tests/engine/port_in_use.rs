@@ -9,18 +9,8 @@ use tapio_schemas::{
 
 use crate::{
     oom::{PodNames, pods},
-    story::{Story, at, container, rules, trace},
+    story::{Story, at, before, container, rules, trace},
 };
-
-fn before() -> Story {
-    Story::new()
-        .listens(-60_000, "shop", 80)
-        .listens(-60_000, "payment", 81)
-        .listens(-60_000, "ledger", 82)
-        .calls(-50_000, "shop", 81)
-        .calls(-50_000, "payment", 82)
-        .heard(-120_000, -30_000)
-}
 
 /// Payment's container ends at time 0; shop's calls are refused until another listens there, which never answers.
 fn restarted() -> Story {

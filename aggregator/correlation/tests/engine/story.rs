@@ -137,29 +137,67 @@ impl Story {
         self
     }
 
-    /// A process of this pid ends with exit code 1.
-    pub(crate) fn exits_failing(mut self, millis: i64, who: &str, pid: u64) -> Self {
-        let process = observe::process(self.node, pid, 9);
-        self.observe("process-failed", "exit", millis, who, |it| {
-            it.process = Some(process);
+    /// A process of this pid ends with exit code 1, and its container with it.
+    pub(crate) fn exits_failing(self, millis: i64, who: &str, pid: u64) -> Self {
+        self.of_process("container-failed", "exit", millis, who, pid, |it| {
             it.attributes.insert("kernel.exit_code".into(), Value::Integer(1));
+        })
+    }
+
+    /// A process of this pid ends with exit code 1, and its container goes on.
+    pub(crate) fn helper_fails(self, millis: i64, who: &str, pid: u64) -> Self {
+        self.of_process("process-failed", "exit", millis, who, pid, |it| {
+            it.attributes.insert("kernel.exit_code".into(), Value::Integer(1));
+        })
+    }
+
+    /// Something happens to a process of this pid.
+    pub(crate) fn of_process(
+        mut self,
+        intent: &str,
+        probe: &str,
+        millis: i64,
+        who: &str,
+        pid: u64,
+        edit: impl FnOnce(&mut Observation),
+    ) -> Self {
+        let process = observe::process(self.node, pid, 9);
+        self.observe(intent, probe, millis, who, |it| {
+            it.process = Some(process);
+            edit(it);
         });
         self
     }
 
-    /// A process of this pid does not find a file; no path where it is not known.
-    pub(crate) fn misses(mut self, millis: i64, who: &str, pid: u64, path: &str) -> Self {
-        let process = observe::process(self.node, pid, 9);
-        self.observe("file-access-failed", "syscall_failure", millis, who, |it| {
-            it.process = Some(process);
-            it.attributes.insert("kernel.errno".into(), Value::Integer(2));
+    /// A process of this pid does not find a file, which it may always have done without; no path where it is not known.
+    pub(crate) fn misses(self, millis: i64, who: &str, pid: u64, path: &str) -> Self {
+        self.looks_in_vain("file-access-failed", (millis, who, pid), (2, path))
+    }
+
+    /// A process of this pid does not find a file that earlier ones of its pod found.
+    pub(crate) fn misses_gone(self, millis: i64, who: &str, pid: u64, path: &str) -> Self {
+        self.looks_in_vain("file-vanished", (millis, who, pid), (2, path))
+    }
+
+    /// A process of this pid may not read a file.
+    pub(crate) fn may_not_read(self, millis: i64, who: &str, pid: u64, path: &str) -> Self {
+        self.looks_in_vain("file-access-failed", (millis, who, pid), (13, path))
+    }
+
+    fn looks_in_vain(
+        self,
+        intent: &str,
+        (millis, who, pid): (i64, &str, u64),
+        (errno, path): (i64, &str),
+    ) -> Self {
+        self.of_process(intent, "syscall_failure", millis, who, pid, |it| {
+            it.attributes.insert("kernel.errno".into(), Value::Integer(errno));
             it.attributes.insert("kernel.syscall".into(), Value::Text("openat".to_owned()));
             it.attributes.insert("kernel.command".into(), Value::Text("server".to_owned()));
             if !path.is_empty() {
                 it.attributes.insert("kernel.path".into(), Value::Text(path.to_owned()));
             }
-        });
-        self
+        })
     }
 
     /// A process of this pid cannot listen on a port that another one has.
@@ -369,8 +407,8 @@ pub(crate) fn rules() -> Arc<RuleSet> {
     Arc::new(tapio_compiler::compile_builtin().unwrap_or_else(|faults| panic!("{faults}")))
 }
 
-/// shop calls payment at port 81, payment calls ledger at 82; `victim` is killed at time 0 and shop fails.
-pub(crate) fn classic() -> Story {
+/// shop calls payment at port 81, payment calls ledger at 82, and all is well.
+pub(crate) fn before() -> Story {
     Story::new()
         .listens(-60_000, "shop", 80)
         .listens(-60_000, "payment", 81)
@@ -378,6 +416,11 @@ pub(crate) fn classic() -> Story {
         .calls(-50_000, "shop", 81)
         .calls(-50_000, "payment", 82)
         .heard(-120_000, -30_000)
+}
+
+/// shop calls payment at port 81, payment calls ledger at 82; `victim` is killed at time 0 and shop fails.
+pub(crate) fn classic() -> Story {
+    before()
         .grows(-20_000, "payment")
         .grows(-10_000, "payment")
         .killed(0, "payment")

@@ -1,8 +1,8 @@
 //! How a process was called: its command line, from which its settings can be read again and again.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, builder::TypedValueParser as _};
 
 use super::{
     ConfigError,
@@ -22,12 +22,26 @@ pub enum Mode {
 }
 
 /// How a process was called.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Invocation {
     tier: &'static Tier,
     file: Option<PathBuf>,
     flags: Vec<(&'static str, String)>,
     mode: Mode,
+}
+
+/// Which options were given, without their values: one may be a secret.
+impl fmt::Debug for Invocation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flags: Vec<&str> = self.flags.iter().map(|(path, _)| *path).collect();
+        formatter
+            .debug_struct("Invocation")
+            .field("tier", &self.tier.program)
+            .field("file", &self.file)
+            .field("flags", &flags)
+            .field("mode", &self.mode)
+            .finish()
+    }
 }
 
 impl Invocation {
@@ -64,7 +78,9 @@ impl Invocation {
             (false, true) => Mode::Print,
             (false, false) => Mode::Run,
         };
-        Self { tier, file: matches.get_one("config").cloned(), flags, mode }
+        // An empty variable is none, as for every key.
+        let file = matches.get_one("config").filter(|path: &&PathBuf| !path.as_os_str().is_empty()).cloned();
+        Self { tier, file, flags, mode }
     }
 
     /// What the process is.
@@ -110,19 +126,19 @@ fn command(tier: &'static Tier, version: &'static str) -> Command {
         Arg::new("config")
             .long("config")
             .value_name("FILE")
-            .value_parser(clap::value_parser!(PathBuf))
+            .value_parser(clap::builder::OsStringValueParser::new().map(PathBuf::from))
             .env(format!("{}CONFIG", tier.variable_prefix()))
-            .help("The configuration file, TOML; every key can be given without it"),
+            .help("The configuration file, TOML; every key can be given without it; an empty name is none"),
         Arg::new("check-config")
             .long("check-config")
             .action(ArgAction::SetTrue)
-            .help("Check the configuration and exit: 0 when it is right, 2 when it is not"),
+            .help("Check the configuration and the files that it names, and exit: 0 when all is right, 2 when it is not"),
         Arg::new("print-config")
             .long("print-config")
             .action(ArgAction::SetTrue)
             .conflicts_with("check-config")
             .help(
-                "Show the configuration in force and where each value comes from, secrets masked, and exit",
+                "Show the configuration in force and where each value comes from, secrets left out, and exit",
             ),
     ];
     let keys = tier.keys.iter().map(|key| {
@@ -132,6 +148,10 @@ fn command(tier: &'static Tier, version: &'static str) -> Command {
             .value_name(value_name(key))
             .help(help(key))
             .help_heading(format!("Configuration, [{table}]"));
+        let arg = match key.short_flag {
+            Some(flag) => arg.visible_alias(flag),
+            None => arg,
+        };
         match key.shape {
             Shape::List { .. } => arg.action(ArgAction::Append),
             _ => arg.action(ArgAction::Set),

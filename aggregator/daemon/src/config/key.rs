@@ -2,6 +2,9 @@
 
 use super::value::Value;
 
+/// A name that differs from another in more letters was not meant to be that.
+const DISTANCE_MAX: usize = 5;
+
 /// All that one kind of process can be configured with.
 #[derive(Debug)]
 pub struct Tier {
@@ -28,6 +31,8 @@ pub struct Key {
     pub is_secret: bool,
     /// Whether SIGHUP applies a change to a running process.
     pub is_reloadable: bool,
+    /// A shorter option that says the same, without its dashes.
+    pub short_flag: Option<&'static str>,
 }
 
 /// What can be written for a key.
@@ -68,7 +73,15 @@ pub enum Presence {
 
 impl Key {
     const fn new(path: &'static str, shape: Shape, doc: &'static str) -> Self {
-        Self { path, doc, shape, presence: Presence::Required, is_secret: false, is_reloadable: false }
+        Self {
+            path,
+            doc,
+            shape,
+            presence: Presence::Required,
+            is_secret: false,
+            is_reloadable: false,
+            short_flag: None,
+        }
     }
 
     /// A text.
@@ -125,6 +138,12 @@ impl Key {
         Self { is_reloadable: true, ..self }
     }
 
+    /// A shorter option says the same; without its dashes.
+    #[must_use]
+    pub const fn or_flag(self, flag: &'static str) -> Self {
+        Self { short_flag: Some(flag), ..self }
+    }
+
     /// The table and the name in it.
     #[must_use]
     pub fn table_and_name(&self) -> (&'static str, &'static str) {
@@ -166,6 +185,30 @@ impl Tier {
         format!("{}{}", self.variable_prefix(), key.path.replace('.', "_").to_uppercase())
     }
 
+    /// Why a variable that begins as the tier's do stands for no key.
+    pub(super) fn refusal_of_variable(&self, name: &str) -> Option<String> {
+        let prefix = self.variable_prefix();
+        name.strip_prefix(&prefix)?;
+        // Kubernetes gives these to every container beside a service whose name begins as the program's.
+        let is_service_link = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].iter().any(|link| {
+            let mut behind = name.match_indices(link).filter_map(|(at, _)| name.get(at + link.len()..));
+            behind.any(|more| more.is_empty() || more.starts_with('_'))
+        });
+        let known = || self.keys.iter().map(|key| self.variable(key)).chain([format!("{prefix}CONFIG")]);
+        if is_service_link || known().any(|known| known == name) {
+            return None;
+        }
+        let nearest = known()
+            .map(|known| (strsim::osa_distance(&known, name), known))
+            .min()
+            .filter(|(distance, _)| *distance <= DISTANCE_MAX);
+        let instead = match nearest {
+            Some((_, known)) => format!("did you mean {known}?"),
+            None => format!("{} --help names all", self.program),
+        };
+        Some(format!("there is no key for it; {instead}"))
+    }
+
     /// What is wrong with the keys themselves: paths, variables or options that stand for two, and defaults that are
     /// no value. For the test of a tier.
     #[must_use]
@@ -178,7 +221,10 @@ impl Tier {
                 faults.push(format!("{}: its default {text:?} {reason}", key.path));
             }
             for other in self.keys.iter().skip(index + 1) {
-                if self.variable(key) == self.variable(other) || key.flag() == other.flag() {
+                let flags = |key: &Key| [Some(key.flag()), key.short_flag.map(str::to_owned)];
+                let meets =
+                    flags(key).iter().flatten().any(|flag| flags(other).contains(&Some(flag.clone())));
+                if self.variable(key) == self.variable(other) || meets {
                     faults.push(format!("{} and {} have one variable or option", key.path, other.path));
                 }
             }

@@ -78,11 +78,13 @@ impl Problems {
 impl fmt::Display for Problems {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.list.len();
-        let space = if self.subject.is_empty() { "" } else { " " };
+        // A file is not to blame for what stands in variables and options alone.
+        let is_outside = self.list.iter().all(|problem| matches!(problem.place, Place::Outside(_)));
+        let subject = if is_outside { "" } else { self.subject.as_str() };
+        let space = if subject.is_empty() { "" } else { " " };
         write!(
             formatter,
-            "the configuration{space}{} has {count} problem{}",
-            self.subject,
+            "the configuration{space}{subject} has {count} problem{}",
             if count == 1 { "" } else { "s" }
         )?;
         for Problem { place, key, reason } in &self.list {

@@ -40,8 +40,9 @@ fn row(tier: &Tier, key: &Key) -> String {
         (false, true) => " SIGHUP applies a change.",
         (false, false) => "",
     };
+    let short = key.short_flag.map_or_else(String::new, |flag| format!(", `--{flag}`"));
     format!(
-        "| `{name}` | {}{notes} ({shape}) | {default} | `{}` | `--{}` |\n",
+        "| `{name}` | {}{notes} ({shape}) | {default} | `{}` | `--{}`{short} |\n",
         key.doc.replace('|', "\\|"),
         tier.variable(key),
         key.flag()

@@ -3,6 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    fs::{self, File},
+    io::Read as _,
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
@@ -15,11 +17,8 @@ use super::{
     value::{Origin, Value},
 };
 
-/// What a secret looks like when it is shown.
-const MASK: &str = "********";
-
 /// Where values come from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Sources<'a> {
     /// The file's path and text.
     pub(super) file: Option<(&'a Path, &'a str)>,
@@ -31,13 +30,20 @@ pub(super) struct Sources<'a> {
 
 /// What a process was told. Each key is known to be of its shape; what its value means is checked by the tier, which
 /// notes what is wrong here as well, so that everything is reported at once.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     tier: &'static Tier,
     given: BTreeMap<&'static str, (Value, Origin)>,
     problems: Problems,
     /// Keys that the tier has asked for, of these settings or a clone.
     asked: Arc<Mutex<BTreeSet<&'static str>>>,
+}
+
+/// What is in force, without secrets.
+impl fmt::Debug for Settings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Settings of {}:\n{}{:?}", self.tier.program, self.to_toml(), self.problems)
+    }
 }
 
 impl Settings {
@@ -83,6 +89,11 @@ impl Settings {
             let flag = sources.flags.iter().rfind(|(path, _)| *path == key.path);
             if let Some((_, text)) = flag {
                 outside(key, text, Origin::Flag(key.flag()));
+            }
+        }
+        for (name, text) in sources.variables {
+            if let Some(reason) = tier.refusal_of_variable(name).filter(|_| !text.is_empty()) {
+                problems.add_at(Place::Outside(Origin::Variable(name.clone()).to_string()), "", reason);
             }
         }
         let mut settings = Self { tier, given, problems, asked: Arc::default() };
@@ -186,6 +197,16 @@ impl Settings {
         self.given.get(path).is_some_and(|(_, origin)| *origin != Origin::Default)
     }
 
+    /// Lets a key have its way over others that it excludes, where those come from a weaker layer (the file, before
+    /// variables, before options): they are as if nobody had written them.
+    pub fn displace(&mut self, path: &str, others: &[&str]) {
+        let Some((_, origin)) = self.given.get(path) else { return };
+        let layer = origin.layer();
+        self.given.retain(|other, (_, origin)| {
+            *other == path || origin.layer() >= layer || !others.contains(other) || *origin == Origin::Default
+        });
+    }
+
     /// Notes what is wrong with a key's value.
     pub fn refuse(&mut self, path: &str, reason: impl fmt::Display) {
         let place = self.place(path);
@@ -232,7 +253,7 @@ impl Settings {
         self.tier.keys.iter().map(|key| key.path).filter(|path| !asked.contains(path)).collect()
     }
 
-    /// Everything in force, as a file that says the same; secrets are masked.
+    /// Everything in force, as a file that says the same, but for secrets: those are left to be written.
     #[must_use]
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
@@ -245,7 +266,7 @@ impl Settings {
                 current = table;
             }
             text.push_str(&match self.given.get(key.path) {
-                Some((_, origin)) if key.is_secret => format!("{name} = \"{MASK}\" # {origin}\n"),
+                Some((_, origin)) if key.is_secret => format!("# {name} is set, not shown # {origin}\n"),
                 Some((value, origin)) => format!("{name} = {} # {origin}\n", value.to_toml()),
                 None => format!("# {name} is not set\n"),
             });
@@ -275,8 +296,15 @@ impl Settings {
 /// The text of a configuration file.
 pub(super) fn read_file(path: &Path) -> Result<String, super::ConfigError> {
     let read = |source| super::ConfigError::Read { path: path.to_owned(), source };
-    if std::fs::metadata(path).map_err(read)?.len() > FILE_BYTES_MAX {
+    // Looked at before it is opened: a pipe would be waited for, a device would never end.
+    if !fs::metadata(path).map_err(read)?.is_file() {
+        return Err(super::ConfigError::NoFile { path: path.to_owned() });
+    }
+    let mut text = String::new();
+    let mut file = File::open(path).map_err(read)?.take(FILE_BYTES_MAX + 1);
+    file.read_to_string(&mut text).map_err(read)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
         return Err(super::ConfigError::TooLarge { path: path.to_owned() });
     }
-    std::fs::read_to_string(path).map_err(read)
+    Ok(text)
 }

@@ -9,7 +9,7 @@ static TIER: Tier = Tier {
     about: "Tests.",
     keys: &[
         Key::text("node.name", "Its name."),
-        Key::path("state.directory", "Where it keeps what it has."),
+        Key::path("state.directory", "Where it keeps what it has.").or_flag("state"),
         Key::integer("spool.quota_bytes", 1_048_576, 1 << 40, "Its size.").or("4194304").reloadable(),
         Key::choice("spool.policy", &["refuse", "evict"], "What it does when it is full.").or("refuse"),
         Key::list("uplink.aggregators", 0, 2, "Where it sends.").or(""),
@@ -49,6 +49,8 @@ fn values_come_from_the_file_or_are_defaults() {
     assert!(shown.contains("quota_bytes = 2097152 # line 6") && !shown.contains("sesame"), "{shown}");
     assert_eq!(parse(&shown).to_toml().replace("line", "#").lines().count(), shown.lines().count());
     assert_eq!(settings.changed(&parse(&shown)).len(), 1, "only the secret differs");
+    assert!(!parse(&shown).is_given("store.password"), "nothing can be taken for it: {shown}");
+    assert!(!format!("{settings:?}").contains("sesame"));
     settings.finish(Some(())).expect("right");
 }
 
@@ -83,6 +85,49 @@ fn options_win_over_variables_and_variables_over_the_file() {
     }
 }
 
+/// Scenario: variables that begin as those of the tier and stand for no key: a mistyped one, one that nothing is like, an
+/// empty one; the one that names the file, and those that Kubernetes sets.
+/// Guarantees: the first two are refused, the first with the nearest key; a file is not blamed for them.
+#[test]
+fn variables_without_a_key_are_refused() {
+    let variables = [
+        ("SPOOL_QUOTA_BYTE", "1"),
+        ("SERVICES", "1"),
+        ("SPOOL_POLICIES", ""),
+        ("CONFIG", "test.toml"),
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("PORT_7443_TCP", "tcp://10.0.0.1:7443"),
+    ]
+    .map(|(name, text)| (format!("TAPIO_TEST_{name}"), text.to_owned()));
+    let sources = Sources { file: Some((Path::new("test.toml"), GOOD)), variables: &variables, flags: &[] };
+    assert_eq!(
+        refused(Settings::collect(&TIER, &sources)),
+        "the configuration has 2 problems\n  \
+         variable TAPIO_TEST_SERVICES, there is no key for it; tapio-test --help names all\n  \
+         variable TAPIO_TEST_SPOOL_QUOTA_BYTE, there is no key for it; did you mean \
+         TAPIO_TEST_SPOOL_QUOTA_BYTES?"
+    );
+}
+
+/// Scenario: of two keys that exclude each other one is in the file and one in a variable; both are in one layer; one is
+/// a default.
+/// Guarantees: the stronger layer's one displaces the other, and nothing else.
+#[test]
+fn a_stronger_layer_displaces_what_it_excludes() {
+    let text = format!("{GOOD}[store]\npassword = \"sesame\"\n[uplink]\naggregators = [\"a\"]\n");
+    let variables = [("TAPIO_TEST_STATE_DIRECTORY".to_owned(), "/x".to_owned())];
+    let sources = Sources { file: Some((Path::new("test.toml"), &text)), variables: &variables, flags: &[] };
+    let mut settings = Settings::collect(&TIER, &sources);
+    settings.displace("store.password", &["state.directory", "uplink.aggregators"]);
+    assert!(settings.is_given("state.directory") && settings.is_given("uplink.aggregators"));
+    settings.displace("state.directory", &["store.password", "spool.policy"]);
+    assert_eq!(
+        (settings.text("store.password"), settings.text("spool.policy").as_deref()),
+        (None, Some("refuse"))
+    );
+    assert!(settings.is_given("uplink.aggregators") && settings.is_given("node.name"));
+}
+
 /// Scenario: a file with a fault of each kind, and a variable that is wrong as well.
 /// Guarantees: all are reported at once, the file's in its order, each with its line and key, and what to write.
 #[test]
@@ -115,7 +160,8 @@ fn all_faults_are_reported_at_once() {
 }
 
 /// Scenario: command lines.
-/// Guarantees: every key has an option, the modes are understood, and what is not understood is refused.
+/// Guarantees: every key has an option, some a shorter one as well, the modes are understood, and what is not understood
+/// is refused.
 #[test]
 fn every_key_has_an_option() {
     let words = ["tapio-test", "--node-name", "n", "--uplink-aggregators", "a", "--uplink-aggregators", "b"];
@@ -131,11 +177,20 @@ fn every_key_has_an_option() {
     for (word, mode) in [("--check-config", Mode::Check), ("--print-config", Mode::Print)] {
         assert_eq!(Invocation::from_words(&TIER, ["tapio-test", word]).expect("understood").mode(), mode);
     }
+    for option in ["--state-directory", "--state"] {
+        let invocation = Invocation::from_words(&TIER, ["tapio-test", option, "/var"]).expect("understood");
+        assert_eq!(invocation.settings().expect("no file").text("state.directory").as_deref(), Some("/var"));
+    }
     assert!(Invocation::from_words(&TIER, ["tapio-test", "--spool-quota", "1"]).is_err());
+    let words =
+        ["tapio-test", "--config", "", "--store-password", "sesame", "--state", "/var", "--node-name", "n"];
+    let invocation = Invocation::from_words(&TIER, words).expect("understood");
+    assert!(!format!("{invocation:?}").contains("sesame"), "{invocation:?}");
+    invocation.settings().expect("an empty name is none").finish(Some(())).expect("right");
 }
 
-/// Scenario: files that are not there, too large, or not text.
-/// Guarantees: each is refused and named.
+/// Scenario: files that are not there, too large, without an end, or not text; a directory.
+/// Guarantees: each is refused and named, and none is waited for.
 #[test]
 fn unreadable_files_are_named() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -146,6 +201,9 @@ fn unreadable_files_are_named() {
     assert!(message(&path).contains("agent.toml"));
     std::fs::write(&path, vec![b'#'; 1 + (1 << 20)]).expect("written");
     assert!(message(&path).contains("larger than"));
+    for other in [Path::new("/dev/zero"), folder.path()] {
+        assert!(message(other).contains("is no regular file"), "{}", message(other));
+    }
 }
 
 /// Scenario: the reference of a tier.
@@ -158,6 +216,7 @@ fn the_reference_names_every_key() {
         "`4194304`",
         "`TAPIO_TEST_SPOOL_QUOTA_BYTES`",
         "`--spool-quota-bytes`",
+        "`--state-directory`, `--state`",
         "SIGHUP",
         "required",
     ] {

@@ -21,6 +21,18 @@ pub(super) enum Origin {
     Flag(String),
 }
 
+impl Origin {
+    /// What is later wins.
+    pub(super) const fn layer(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::Line(_) => 1,
+            Self::Variable(_) => 2,
+            Self::Flag(_) => 3,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

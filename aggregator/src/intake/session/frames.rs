@@ -59,7 +59,7 @@ impl Session {
         self.offer(Outgoing {
             head: record::head(Kind::Frame, arrival, &self.node),
             body: bytes,
-            content: Content::Frame { position, gap, inputs, events },
+            content: Content::Frame { position, gap, arrival, inputs, events },
         });
         Ok(())
     }
@@ -77,7 +77,14 @@ impl Session {
         let Outgoing { head, body, content } = outgoing;
         let size = body.len() as u64;
         let tap = &self.shared.tap;
-        let live = (matches!(content, Content::Frame { .. }) && tap.is_wanted()).then(|| body.clone());
+        let live =
+            (matches!(content, Content::Frame { .. }) && tap.is_wanted(&self.node)).then(|| body.clone());
+        let kept = match content {
+            Content::Frame { arrival, .. } => {
+                self.shared.tape.keep(&self.node, &self.missing_probes, arrival, &body)
+            }
+            Content::Announcement | Content::GivenUp { .. } => None,
+        };
         let append = |receipt| drop(place.send(Command::Append(Append { head, body, receipt, room })));
         let receipt = |position| Some(Receipt { source: Arc::clone(&self.position), position });
         let (outcome, gap, events) = match content {
@@ -91,7 +98,7 @@ impl Session {
                 let new = self.position.accept(position, || append(receipt(position)));
                 (if new { "given-up" } else { "duplicate" }, gap, 0)
             }
-            Content::Frame { position, gap, inputs, events } => {
+            Content::Frame { position, gap, arrival: _, inputs, events } => {
                 if self.position.accept(position, || append(receipt(position))) {
                     let now = unix_now();
                     for input in &inputs {
@@ -99,7 +106,7 @@ impl Session {
                             self.shared.nodes.heard(progress, now);
                         }
                     }
-                    self.handover.think(inputs);
+                    self.handover.think(inputs, kept);
                     if let Some(bytes) = live {
                         tap.offer(position.of_source(self.source), &self.node, bytes, events);
                     }

@@ -6,7 +6,7 @@
 use std::{collections::VecDeque, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use tapio_schemas::observation::Input;
+use tapio_schemas::{observation::Input, units::UnixMicros};
 use tapio_wire::Position;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -14,6 +14,7 @@ use crate::{
     engine::queue::{Place, Queue},
     intake::ROOM_UNIT_BYTES,
     pipeline::spooler::Command,
+    recording::Kept,
 };
 
 /// Inputs that a session holds for a busy engine before it takes no more frames.
@@ -34,7 +35,7 @@ pub(super) enum Content {
     /// What the source says that it can see.
     Announcement,
     /// A frame: what the engine needs of it, its events, and the frames before it that its source gave up.
-    Frame { position: Position, gap: u64, inputs: Vec<Input>, events: u32 },
+    Frame { position: Position, gap: u64, arrival: UnixMicros, inputs: Vec<Input>, events: u32 },
     /// A frame that is given up.
     GivenUp { position: Position, gap: u64 },
 }
@@ -61,7 +62,7 @@ pub(super) struct Handover {
     engine: Queue,
     room: Arc<Semaphore>,
     held: Option<(Outgoing, Waiting<ToSpool>)>,
-    ahead: VecDeque<Vec<Input>>,
+    ahead: VecDeque<(Vec<Input>, Option<Kept>)>,
     ahead_inputs: usize,
     to_engine: Option<Waiting<Place>>,
 }
@@ -120,7 +121,7 @@ impl Handover {
         };
         let to_the_engine = async {
             let Some(first) = ahead.front() else { return std::future::pending().await };
-            to_engine.get_or_insert_with(|| Box::pin(engine.clone().reserve(first.len()))).await
+            to_engine.get_or_insert_with(|| Box::pin(engine.clone().reserve(first.0.len()))).await
         };
         tokio::select! {
             biased;
@@ -130,27 +131,27 @@ impl Handover {
             },
             place = to_the_engine => {
                 *to_engine = None;
-                let (Some(place), Some(inputs)) = (place, ahead.pop_front()) else { return Room::Ended };
+                let (Some(place), Some((inputs, kept))) = (place, ahead.pop_front()) else { return Room::Ended };
                 *ahead_inputs = ahead_inputs.saturating_sub(inputs.len());
-                place.send(inputs);
+                place.send(inputs, kept);
                 Room::Engine
             }
         }
     }
 
-    /// Hands inputs to the engine, or keeps them until there is room.
-    pub(super) fn think(&mut self, inputs: Vec<Input>) {
+    /// Hands the inputs of a frame to the engine, or keeps them until there is room; and the frame where it is recorded.
+    pub(super) fn think(&mut self, inputs: Vec<Input>, kept: Option<Kept>) {
         if inputs.is_empty() {
             return;
         }
         if self.ahead.is_empty()
             && let Some(place) = self.engine.try_reserve(inputs.len())
         {
-            place.send(inputs);
+            place.send(inputs, kept);
             return;
         }
         self.ahead_inputs += inputs.len();
-        self.ahead.push_back(inputs);
+        self.ahead.push_back((inputs, kept));
     }
 
     /// Hands all inputs that are kept to the engine: their frames are durable, so they will not come again.
@@ -196,17 +197,23 @@ mod tests {
     #[tokio::test]
     async fn a_busy_engine_does_not_hold_up_the_spool() {
         let (engine, mut batches) = queue::queue();
-        engine.try_reserve(queue::INPUTS_MAX).unwrap().send(Vec::new());
+        engine.try_reserve(queue::INPUTS_MAX).unwrap().send(Vec::new(), None);
         let (spooler, _commands) = mpsc::channel(4);
         let mut handover = Handover::new(spooler, engine, Arc::new(Semaphore::new(16)));
         let outgoing = || Outgoing {
             head: Vec::new(),
             body: Bytes::from_static(b"frame"),
-            content: Content::Frame { position: Position::new(1, 1), gap: 0, inputs: Vec::new(), events: 0 },
+            content: Content::Frame {
+                position: Position::new(1, 1),
+                gap: 0,
+                arrival: UnixMicros(0),
+                inputs: Vec::new(),
+                events: 0,
+            },
         };
-        handover.think(inputs(1));
+        handover.think(inputs(1), None);
         assert!(handover.has_room() && handover.offer(outgoing()).is_some());
-        handover.think(inputs(AHEAD_INPUTS_MAX));
+        handover.think(inputs(AHEAD_INPUTS_MAX), None);
         assert!(!handover.has_room() && handover.offer(outgoing()).is_some());
 
         drop(batches.recv().await);

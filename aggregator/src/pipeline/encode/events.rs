@@ -10,7 +10,7 @@ use tapio_schemas::{
 use tapio_store::native::{AnyColumn, BlockBuilder, BlockError, EncodedBlock};
 
 use super::FrameScope;
-use crate::context::Pods;
+use tapio_correlation::Pods;
 
 /// A symbol that has no key in the block's dictionary yet.
 const NO_KEY: u32 = u32::MAX;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The ledger of the time that was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LedgerAnswer {
     /// What the kernel's hooks wanted to hand on.
     pub records: u64,

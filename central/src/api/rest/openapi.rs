@@ -14,7 +14,7 @@ use tapio_schemas::finding::Finding;
 use self::parameters::Parameter;
 use super::{
     answer::Answer, exchange::REQUEST_ID, health::HealthAnswer, ledger::LedgerAnswer, page::List,
-    params::Params, problem::Problem,
+    params::Params, problem::Problem, status::StatusAnswer,
 };
 use crate::history::{
     clusters::StoredCluster, entities::StoredEntity, events::StoredEvent, nodes::StoredNode,
@@ -113,6 +113,13 @@ fn resources() -> Vec<Resource> {
             "What each stage carried, folded, filtered and lost",
             parameters::ledger(),
             schema::<LedgerAnswer>,
+        ),
+        list(
+            "/status",
+            "getStatus",
+            "Whether to trust the system now, and what speaks against it",
+            Vec::new(),
+            schema::<StatusAnswer>,
         ),
         list("/health", "getHealth", "Whether to trust the answers now", Vec::new(), schema::<HealthAnswer>),
     ]

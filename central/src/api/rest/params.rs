@@ -44,9 +44,25 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
                 format!("it has {} parameters; no resource takes more than {PARAMETERS_MAX}", given.len());
             return Err(Problem::parameters(vec![ParameterError::new("query", reason)]));
         }
+        let undecoded = undecoded(&given, parts.uri.query().unwrap_or_default());
+        if !undecoded.is_empty() {
+            return Err(Problem::parameters(undecoded));
+        }
         let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000;
         Ok(Self::new(given, UnixMicros(u64::try_from(now).unwrap_or_default())))
     }
+}
+
+/// The parameters whose escapes are no UTF-8: decoding replaced what nobody wrote.
+fn undecoded(given: &[(String, String)], query: &str) -> Vec<ParameterError> {
+    let is_written =
+        query.contains(char::REPLACEMENT_CHARACTER) || query.to_ascii_uppercase().contains("%EF%BF%BD");
+    let is_replaced = |text: &str| !is_written && text.contains(char::REPLACEMENT_CHARACTER);
+    given
+        .iter()
+        .filter(|(name, value)| is_replaced(name) || is_replaced(value))
+        .map(|(name, _value)| ParameterError::new(name.as_str(), "its escapes (%) are no UTF-8 text"))
+        .collect()
 }
 
 impl Params {

@@ -5,9 +5,11 @@ use std::{ffi::OsString, fs, os::unix::ffi::OsStringExt as _};
 use super::{Check, agent::is_tier};
 
 /// What listens there by default: protocol, port, who.
-const PORTS: [(&str, u16, &str); 3] = [
+const PORTS: [(&str, u16, &str); 5] = [
     ("udp", 7401, "the aggregator's intake"),
     ("tcp", 7402, "the aggregator's metrics"),
+    ("tcp", 7403, "the aggregator's gRPC"),
+    ("tcp", 7404, "the aggregator's dashboard"),
     ("tcp", 7443, "central's API"),
 ];
 /// `TCP_LISTEN` of the kernel (`net/tcp_states.h`), as procfs writes it.

@@ -152,7 +152,8 @@ test('small screens', async () => {
 });
 
 // Scenario: the page without a mouse.
-// Guarantees: filter, list, opening, going back and help work by keys alone; the focus is seen and never lost.
+// Guarantees: filter, list, opening, going back and help work by keys alone; the focus is seen and never lost; letters
+// can be turned off.
 test('keyboard', async () => {
   const { page, complaints } = await open(browser, { colorScheme: 'light' }, '/#overview');
   await page.waitForSelector('.side a.row.open');
@@ -177,9 +178,25 @@ test('keyboard', async () => {
   expect(await inaccessible(page)).toEqual([]);
   await keep(page, 'help-light');
   await page.keyboard.press('Escape');
-  expect(await page.locator('dialog').count()).toBe(0);
+  await expect.poll(() => page.locator('dialog').count()).toBe(0);
   await page.keyboard.press('o');
   await expect.poll(() => page.locator('.overview .verdict').innerText()).toMatch(/open\.$/);
+  // Letters can be turned off; then the help is behind its button, and the choice stays.
+  await page.keyboard.press('?');
+  await page.locator('dialog input[type=checkbox]').uncheck();
+  await page.keyboard.press('Escape');
+  await page.reload();
+  await page.waitForSelector('.side a.row.open');
+  for (const letter of ['?', '/', 't', 'j']) await page.keyboard.press(letter);
+  expect(await page.locator('dialog').count()).toBe(0);
+  expect(await focused()).not.toBe('filter');
+  expect(await page.evaluate(() => document.documentElement.dataset['theme'])).toBeUndefined();
+  await page.getByLabel('Keyboard help').click();
+  await page.locator('dialog input[type=checkbox]').check();
+  await page.keyboard.press('Escape');
+  await expect.poll(() => page.locator('dialog').count()).toBe(0);
+  await page.keyboard.press('/');
+  expect(await focused()).toBe('filter');
   await keep(page, 'overview-light');
   expect(complaints).toEqual([]);
   await page.context().close();
@@ -212,7 +229,7 @@ test('names are text', async () => {
   await context.close();
 });
 
-// Scenario: the network between page and aggregator is cut for a while.
+// Scenario: the network between page and aggregator is cut for a while; then it swallows what it carries, closing nothing.
 // Guarantees: the page says that what it shows is old, and goes on by itself when the network is back.
 test('lost contact is said, and ends by itself', async () => {
   const way = await road();
@@ -226,9 +243,13 @@ test('lost contact is said, and ends by itself', async () => {
   await keep(page, 'no-contact');
   way.mend();
   await expect.poll(pill, { timeout: 30_000 }).not.toContain('No contact');
+  way.swallow();
+  await expect.poll(pill, { timeout: 30_000 }).toContain('No contact with the aggregator');
+  way.mend();
+  await expect.poll(pill, { timeout: 60_000 }).not.toContain('No contact');
   await context.close();
   way.close();
-});
+}, 180_000);
 
 // Scenario: another page's name points at the dashboard's address.
 // Guarantees: it is refused, and every answer forbids what the page does not need.

@@ -61,6 +61,8 @@ export interface Road {
   address: string;
   /** Ends all connections, and refuses others until it is mended. */
   cut(): void;
+  /** Carries nothing more and closes nothing; what is connected until it is mended stays so for good. */
+  swallow(): void;
   mend(): void;
   close(): void;
 }
@@ -70,6 +72,11 @@ export async function road(): Promise<Road> {
   const { hostname, port } = new URL(dashboard);
   const sockets = new Set<Socket>();
   let isCut = false;
+  let swallows = false;
+  const swallow = () => {
+    swallows = true;
+    for (const socket of sockets) socket.unpipe().resume();
+  };
   const cut = () => {
     isCut = true;
     for (const socket of sockets) socket.destroy();
@@ -77,6 +84,12 @@ export async function road(): Promise<Road> {
   };
   const server = createServer((here) => {
     if (isCut) return void here.destroy();
+    if (swallows) {
+      sockets.add(here);
+      here.on('error', () => here.destroy());
+      here.on('close', () => sockets.delete(here));
+      return void here.resume();
+    }
     const there = connect(Number(port), hostname);
     for (const [one, other] of [[here, there], [there, here]] as const) {
       sockets.add(one);
@@ -93,7 +106,8 @@ export async function road(): Promise<Road> {
   return {
     address: `http://127.0.0.1:${own}`,
     cut,
-    mend: () => void (isCut = false),
+    swallow,
+    mend: () => void (isCut = swallows = false),
     close: () => {
       cut();
       server.close();

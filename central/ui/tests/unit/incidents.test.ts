@@ -1,6 +1,9 @@
+import { readFileSync } from 'node:fs';
+
 import { describe, expect, test } from 'vitest';
 
 import { adopt, group, matches, stateWord } from '../../web/incidents';
+import type { Finding } from '../../web/model';
 import { finding, millis } from './story';
 
 const one = (id: string, incident: string, more = {}) => finding({ id, incident_id: incident, ...more });
@@ -17,6 +20,14 @@ describe('incidents', () => {
     ];
     const told = group(all).map((incident) => [incident.id, incident.state, incident.findings.map((member) => member.id)]);
     expect(told).toEqual([['i-b', 'open', ['f-3']], ['i-a', 'open', ['f-2', 'f-4']], ['i-old', 'resolved', ['f-1']]]);
+  });
+
+  // Scenario: the findings of the table that the aggregator's own test reads too.
+  // Guarantees: they are grouped, told and ordered as the aggregator does it.
+  test('findings are grouped as the aggregator does', () => {
+    const table = JSON.parse(readFileSync(new URL('./grouping.json', import.meta.url), 'utf8')) as { findings: Partial<Finding>[]; incidents: unknown };
+    const told = group(table.findings.map((more) => finding(more)));
+    expect(told.map(({ id, state, findings }) => ({ id, state, findings: findings.map((one) => one.id) }))).toEqual(table.incidents);
   });
 
   // Scenario: a snapshot that is older than a revision that came in the stream.
@@ -43,5 +54,14 @@ describe('incidents', () => {
     expect(stateWord(told)).toBe('open');
     told.verdict.outcome = 'undetermined';
     expect(stateWord(told)).toBe('uncertain');
+  });
+
+  // Scenario: a node that shows the symptom is silent; the finding is closed for that; another was seen to recover.
+  // Guarantees: none of them is told as the other, nor as open.
+  test('what nobody observes is told apart', () => {
+    const unobserved = [{ node: 'node-a', since: millis(500) }];
+    expect(stateWord(finding({ unobserved }))).toBe('unobserved');
+    expect(stateWord(finding({ state: 'resolved', resolution: 'unobserved', unobserved }))).toBe('closed');
+    expect(stateWord(finding({ state: 'resolved', resolution: 'symptoms-stopped' }))).toBe('resolved');
   });
 });

@@ -40,7 +40,7 @@ describe('the timeline', () => {
   // Guarantees: each has the layer that a person looks for it in.
   test('intents have their layer', () => {
     const of = (intent: string) => layersOf(evidence('a', 'fault', 'b', 0, { [intent]: 1 }));
-    expect(['oom-kill', 'file-access-failed', 'address-in-use', 'process-failed'].map(of)).toEqual(Array(4).fill(['kernel']));
+    expect(['oom-kill', 'file-vanished', 'address-in-use', 'container-failed'].map(of)).toEqual(Array(4).fill(['kernel']));
     expect(['connection-reset', 'listening-ended', 'retransmission'].map(of)).toEqual(Array(3).fill(['network']));
     expect(of('request-unanswered')).toEqual(['application']);
     expect(of('container-gone')).toEqual(['kubernetes']);

@@ -1,6 +1,6 @@
 // One finding: the sentence first, then what to do, the picture, and what it all rests on.
 
-import { counted, length, shortId, words } from '../format';
+import { counted, grouped, length, shortId, words } from '../format';
 import { stateWord } from '../incidents';
 import type { Finding } from '../model';
 import { findings, now } from '../state';
@@ -41,11 +41,7 @@ export function FindingView({ finding }: { finding: Finding }) {
         </p>
       )}
       {finding.state === 'superseded' && <p class="note">Another finding, with another cause, took its place.</p>}
-      {finding.state === 'resolved' && (
-        <p class="note calm">
-          Its symptoms stopped{verdict.symptom_seen_until > 0 && (<> after <Time at={verdict.symptom_seen_until} relative /></>)}.
-        </p>
-      )}
+      <Course finding={finding} />
       {finding.recommended_action && (
         <p class="action">
           <strong>Do</strong> {finding.recommended_action}
@@ -121,6 +117,37 @@ export function FindingView({ finding }: { finding: Finding }) {
       </footer>
       <p class="unseen">{`State of ${new Date(now.peek() / 1_000).toISOString()}`}</p>
     </article>
+  );
+}
+
+/** How the symptom went on: counted, not observed, or stopped. */
+function Course({ finding }: { finding: Finding }) {
+  const { state, resolution, unobserved, continuation, verdict } = finding;
+  const last = Math.max(verdict.symptom_seen_until, continuation.last);
+  const silent = unobserved.map(({ node, since }, at) => (
+    <>
+      {at > 0 && ', '}
+      <strong>{node}</strong> since <Time at={since} relative />
+    </>
+  ));
+  return (
+    <>
+      {state === 'open' && silent.length > 0 && <p class="note">Not heard: {silent}. Whether it goes on is not known.</p>}
+      {state === 'resolved' && resolution === 'unobserved' && (
+        <p class="note">Closed without having been seen to recover{silent.length > 0 && <>: not heard {silent}</>}.</p>
+      )}
+      {state === 'resolved' && resolution !== 'unobserved' && (
+        <p class="note calm">
+          Its symptoms stopped{last > 0 && (<> after <Time at={last} relative /></>)}.
+        </p>
+      )}
+      {continuation.count > 0 && (
+        <p>
+          The symptom went on: {grouped(continuation.count)} more times, last <Time at={continuation.last} relative />, counted until{' '}
+          <Time at={continuation.counted_until} />.
+        </p>
+      )}
+    </>
   );
 }
 

@@ -1,6 +1,6 @@
 import { useEffect, useRef } from 'preact/hooks';
 
-import { isHelpOpen } from '../state';
+import { areLettersOn, isHelpOpen, turnLetters } from '../state';
 
 const keys: [string, string][] = [
   ['j, ↓ / k, ↑', 'next / previous in the list'],
@@ -29,6 +29,11 @@ export function Help() {
           </div>
         ))}
       </dl>
+      <p>
+        <label>
+          <input type="checkbox" checked={areLettersOn.value} onChange={turnLetters} /> Single letters, / and ? are shortcuts
+        </label>
+      </p>
       <form method="dialog">
         <button type="submit" autofocus>
           Close

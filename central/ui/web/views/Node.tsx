@@ -2,7 +2,7 @@
 
 import { bytes, counted, grouped, length, share, words } from '../format';
 import type { NodeStatus } from '../model';
-import { isLoaded, nodes, now } from '../state';
+import { isLoaded, nodes, now, stepSecs } from '../state';
 import { Chart } from './Chart';
 import { Icon } from './icons';
 import { Time } from './Time';
@@ -19,7 +19,7 @@ export function NodeView({ name }: { name: string }) {
           <NodeFacts node={node} />
           <section aria-labelledby="activity-title">
             <h3 id="activity-title">Records and losses</h3>
-            <Chart {...activity([node], [])} label={`Records and losses per second of ${name} over the last ten minutes`} />
+            <Chart {...activity([node], stepSecs.value, [])} label={`Records and losses per second of ${name} over the last ten minutes`} />
           </section>
         </>
       ) : (

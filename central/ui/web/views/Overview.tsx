@@ -1,7 +1,7 @@
 // Nothing is selected, or nothing is wrong: whether that can be believed.
 
 import { ago, counted, grouped, length, share } from '../format';
-import { isLoaded, nodes, now, openCount, status, trust } from '../state';
+import { isLoaded, nodes, now, openCount, status, stepSecs, trust } from '../state';
 import { Chart } from './Chart';
 import { Icon } from './icons';
 import { Time } from './Time';
@@ -72,7 +72,7 @@ export function Overview({ unknown }: { unknown?: string | undefined }) {
       {nodes.value.length > 0 && (
         <section aria-labelledby="activity-title">
           <h3 id="activity-title">Records of all nodes, and losses</h3>
-          <Chart {...activity(nodes.value, [])} label="Records and losses per second of all nodes over the last ten minutes" />
+          <Chart {...activity(nodes.value, stepSecs.value, [])} label="Records and losses per second of all nodes over the last ten minutes" />
         </section>
       )}
       {told && (

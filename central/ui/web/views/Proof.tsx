@@ -2,7 +2,7 @@
 
 import { counted, grouped, length, share, words } from '../format';
 import type { Finding, NodeStatus } from '../model';
-import { nodes } from '../state';
+import { nodes, stepSecs } from '../state';
 import { Chart } from './Chart';
 import { Icon } from './icons';
 import { activity } from './activity';
@@ -109,7 +109,7 @@ function Involved({ finding }: { finding: Finding }) {
       </ul>
       {isRecent && (
         <Chart
-          {...activity(seen, [{ at: finding.first_symptom_at, label: 'first symptom' }])}
+          {...activity(seen, stepSecs.value, [{ at: finding.first_symptom_at, label: 'first symptom' }])}
           label="Records and losses per second of the nodes involved, over the last ten minutes"
         />
       )}

@@ -3,8 +3,6 @@
 import type { Micros, NodeStatus } from '../model';
 import type { Marker, Series } from './Chart';
 
-const STEP_SECS = 10;
-
 export interface Activity {
   times: number[];
   series: Series[];
@@ -13,7 +11,7 @@ export interface Activity {
 }
 
 /** Per second, summed over the nodes; what nobody told of a step is nothing, not zero. */
-export function activity(nodes: NodeStatus[], markers: { at: Micros; label: string }[]): Activity {
+export function activity(nodes: NodeStatus[], stepSecs: number, markers: { at: Micros; label: string }[]): Activity {
   const sums = new Map<number, { records: number; lost: number }>();
   for (const { steps } of nodes) {
     // The last step is still being filled.
@@ -24,7 +22,7 @@ export function activity(nodes: NodeStatus[], markers: { at: Micros; label: stri
     }
   }
   const times = [...sums.keys()].sort((a, b) => a - b);
-  const of = (key: 'records' | 'lost') => times.map((at) => (sums.get(at)?.[key] ?? 0) / STEP_SECS);
+  const of = (key: 'records' | 'lost') => times.map((at) => (sums.get(at)?.[key] ?? 0) / stepSecs);
   return {
     times,
     series: [

@@ -16,6 +16,8 @@ use crate::tier::free_ports;
 const TRUST_DOMAIN: &str = "demo.tapio";
 const TENANT: &str = "default";
 const NAME: &str = "demo";
+/// In the run's folder: what the aggregator records.
+pub(crate) const RECORDINGS: &str = "recordings";
 /// Longer than anybody keeps a demo running; there is no way to take a certificate back.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -127,6 +129,7 @@ impl Settings {
             ),
             ("dashboard", table([("listen", loopback(*dashboard))])),
             ("state", table([("directory", state("aggregator"))])),
+            ("record", table([("directory", state(RECORDINGS))])),
             ("store", store),
             ("context", table([("identities", text(identities))])),
             ("telemetry", telemetry()),

@@ -91,7 +91,7 @@ pub mod event {
         pub link: i32,
     }
     /// Who the event is about.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct Entity {
         /// The container, as its runtime names it: 64 hexadecimal digits.
         #[prost(string, tag = "40")]
@@ -105,9 +105,12 @@ pub mod event {
         /// The other side's pod, where the node knows it.
         #[prost(string, tag = "43")]
         pub peer_pod_uid: ::prost::alloc::string::String,
-        /// Tags and attributes that no field has, `key=value`, joined by newlines.
-        #[prost(string, tag = "44")]
-        pub attributes: ::prost::alloc::string::String,
+        /// Tags and attributes that no field has. Of a name that was told twice the last value counts.
+        #[prost(btree_map = "string, string", tag = "44")]
+        pub attributes: ::prost::alloc::collections::BTreeMap<
+            ::prost::alloc::string::String,
+            ::prost::alloc::string::String,
+        >,
     }
     /// What the kernel said.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -205,7 +208,7 @@ pub mod event {
         pub new_state: ::prost::alloc::string::String,
     }
     /// Log records and errors of applications.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    #[derive(Clone, PartialEq, ::prost::Message)]
     pub struct Application {
         /// The logger.
         #[prost(string, tag = "100")]
@@ -213,15 +216,25 @@ pub mod event {
         /// The message with its parameters replaced.
         #[prost(string, tag = "101")]
         pub message_template: ::prost::alloc::string::String,
-        /// The parameters, joined by newlines.
-        #[prost(string, tag = "102")]
-        pub parameters: ::prost::alloc::string::String,
+        /// The parameters, in the order of their places in the message; equal ones come as often as they stand there.
+        #[prost(message, repeated, tag = "102")]
+        pub parameters: ::prost::alloc::vec::Vec<application::Parameter>,
         /// The error's type.
         #[prost(string, tag = "103")]
         pub error_type: ::prost::alloc::string::String,
         /// The stack trace.
         #[prost(string, tag = "104")]
         pub stack_trace: ::prost::alloc::string::String,
+    }
+    /// Nested message and enum types in `Application`.
+    pub mod application {
+        /// What stood in a place of the message.
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Parameter {
+            /// The value, as text.
+            #[prost(string, tag = "1")]
+            pub value: ::prost::alloc::string::String,
+        }
     }
     /// Kubernetes objects.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -799,6 +812,38 @@ pub struct Finding {
     /// The verdict itself.
     #[prost(message, optional, tag = "15")]
     pub verdict: ::core::option::Option<Verdict>,
+    /// Why it is over, where it is resolved.
+    #[prost(enumeration = "Resolution", tag = "16")]
+    pub resolution: i32,
+    /// The nodes that showed the symptom and are not observed now: while there is one, nobody knows whether it stopped.
+    #[prost(message, repeated, tag = "17")]
+    pub unobserved: ::prost::alloc::vec::Vec<Unobserved>,
+    /// How the symptom went on after what the verdict counts.
+    #[prost(message, optional, tag = "18")]
+    pub continuation: ::core::option::Option<Continuation>,
+}
+/// A node that showed the symptom, and whose word on it is missing.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Unobserved {
+    /// The node's name, or its source's id where the name is not known.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// Since when it does not observe, microseconds since the Unix epoch.
+    #[prost(uint64, tag = "2")]
+    pub since_micros: u64,
+}
+/// How the symptom went on behind the time that the verdict counts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Continuation {
+    /// Occurrences since those that the verdict counts.
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    /// When the last of them was, microseconds since the Unix epoch; zero without any.
+    #[prost(uint64, tag = "2")]
+    pub last_micros: u64,
+    /// Until when they were counted, microseconds since the Unix epoch; zero as long as the verdict itself counts.
+    #[prost(uint64, tag = "3")]
+    pub counted_until_micros: u64,
 }
 /// What kind of thing an entity is, and what its id looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -857,12 +902,14 @@ impl EntityKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum FindingState {
+    /// None is told. Never sent.
+    Unspecified = 0,
     /// Announced, its symptoms go on or stopped only just now.
-    Open = 0,
-    /// Its symptoms stopped.
-    Resolved = 1,
+    Open = 1,
+    /// It is over, for the reason that its resolution says.
+    Resolved = 2,
     /// Another finding, with another cause, took its place.
-    Superseded = 2,
+    Superseded = 3,
 }
 impl FindingState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -871,6 +918,7 @@ impl FindingState {
     /// (if the ProtoBuf definition does not change) and safe for programmatic use.
     pub fn as_str_name(&self) -> &'static str {
         match self {
+            Self::Unspecified => "FINDING_STATE_UNSPECIFIED",
             Self::Open => "FINDING_STATE_OPEN",
             Self::Resolved => "FINDING_STATE_RESOLVED",
             Self::Superseded => "FINDING_STATE_SUPERSEDED",
@@ -879,9 +927,43 @@ impl FindingState {
     /// Creates an enum from field names used in the ProtoBuf definition.
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
+            "FINDING_STATE_UNSPECIFIED" => Some(Self::Unspecified),
             "FINDING_STATE_OPEN" => Some(Self::Open),
             "FINDING_STATE_RESOLVED" => Some(Self::Resolved),
             "FINDING_STATE_SUPERSEDED" => Some(Self::Superseded),
+            _ => None,
+        }
+    }
+}
+/// Why a resolved finding is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Resolution {
+    /// None is told: it is not resolved, or was before reasons were told.
+    Unspecified = 0,
+    /// Its symptoms stopped: who had seen them went on observing, and saw no more.
+    SymptomsStopped = 1,
+    /// Nobody who had seen its symptoms was heard for long: whether they stopped is not known.
+    Unobserved = 2,
+}
+impl Resolution {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RESOLUTION_UNSPECIFIED",
+            Self::SymptomsStopped => "RESOLUTION_SYMPTOMS_STOPPED",
+            Self::Unobserved => "RESOLUTION_UNOBSERVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RESOLUTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "RESOLUTION_SYMPTOMS_STOPPED" => Some(Self::SymptomsStopped),
+            "RESOLUTION_UNOBSERVED" => Some(Self::Unobserved),
             _ => None,
         }
     }
@@ -890,14 +972,16 @@ impl FindingState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Role {
+    /// None is told. Never sent.
+    Unspecified = 0,
     /// What led to the fault.
-    Cause = 0,
+    Cause = 1,
     /// What broke.
-    Fault = 1,
+    Fault = 2,
     /// What the break did to others.
-    Effect = 2,
+    Effect = 3,
     /// What people notice.
-    Symptom = 3,
+    Symptom = 4,
 }
 impl Role {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -906,6 +990,7 @@ impl Role {
     /// (if the ProtoBuf definition does not change) and safe for programmatic use.
     pub fn as_str_name(&self) -> &'static str {
         match self {
+            Self::Unspecified => "ROLE_UNSPECIFIED",
             Self::Cause => "ROLE_CAUSE",
             Self::Fault => "ROLE_FAULT",
             Self::Effect => "ROLE_EFFECT",
@@ -915,6 +1000,7 @@ impl Role {
     /// Creates an enum from field names used in the ProtoBuf definition.
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
+            "ROLE_UNSPECIFIED" => Some(Self::Unspecified),
             "ROLE_CAUSE" => Some(Self::Cause),
             "ROLE_FAULT" => Some(Self::Fault),
             "ROLE_EFFECT" => Some(Self::Effect),
@@ -927,10 +1013,12 @@ impl Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Stance {
+    /// None is told. Never sent.
+    Unspecified = 0,
     /// It speaks for the verdict.
-    Supporting = 0,
+    Supporting = 1,
     /// It speaks against it.
-    Contradicting = 1,
+    Contradicting = 2,
 }
 impl Stance {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -939,6 +1027,7 @@ impl Stance {
     /// (if the ProtoBuf definition does not change) and safe for programmatic use.
     pub fn as_str_name(&self) -> &'static str {
         match self {
+            Self::Unspecified => "STANCE_UNSPECIFIED",
             Self::Supporting => "STANCE_SUPPORTING",
             Self::Contradicting => "STANCE_CONTRADICTING",
         }
@@ -946,6 +1035,7 @@ impl Stance {
     /// Creates an enum from field names used in the ProtoBuf definition.
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
+            "STANCE_UNSPECIFIED" => Some(Self::Unspecified),
             "STANCE_SUPPORTING" => Some(Self::Supporting),
             "STANCE_CONTRADICTING" => Some(Self::Contradicting),
             _ => None,
@@ -956,12 +1046,14 @@ impl Stance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Outcome {
+    /// None is told. Never sent.
+    Unspecified = 0,
     /// Derived, but not good enough to announce.
-    Hypothesis = 0,
+    Hypothesis = 1,
     /// Something is wrong, and the evidence does not decide between the candidates.
-    Undetermined = 1,
+    Undetermined = 2,
     /// All required evidence is there, nothing contradicts.
-    Finding = 2,
+    Finding = 3,
 }
 impl Outcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -970,6 +1062,7 @@ impl Outcome {
     /// (if the ProtoBuf definition does not change) and safe for programmatic use.
     pub fn as_str_name(&self) -> &'static str {
         match self {
+            Self::Unspecified => "OUTCOME_UNSPECIFIED",
             Self::Hypothesis => "OUTCOME_HYPOTHESIS",
             Self::Undetermined => "OUTCOME_UNDETERMINED",
             Self::Finding => "OUTCOME_FINDING",
@@ -978,6 +1071,7 @@ impl Outcome {
     /// Creates an enum from field names used in the ProtoBuf definition.
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
+            "OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
             "OUTCOME_HYPOTHESIS" => Some(Self::Hypothesis),
             "OUTCOME_UNDETERMINED" => Some(Self::Undetermined),
             "OUTCOME_FINDING" => Some(Self::Finding),
@@ -1121,8 +1215,6 @@ pub mod missed {
         /// More frames came than the server could look through for its subscribers. Counted are all their events, whether
         /// or not the subscriber had asked for them.
         ServerBusy = 2,
-        /// They came after the place where the subscriber resumes, and are not kept any more. Counted are at most so many.
-        NoLongerKept = 3,
     }
     impl Reason {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -1134,7 +1226,6 @@ pub mod missed {
                 Self::Unknown => "REASON_UNKNOWN",
                 Self::SlowSubscriber => "REASON_SLOW_SUBSCRIBER",
                 Self::ServerBusy => "REASON_SERVER_BUSY",
-                Self::NoLongerKept => "REASON_NO_LONGER_KEPT",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1143,7 +1234,6 @@ pub mod missed {
                 "REASON_UNKNOWN" => Some(Self::Unknown),
                 "REASON_SLOW_SUBSCRIBER" => Some(Self::SlowSubscriber),
                 "REASON_SERVER_BUSY" => Some(Self::ServerBusy),
-                "REASON_NO_LONGER_KEPT" => Some(Self::NoLongerKept),
                 _ => None,
             }
         }
@@ -1162,14 +1252,16 @@ pub struct FindingFilter {
 /// What to stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamFindingsRequest {
-    /// Which findings.
+    /// Which findings. A finding that no longer meets it is told once more, with left_filter.
     #[prost(message, optional, tag = "1")]
     pub filter: ::core::option::Option<FindingFilter>,
-    /// Whether to begin with the latest revision of each finding that is open now.
+    /// Whether to begin with the latest revision of each finding that is open now. A stream either begins so or goes on from
+    /// a cursor, behind which all those revisions come anyway: both together are refused.
     #[prost(bool, tag = "2")]
     pub include_open: bool,
     /// Where to go on: the last `cursor` of an earlier stream, unchanged. Revisions that were announced after it come
-    /// first, so that nothing is missed in between, also when the aggregator was restarted meanwhile.
+    /// first, so that nothing is missed in between, also when the aggregator was restarted meanwhile. The filter should be
+    /// that of the earlier stream.
     #[prost(string, tag = "3")]
     pub resume_cursor: ::prost::alloc::string::String,
 }
@@ -1188,6 +1280,10 @@ pub struct StreamFindingsResponse {
     /// Where to resume when this is the last message that was taken. Empty on the findings that are open at the start.
     #[prost(string, tag = "3")]
     pub cursor: ::prost::alloc::string::String,
+    /// The finding does not meet the filter, but a revision before did, or may have: it is over for this subscriber, unless
+    /// it is told again without this.
+    #[prost(bool, tag = "4")]
+    pub left_filter: bool,
 }
 /// Which finding.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1304,8 +1400,10 @@ pub mod correlation_service_client {
         }
         /// Sends revisions of findings as they are announced, until the caller ends the stream.
         ///
-        /// RESOURCE_EXHAUSTED where there are as many streams as grpc.streams_max allows, UNAVAILABLE with the reason when the
-        /// aggregator ends: call again with the last cursor.
+        /// FAILED_PRECONDITION where what came after resume_cursor is not kept any more, or the cursor is of another aggregator
+        /// or of a state directory that is gone: begin anew, without it and with include_open. RESOURCE_EXHAUSTED where there
+        /// are as many streams as grpc.streams_max allows, UNAVAILABLE with the reason when the aggregator ends: call again with
+        /// the last cursor.
         pub async fn stream_findings(
             &mut self,
             request: impl tonic::IntoRequest<super::StreamFindingsRequest>,
@@ -1402,8 +1500,10 @@ pub mod correlation_service_server {
             + 'static;
         /// Sends revisions of findings as they are announced, until the caller ends the stream.
         ///
-        /// RESOURCE_EXHAUSTED where there are as many streams as grpc.streams_max allows, UNAVAILABLE with the reason when the
-        /// aggregator ends: call again with the last cursor.
+        /// FAILED_PRECONDITION where what came after resume_cursor is not kept any more, or the cursor is of another aggregator
+        /// or of a state directory that is gone: begin anew, without it and with include_open. RESOURCE_EXHAUSTED where there
+        /// are as many streams as grpc.streams_max allows, UNAVAILABLE with the reason when the aggregator ends: call again with
+        /// the last cursor.
         async fn stream_findings(
             &self,
             request: tonic::Request<super::StreamFindingsRequest>,
@@ -1683,30 +1783,37 @@ pub mod correlation_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-/// Which events: those that meet every filter that is set.
+/// Which events: those that meet every part that is set. Each list holds at most 64 values; one of them is enough.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StreamEventsRequest {
+pub struct EventFilter {
     /// Of this cluster. An aggregator serves one; another's name is refused.
     #[prost(string, tag = "1")]
     pub cluster: ::prost::alloc::string::String,
-    /// Seen on this node.
-    #[prost(string, tag = "2")]
-    pub node: ::prost::alloc::string::String,
+    /// Seen on one of these nodes.
+    #[prost(string, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Of one of these kinds.
     #[prost(enumeration = "EventKind", repeated, tag = "3")]
     pub kinds: ::prost::alloc::vec::Vec<i32>,
     /// At least this severe.
     #[prost(enumeration = "Severity", tag = "4")]
     pub severity_min: i32,
-    /// About this container: its whole id, 64 hexadecimal digits.
-    #[prost(string, tag = "5")]
-    pub container_id: ::prost::alloc::string::String,
-    /// About this pod.
-    #[prost(string, tag = "6")]
-    pub pod_uid: ::prost::alloc::string::String,
-    /// Of this trace: 32 hexadecimal digits.
-    #[prost(string, tag = "7")]
-    pub trace_id: ::prost::alloc::string::String,
+    /// About one of these containers: whole ids, 64 hexadecimal digits each.
+    #[prost(string, repeated, tag = "5")]
+    pub container_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// About one of these pods.
+    #[prost(string, repeated, tag = "6")]
+    pub pod_uids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of one of these traces: 32 hexadecimal digits each.
+    #[prost(string, repeated, tag = "7")]
+    pub trace_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What to stream.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamEventsRequest {
+    /// Which events; all where it is absent.
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<EventFilter>,
 }
 /// Some events, or what was missed, or both.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -1,11 +1,11 @@
 //! What changed in the topology since drafts were last brought up to date, as coarsely as drafts need to know it.
 //!
-//! Every batch confirms relations, which moves their ends; only what an answer can depend on is noted, by port. Bounded
-//! by the number of ports.
+//! Every batch confirms relations, which moves their ends; only what an answer can depend on is noted, by port and by
+//! container. Bounded by the number of ports, and of containers: beyond, everything may have changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tapio_schemas::units::UnixMicros;
+use tapio_schemas::{entity::EntityKey, units::UnixMicros};
 
 type Range = Option<(UnixMicros, UnixMicros)>;
 
@@ -26,8 +26,11 @@ struct Move {
 #[derive(Clone, Debug, Default)]
 pub(in crate::engine) struct Moves {
     ports: BTreeMap<u16, Move>,
-    /// Which containers are of which pod.
-    homes: bool,
+    /// Containers that came to a pod, or went from one.
+    containers: BTreeSet<EntityKey>,
+    /// Those pods.
+    pods: BTreeSet<EntityKey>,
+    all_homes: bool,
     all: bool,
 }
 
@@ -35,14 +38,22 @@ fn widen(range: &mut Range, from: UnixMicros, until: UnixMicros) {
     *range = Some(range.map_or((from, until), |(low, high)| (low.min(from), high.max(until))));
 }
 
+/// The most containers whose moves are told apart.
+const CONTAINERS_MAX: usize = 65_536;
+
 impl Moves {
     /// Any answer may have changed.
     pub(super) const fn everything(&mut self) {
         self.all = true;
     }
 
-    pub(super) const fn homes(&mut self) {
-        self.homes = true;
+    pub(super) fn home(&mut self, container: &EntityKey, pod: &EntityKey) {
+        if self.containers.len() >= CONTAINERS_MAX {
+            self.all_homes = true;
+            return;
+        }
+        self.containers.insert(container.clone());
+        self.pods.insert(pod.clone());
     }
 
     pub(super) fn owners(&mut self, port: u16) {
@@ -61,9 +72,21 @@ impl Moves {
         widen(&mut self.ports.entry(port).or_default().ends, before, now);
     }
 
-    /// Whether a container may have come to a pod, or gone from one.
-    pub(in crate::engine) const fn concern_homes(&self) -> bool {
-        self.homes
+    /// Whether one of these containers or pods may have come to another, or gone from one.
+    pub(in crate::engine) fn concern_homes(&self, of: &BTreeSet<EntityKey>) -> bool {
+        let mut moved = self.containers.iter().chain(&self.pods);
+        let is_fewer = self.containers.len() + self.pods.len() < of.len();
+        self.all_homes
+            || if is_fewer {
+                moved.any(|one| of.contains(one))
+            } else {
+                of.iter().any(|one| self.containers.contains(one) || self.pods.contains(one))
+            }
+    }
+
+    /// The containers whose pods may have changed; `None` if that may be any.
+    pub(in crate::engine) fn containers(&self) -> Option<&BTreeSet<EntityKey>> {
+        (!self.all_homes).then_some(&self.containers)
     }
 
     pub(in crate::engine) fn is_empty(&self) -> bool {

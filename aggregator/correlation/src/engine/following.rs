@@ -1,0 +1,137 @@
+//! What becomes of a symptom that a verdict shows, however long ago its fault was: how it goes on, and who would see it.
+//!
+//! Asked for findings that are open, when the engine derives no verdict on them any more, or one that counts no further.
+
+use std::collections::BTreeSet;
+
+use tapio_schemas::{
+    ids::SourceId,
+    ledger::LedgerEntry,
+    observation::Observation,
+    units::{Micros, UnixMicros},
+    verdict::{Evidence, Role, Stance, Verdict},
+};
+
+use super::{
+    Engine,
+    caps::{concerns, probe_name},
+    sources::{Heard, Hiding},
+};
+use crate::rule::{Rule, Step};
+
+/// A symptom, and what satisfies its step.
+struct Shown<'a> {
+    line: &'a Evidence,
+    kinds: &'a [usize],
+    /// Whether it is the step's own evidence, and not calls that stand in for it.
+    is_own: bool,
+}
+
+/// The lines that say whether a failure goes on: of the symptom, else of the effects, else all.
+pub(crate) fn telling(verdict: &Verdict) -> impl Iterator<Item = &Evidence> {
+    let supporting = |role| move |line: &&Evidence| line.stance == Stance::Supporting && line.role == role;
+    let role = [Role::Symptom, Role::Effect]
+        .into_iter()
+        .find(|role| verdict.evidence.iter().any(|line| supporting(*role)(&line)));
+    verdict.evidence.iter().filter(move |line| role.is_none_or(|role| supporting(role)(line)))
+}
+
+/// How often the failure would be seen within `least` if it went on as it was, at least once: where as much was lost, it
+/// may go on unseen.
+fn expected_within(verdict: &Verdict, least: Micros) -> u64 {
+    let count = telling(verdict).map(|line| line.count).fold(0, u64::saturating_add);
+    let first = telling(verdict).map(|line| line.first.earliest).min().unwrap_or_default();
+    let last = telling(verdict).map(|line| line.last.latest).max().unwrap_or_default();
+    let lasted = last.since(first).max(least).0.max(1);
+    let within = u128::from(count) * u128::from(least.0) / u128::from(lasted);
+    u64::try_from(within).unwrap_or(u64::MAX).max(1)
+}
+
+impl Engine {
+    /// Until when the symptom that a verdict shows goes on, as far as was heard; however long ago the fault was. Zero
+    /// where it was not seen any more.
+    #[must_use]
+    pub fn symptom_seen_until(&self, verdict: &Verdict) -> UnixMicros {
+        let last = self.shown(verdict).and_then(|shown| {
+            let fits = |item: &Observation| self.fits(&shown, item);
+            self.set.last_end(shown.kinds, &shown.line.subject, self.watermark, fits)
+        });
+        last.unwrap_or_default()
+    }
+
+    /// How often the symptom that a verdict shows came after `after`, up to `until`, and when it came last.
+    #[must_use]
+    pub fn symptom_count(
+        &self,
+        verdict: &Verdict,
+        after: UnixMicros,
+        until: UnixMicros,
+    ) -> (u64, Option<UnixMicros>) {
+        let Some(shown) = self.shown(verdict) else { return (0, None) };
+        let fits = |item: &Observation| self.fits(&shown, item);
+        self.set.count_ends(shown.kinds, &shown.line.subject, (after, until), fits)
+    }
+
+    /// Until when a verdict itself counts its symptom: as far behind the fault as its rule looks. `None` where its rule
+    /// is not in force, so that nobody looks for the symptom any more.
+    #[must_use]
+    pub fn counts_until(&self, verdict: &Verdict) -> Option<UnixMicros> {
+        let rule = self.rules.rule(&verdict.rule)?;
+        let fault = verdict.first(Role::Fault).map(|fault| fault.last.latest).unwrap_or_default();
+        Some(fault.plus(rule.reach_after()))
+    }
+
+    /// What was heard after `from` of the sources that would tell whether the failure goes on, each without gap, and
+    /// without losses that could hide it; those of which less than `least` was heard are not searched for either. A
+    /// source whose probes do not see it any more is as good as silent.
+    #[must_use]
+    pub fn heard(&self, verdict: &Verdict, from: UnixMicros, least: Micros) -> Vec<Heard> {
+        let mut sources: BTreeSet<SourceId> = BTreeSet::new();
+        let mut blind: BTreeSet<SourceId> = BTreeSet::new();
+        for line in telling(verdict) {
+            for source in line.events.iter().map(|event| event.frame.source) {
+                let missing = self.sources.get(source).map(|source| source.missing_probes.as_slice());
+                let does_see = |probe: &String| {
+                    missing.unwrap_or_default().iter().all(|missing| probe_name(missing) != probe)
+                };
+                if !line.probes.is_empty() && !line.probes.iter().any(does_see) {
+                    blind.insert(source);
+                }
+                sources.insert(source);
+            }
+        }
+        let steps = self.telling_steps(verdict);
+        let is_of = |entry: &LedgerEntry| steps.iter().any(|(rule, step)| concerns(rule, step, entry));
+        let hiding = Hiding { is_of: &is_of, enough: expected_within(verdict, least) };
+        let heard = |source: SourceId| {
+            let heard = self.sources.heard(source, from, least, &hiding);
+            let until = if blind.contains(&source) { heard.until.min(from) } else { heard.until };
+            Heard { until, ..heard }
+        };
+        sources.into_iter().map(heard).collect()
+    }
+
+    /// The steps whose evidence says whether the failure goes on.
+    fn telling_steps(&self, verdict: &Verdict) -> Vec<(&Rule, &Step)> {
+        let Some(rule) = self.rules.rule(&verdict.rule) else { return Vec::new() };
+        let named = telling(verdict).filter_map(|line| rule.steps.iter().find(|step| step.id == line.step));
+        let both = named.flat_map(|step| [Some(step), step.otherwise.and_then(|place| rule.step(place))]);
+        both.flatten().map(|step| (rule, step)).collect()
+    }
+
+    fn shown<'a>(&'a self, verdict: &'a Verdict) -> Option<Shown<'a>> {
+        let is_shown = |line: &&Evidence| line.role == Role::Symptom && line.stance == Stance::Supporting;
+        let line = verdict.evidence.iter().find(is_shown)?;
+        let index = self.rules.place(&verdict.rule)?;
+        let rule = self.rules.rules().get(index)?;
+        let place = rule.steps.iter().position(|step| step.id == line.step)?;
+        let step = rule.steps.get(place)?;
+        let is_own = line.intents.keys().any(|intent| step.observe.contains(intent));
+        let place = if is_own { place } else { usize::try_from(step.otherwise?).ok()? };
+        Some(Shown { line, kinds: self.rules.kinds().of_step(index, place), is_own })
+    }
+
+    fn fits(&self, shown: &Shown<'_>, item: &Observation) -> bool {
+        shown.is_own || self.topology.is_toward(item, |owner| Some(owner) == shown.line.peer.as_ref())
+    }
+}

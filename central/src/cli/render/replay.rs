@@ -1,0 +1,203 @@
+//! A replay as a person reads it: what was recorded, each revision at its time, and how it compares.
+
+use std::io::{self, Write};
+
+use serde_json::Value;
+use tapio_recording::{Comparison, Difference, End, Ending, Head};
+use tapio_schemas::{entity::EntityKey, finding::Finding, units::UnixMicros, verdict::Verdict};
+
+use super::{SHORT_ID_CHARS, clock, explain, grouped, length, rfc3339, short, state_word};
+use crate::cli::replay::Compared;
+
+/// A value that differs is shown with this many characters.
+const VALUE_CHARS_MAX: usize = 120;
+
+/// What the recording is.
+pub(crate) fn head(head: &Head, out: &mut dyn Write) -> io::Result<()> {
+    let own = env!("CARGO_PKG_VERSION");
+    let other = if head.release == own { String::new() } else { format!(" (this is {own})") };
+    writeln!(
+        out,
+        "recorded by tapio-aggregator {}{other} of cluster {} since {}, rule set {}",
+        head.release,
+        head.cluster,
+        rfc3339(head.began),
+        head.rule_set
+    )
+}
+
+/// A revision, when it was announced.
+pub(crate) fn revision(finding: &Finding, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "  {}  {:<SHORT_ID_CHARS$}  revision {:<3}  {:<10}  evidence {} of {}  {}",
+        clock(finding.revised_at),
+        short(&finding.id),
+        finding.revision,
+        state_word(finding),
+        finding.verdict.evidence_present,
+        finding.verdict.evidence_expected,
+        finding.title
+    )
+}
+
+/// The last revision of each finding, as a story.
+pub(crate) fn stories<'a>(
+    findings: impl Iterator<Item = &'a Finding>,
+    last: UnixMicros,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    for finding in findings {
+        writeln!(out)?;
+        explain(finding, last, out)?;
+    }
+    writeln!(out)
+}
+
+/// What was not announced, and why not.
+pub(crate) fn hypotheses(
+    hypotheses: impl ExactSizeIterator<Item = Verdict>,
+    left_out: u64,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    if hypotheses.len() == 0 {
+        return writeln!(out, "nothing was weighed that was not announced");
+    }
+    writeln!(out, "weighed and not announced, at its closest:")?;
+    for verdict in hypotheses {
+        let EntityKey { kind, id } = &verdict.cause;
+        writeln!(
+            out,
+            "  {}  {} of {} {}  evidence {} of {}: {}",
+            clock(verdict.watermark),
+            verdict.rule,
+            kind.as_str(),
+            short(id),
+            verdict.evidence_present,
+            verdict.evidence_expected,
+            verdict.reason
+        )?;
+        for missing in &verdict.missing {
+            writeln!(out, "      missing: {} ({})", missing.step, missing.why)?;
+        }
+    }
+    if left_out > 0 {
+        writeln!(out, "  and {} times others, which are left out", grouped(left_out))?;
+    }
+    Ok(())
+}
+
+/// What was replayed.
+pub(crate) fn replayed(comparison: &Comparison, out: &mut dyn Write) -> io::Result<()> {
+    let span = comparison.span.map_or_else(String::new, |(first, last)| {
+        format!(", {} to {} ({})", clock(first), clock(last), length(last.since(first)))
+    });
+    writeln!(
+        out,
+        "{} revisions of {} frames with {} events{span}",
+        grouped(comparison.replayed),
+        grouped(comparison.frames),
+        grouped(comparison.events)
+    )
+}
+
+/// Why the recording ends, where it could have gone on.
+pub(crate) fn ending(end: Option<End>, out: &mut dyn Write) -> io::Result<()> {
+    match end {
+        Some(End::Closed(Ending::Drained)) => Ok(()),
+        Some(End::Closed(ending)) => writeln!(out, "the recording ends because {}", ending.because()),
+        Some(End::Open { at, cut_bytes: 0 }) => {
+            writeln!(
+                out,
+                "the recording stops at byte {at} without an end: the aggregator was killed, or still records"
+            )
+        }
+        Some(End::Open { at, cut_bytes }) => writeln!(
+            out,
+            "the recording is cut behind byte {at}: {} bytes of a record that is not whole are left out; the aggregator \
+             was killed, or still records",
+            grouped(cut_bytes)
+        ),
+        None => Ok(()),
+    }
+}
+
+/// How it compares with what was live.
+pub(crate) fn compared(head: &Head, compared: &Compared<'_>, out: &mut dyn Write) -> io::Result<()> {
+    match compared {
+        Compared::Equal(revisions) => {
+            writeln!(out, "the same as it was live: {} revisions, byte for byte", grouped(*revisions))
+        }
+        Compared::OtherRules => writeln!(out, "not compared: the rules are others than they were live"),
+        Compared::BeginsInTheMiddle => writeln!(
+            out,
+            "not compared: this begins with part {} of the recording, so that what the engine knew before is missing \
+             (the oldest files make room: record.bytes_max)",
+            head.part
+        ),
+        Compared::Nothing => {
+            writeln!(out, "not compared: the recording holds no frame and no revision")
+        }
+        Compared::Differs(difference) => differs(difference, out),
+    }
+}
+
+fn differs(difference: &Difference, out: &mut dyn Write) -> io::Result<()> {
+    let Difference { now, live, replayed } = difference;
+    write!(out, "DIFFERS from what was live, first at {}: ", clock(*now))?;
+    let read = |bytes: &Option<Vec<u8>>| -> Option<Value> { serde_json::from_slice(bytes.as_deref()?).ok() };
+    let name = |value: &Value| format!("{} revision {}", text(&value["id"]), value["revision"]);
+    match (read(live), read(replayed)) {
+        (Some(live), None) => writeln!(out, "{} was announced, and the replay has none", name(&live)),
+        (None, Some(replayed)) => writeln!(out, "the replay has {}, and none was announced", name(&replayed)),
+        (Some(live), Some(replayed)) => {
+            let (path, was, is) = first_difference(&live, &replayed).unwrap_or_default();
+            writeln!(out, "{}{path} was {was}, and is {is}", name(&live))
+        }
+        (None, None) => writeln!(out, "a revision is not what was announced"),
+    }
+}
+
+/// Where two values first differ, and what stands there.
+fn first_difference(was: &Value, is: &Value) -> Option<(String, String, String)> {
+    let inside = |key: &str, was: &Value, is: &Value| {
+        first_difference(was, is).map(|(path, was, is)| (format!("/{key}{path}"), was, is))
+    };
+    match (was, is) {
+        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
+            a.iter().find_map(|(key, was)| inside(key, was, b.get(key)?))
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(index, (was, is))| inside(&index.to_string(), was, is))
+        }
+        _ if was == is => None,
+        _ => Some((String::new(), cut(was), cut(is))),
+    }
+}
+
+fn cut(value: &Value) -> String {
+    value.to_string().chars().take(VALUE_CHARS_MAX).collect()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Scenario: two documents that differ deep inside; two that do not; two of other shapes.
+    /// Guarantees: the first place that differs is named, with both values.
+    #[test]
+    fn the_first_difference_is_found() {
+        let was = json!({"a": 1, "b": {"c": [1, {"d": "x"}]}});
+        let is = json!({"a": 1, "b": {"c": [1, {"d": "y"}]}});
+        let found = first_difference(&was, &is).unwrap();
+        assert_eq!(found, ("/b/c/1/d".to_owned(), "\"x\"".to_owned(), "\"y\"".to_owned()));
+        assert_eq!(first_difference(&was, &was), None);
+        assert_eq!(first_difference(&json!([1]), &json!([1, 2])).unwrap().0, "");
+    }
+}

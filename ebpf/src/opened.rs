@@ -1,0 +1,131 @@
+//! Which files did a pod's programs find when they started, and which of those do they not find any more?
+//!
+//! Programs look for many files that need not be there, before and behind the one that they cannot do without; what
+//! tells that one from the others is that it was there before. So what programs open for reading while they start is
+//! remembered per pod and command name, for as long as there is room: this is no count, and what was forgotten costs
+//! an answer, never gives a wrong one. What a program looked for in vain first, or made itself, may be absent.
+
+use aya_ebpf::{helpers::bpf_probe_read_user, macros::map, maps::LruHashMap};
+use tapio_kernel_abi::*;
+
+use crate::{offsets::*, read::field, task};
+
+/// `fcntl.h`, of the kernel's interface on all architectures that the agent runs on.
+const O_ACCMODE: u64 = 3;
+const O_CREAT: u64 = 0o100;
+/// `BPF_NOEXIST` and `BPF_ANY`.
+const NOEXIST: u64 = 1;
+const ANY: u64 = 0;
+
+#[map]
+static FILES: LruHashMap<FileKey, u64> = LruHashMap::with_max_entries(32_768, 0);
+/// How many files are remembered of a pod, so that none costs the others theirs.
+#[map]
+static POD_FILES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Whether the running process is starting.
+#[inline(always)]
+pub fn is_starting() -> bool {
+    let start = task::start_nanos(task::current());
+    start != 0 && task::now().wrapping_sub(start) < STARTING_NANOS
+}
+
+/// A file that was opened, and whose path the record carries, is remembered.
+///
+/// # Safety
+/// The record can be read, and is described.
+#[inline(always)]
+pub unsafe fn found(record: *const FailedSyscall, regs: u64, opens: u8) {
+    // SAFETY: the caller vouches for the record.
+    let Some(key) = (unsafe { key_of(record) }) else { return };
+    let Some(flags) = flags_of(regs, opens) else { return };
+    if flags & O_CREAT != 0 {
+        // Who makes it does without it.
+        if FILES.get_ptr(key).is_some() {
+            let _ = FILES.insert(key, FILE_OPTIONAL, ANY);
+        } else {
+            remember(key, FILE_OPTIONAL);
+        }
+    } else if flags & O_ACCMODE == 0 {
+        remember(key, FILE_FOUND);
+    }
+}
+
+/// Whether a file that was not found was always found before; that it was not is remembered.
+///
+/// # Safety
+/// As [`found`].
+#[inline(always)]
+pub unsafe fn is_vanished(record: *const FailedSyscall) -> bool {
+    // SAFETY: the caller vouches for the record.
+    let Some(key) = (unsafe { key_of(record) }) else { return false };
+    if let Some(state) = FILES.get_ptr(key) {
+        // SAFETY: an entry's memory is never unmapped; one that is reused at this moment gives another file's answer,
+        // as two files of one hash do.
+        return unsafe { state.read_volatile() } == FILE_FOUND;
+    }
+    remember(key, FILE_OPTIONAL);
+    false
+}
+
+/// Remembers what is not known yet, as far as the pod has room.
+#[inline(always)]
+fn remember(key: FileKey, state: u64) {
+    if FILES.get_ptr(key).is_some() {
+        return;
+    }
+    if let Some(count) = POD_FILES.get_ptr_mut(key.pod) {
+        // SAFETY: as in `is_vanished`. Two processors that count at once may remember one file too many.
+        unsafe {
+            if count.read_volatile() >= POD_FILES_MAX {
+                return;
+            }
+            count.write_volatile(count.read_volatile() + 1);
+        }
+    } else {
+        let _ = POD_FILES.insert(key.pod, 1, ANY);
+    }
+    let _ = FILES.insert(key, state, NOEXIST);
+}
+
+/// # Safety
+/// As [`found`].
+#[inline(always)]
+unsafe fn key_of(record: *const FailedSyscall) -> Option<FileKey> {
+    // SAFETY: the caller vouches for the record.
+    unsafe {
+        if (*record).flags != FLAG_PATH || (*record).path_bytes == 0 {
+            return None;
+        }
+        let mut file = 0;
+        for word in task::command() {
+            file = mixed(file, word);
+        }
+        let words = (&raw const (*record).path).cast::<u64>();
+        for index in 0..PATH_BYTES / 8 {
+            file = mixed(file, *words.add(index));
+        }
+        Some(FileKey { pod: task::parent_cgroup_id()?, file })
+    }
+}
+
+/// A step of a hash. Not against somebody who seeks collisions: all that those would win is about their own processes.
+#[inline(always)]
+pub fn mixed(hash: u64, word: u64) -> u64 {
+    let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^ hash >> 32
+}
+
+/// How the file was opened.
+#[inline(always)]
+fn flags_of(regs: u64, opens: u8) -> Option<u64> {
+    match opens {
+        OPENS_SECOND => field(regs, &REGS_SECOND),
+        OPENS_THIRD => field(regs, &REGS_THIRD),
+        _ => {
+            let how = field::<u64>(regs, &REGS_THIRD)?;
+            // SAFETY: the helper checks the address.
+            unsafe { bpf_probe_read_user(how as *const u64) }.ok()
+        }
+    }
+}
