@@ -115,6 +115,9 @@ fn state_note(finding: &Finding) -> String {
                 finding.verdict.reason
             )
         }
+        (FindingState::Resolved, Outcome::Finding) if finding.resolution == Resolution::Unobserved => {
+            " (resolved, unobserved)".to_owned()
+        }
         (FindingState::Resolved, Outcome::Finding) => " (resolved)".to_owned(),
         (FindingState::Open, Outcome::Finding) => String::new(),
     }

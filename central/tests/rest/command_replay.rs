@@ -84,8 +84,8 @@ fn a_recording_is_replayed() {
     let (status, shown, errors) = replay(&file, &[]);
     assert_eq!((status, errors.as_str()), (Some(0), ""));
     assert!(shown.starts_with("recorded by tapio-aggregator "), "{shown}");
-    assert!(shown.contains("revision 2    closed"), "{shown}");
-    assert!(shown.contains("killed for memory, case 7 (closed)\n"), "{shown}");
+    assert!(shown.contains("revision 2    resolved (unobserved)"), "{shown}");
+    assert!(shown.contains("killed for memory, case 7 (resolved, unobserved)\n"), "{shown}");
     assert!(shown.contains("\n  not observed: "), "{shown}");
     assert!(shown.contains("; closed without having been seen to recover\n"), "{shown}");
     assert!(shown.ends_with("the same as it was live: 1 revisions, byte for byte\n"), "{shown}");
@@ -141,7 +141,7 @@ fn what_is_no_recording_is_refused() {
     for (name, says) in [
         ("text", "is no recording of tapio-aggregator (--record DIR makes them)"),
         ("empty", "is empty: the aggregator ended before it wrote anything there"),
-        ("newer", "has format 9, this release reads 1: replay it with the release of tapio that recorded it"),
+        ("newer", "has format 9, this release reads 2: replay it with the release of tapio that recorded it"),
         ("damaged", "is damaged at byte"),
         ("short", "ends at byte 60, within its head"),
         ("absent", "No such file"),
