@@ -39,6 +39,8 @@ pub(super) struct Group {
     pub(super) subject: EntityKey,
     pub(super) items: Vec<Arc<Observation>>,
     pub(super) link: LinkKind,
+    /// How often the same was seen before the fault, where that is looked at.
+    pub(super) before: u64,
 }
 
 /// What satisfies one step.
@@ -185,7 +187,8 @@ pub(super) fn evaluate(view: &View<'_>, rule: &Rule, group: &AnchorGroup, change
         change_window: (group.first.earliest.minus(change_window), group.first.earliest),
         window: (group.first.earliest.minus(look_back), group.last.latest.plus(rule.reach_after())),
     };
-    let fault = Group { subject: group.entity.clone(), items: group.items.clone(), link: LinkKind::Observed };
+    let (subject, items) = (group.entity.clone(), group.items.clone());
+    let fault = Group { subject, items, link: LinkKind::Observed, before: 0 };
     place(&mut draft, rule.anchor, Bound { groups: vec![fault], ..Bound::default() });
     for at in &rule.order {
         let Some(step) = rule.step(*at) else { continue };
@@ -226,15 +229,13 @@ pub(super) fn bound_at(draft: &Draft, at: u32) -> Option<&Bound> {
 fn bind_step(view: &View<'_>, rule: &Rule, at: u32, step: &Step, draft: &mut Draft) -> Bound {
     let Some(window) = Window::of(step, draft) else { return Bound::default() };
     let by_call_chain = step.links.iter().any(|link| link.to == LinkTo::TransitivelyCalls);
-    let by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
     let mut groups = candidates(view, (at, step), draft, &window);
     if step.looks_at_pods() {
         let items = groups.iter().flat_map(|group| &group.items);
         draft.housed.extend(items.map(|item| item.subject.clone()));
     }
     groups.retain(|group| symptom::total(&group.items) >= u64::from(step.at_least));
-    let follows = matches!(step.role(), Role::Effect | Role::Symptom) && step.is_dated_by_end();
-    if !follows || by_trace {
+    if !follows_fault(step) {
         return Bound { groups, ..Bound::default() };
     }
     // Failures that went on already before the fault are not explained by it.
@@ -243,16 +244,25 @@ fn bind_step(view: &View<'_>, rule: &Rule, at: u32, step: &Step, draft: &mut Dra
         return symptom::bind(view, rule, (at, step), draft, &groups, &before);
     }
     let mut bound = Bound::default();
-    for group in groups {
+    for mut group in groups {
         let earlier = before.iter().find(|other| other.subject == group.subject);
         match earlier {
             Some(earlier) if symptom::began_before(earlier, &group, draft.first) => {
                 bound.began_before.push(earlier.clone());
             }
-            _ => bound.groups.push(group),
+            _ => {
+                group.before = earlier.map_or(0, |earlier| symptom::total(&earlier.items));
+                bound.groups.push(group);
+            }
         }
     }
     bound
+}
+
+/// Whether a step is what a fault leads to, so that what went on before it already is not counted.
+pub(super) fn follows_fault(step: &Step) -> bool {
+    let by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
+    matches!(step.role(), Role::Effect | Role::Symptom) && step.is_dated_by_end() && !by_trace
 }
 
 /// When a step's observations may have been: bounds on their start and on their end.
@@ -364,7 +374,7 @@ fn candidates(view: &View<'_>, (place, step): (u32, &Step), draft: &Draft, windo
                 About::Container => &item.subject,
                 About::Pod => view.topology.home_of(&item.subject, item.time.latest),
             };
-            let new = || Group { subject: subject.clone(), items: Vec::new(), link };
+            let new = || Group { subject: subject.clone(), items: Vec::new(), link, before: 0 };
             let group = groups.entry(subject).or_insert_with(new);
             // One link that was seen is enough to tie the entity to the chain.
             if link == LinkKind::Observed {

@@ -160,12 +160,50 @@ fn unseen_contradiction(
     })
 }
 
-/// What keeps a verdict from deciding that this is its symptom, if anything does.
-pub(super) fn of_onset(context: &Context<'_>, rule: &Rule, draft: &Draft, onset: &Onset) -> Option<String> {
-    if onset.is_traced {
-        // The failing requests themselves were seen to break at the fault: nothing unseen can undo that.
+/// What keeps a verdict from deciding that this or that is its symptom, if anything does: for each of its possible ones.
+pub(super) fn of_onsets(context: &Context<'_>, rule: &Rule, draft: &Draft) -> Vec<Option<String>> {
+    let unsure = symptom::unsure_effects(rule, draft, |step, group| {
+        let sources: BTreeSet<SourceId> = group.items.iter().map(|item| item.source).collect();
+        sources.iter().try_fold(0, |unseen: u64, id| {
+            Some(unseen.saturating_add(lost_before(context, rule, draft, Some(step), *id)?))
+        })
+    });
+    let of_onset = |onset: &Onset| {
+        // Of requests that were seen to break at the fault nothing more needs to be known.
+        let reason = if onset.is_traced { None } else { untraced(context, rule, draft, onset) };
+        let is_unsure =
+            || !unsure.is_empty() && !symptom::stays_tied(context.topology, rule, draft, onset, &unsure);
+        reason.or_else(|| {
+            is_unsure().then(|| {
+                "records were lost before the fault: the calls that tie the symptom to it may have been broken earlier"
+                    .to_owned()
+            })
+        })
+    };
+    draft.onsets.iter().map(of_onset).collect()
+}
+
+/// What was lost of a step at a source before the fault, in as long a time as it is looked for after it; `None` if
+/// nobody knows.
+fn lost_before(
+    context: &Context<'_>,
+    rule: &Rule,
+    draft: &Draft,
+    step: Option<&Step>,
+    id: SourceId,
+) -> Option<u64> {
+    let fault = draft.first.earliest;
+    let began = context.sources.get(id).map(|source| source.began).unwrap_or_default();
+    let losses = context.sources.losses(id, fault.minus(rule.reach_after()).max(began.min(fault)), fault);
+    if losses.unknown {
         return None;
     }
+    let lost = losses.lost.iter().filter(|entry| step.is_none_or(|step| concerns(rule, step, entry)));
+    Some(lost.map(|entry| entry.count).fold(0, u64::saturating_add))
+}
+
+/// What keeps a verdict from deciding that this is its symptom, where no request was seen on both sides.
+fn untraced(context: &Context<'_>, rule: &Rule, draft: &Draft, onset: &Onset) -> Option<String> {
     match onset.chain {
         None => return Some("no broken call to it was seen".to_owned()),
         Some(LinkKind::Observed) => {}
@@ -190,18 +228,16 @@ fn unseen_beginning(context: &Context<'_>, rule: &Rule, draft: &Draft, onset: &O
                 node_of(source)
             ));
         }
-        let from = fault.minus(rule.reach_after()).max(began.min(fault));
-        let its = context.sources.losses(*id, from, fault);
-        if its.unknown {
+        let Some(lost) = lost_before(context, rule, draft, step, *id) else {
             return Some(format!(
                 "the ledger of {} has a gap before the fault: the symptom may have begun earlier",
                 node_of(source)
             ));
-        }
-        let lost = its.lost.iter().filter(|entry| step.is_none_or(|step| concerns(rule, step, entry)));
-        unseen = lost.map(|entry| entry.count).fold(unseen, u64::saturating_add);
+        };
+        unseen = unseen.saturating_add(lost);
     }
-    symptom::could_have_begun(onset, unseen)
+    onset
+        .could_have_begun(unseen)
         .then(|| format!("{unseen} records were lost before the fault: the symptom may have begun earlier"))
 }
 

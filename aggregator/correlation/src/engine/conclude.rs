@@ -248,8 +248,7 @@ fn commit(context: &Context<'_>, rule: &Rule, draft: &Draft) -> Commitment {
     if let Some(reason) = caps::of_draft(context, rule, draft, &implicated(context, draft)) {
         return no_further(Outcome::Undetermined, reason);
     }
-    let reasons: Vec<Option<String>> =
-        draft.onsets.iter().map(|onset| caps::of_onset(context, rule, draft, onset)).collect();
+    let reasons = caps::of_onsets(context, rule, draft);
     let standing: Vec<usize> =
         reasons.iter().enumerate().filter(|(_at, reason)| reason.is_none()).map(|(at, _reason)| at).collect();
     match reasons.into_iter().next().flatten() {

@@ -19,7 +19,7 @@ use tapio_schemas::{
 };
 
 use super::{
-    bind::{Bound, Draft, Group, View, bound_at, traces_of},
+    bind::{Bound, Draft, Group, View, bound_at, follows_fault, traces_of},
     set::end_of,
     topology::Topology,
 };
@@ -65,6 +65,11 @@ impl Onset {
         &self.group.subject
     }
 
+    /// Whether so many unseen failures before the fault would have made a beginning.
+    pub(super) fn could_have_begun(&self, unseen: u64) -> bool {
+        could_have_begun(self.before, unseen, self.rate)
+    }
+
     /// When the last occurrence failed.
     pub(super) fn last(&self) -> UnixMicros {
         self.group.items.iter().map(|item| end_of(item).latest).max().unwrap_or_default()
@@ -101,22 +106,82 @@ pub(super) fn began_before(earlier: &Group, later: &Group, fault: TimeInterval) 
     count >= EARLIER_MIN && rate(count, micros) * EARLIER_SHARE >= rate_since(&later.items, fault)
 }
 
-/// Whether so many unseen failures before the fault would have made a beginning.
-pub(super) fn could_have_begun(onset: &Onset, unseen: u64) -> bool {
-    let count = onset.before.saturating_add(unseen);
-    unseen > 0 && count >= EARLIER_MIN && rate(count, RATE_MICROS_MIN) * EARLIER_SHARE >= onset.rate
+/// Whether so many unseen failures before the fault, beside those `before` it that were seen, would have made a
+/// beginning of what came at this `highest` rate.
+fn could_have_begun(before: u64, unseen: u64, highest: u128) -> bool {
+    let count = before.saturating_add(unseen);
+    unseen > 0 && count >= EARLIER_MIN && rate(count, RATE_MICROS_MIN) * EARLIER_SHARE >= highest
+}
+
+/// The effects that a fault leads to.
+fn effects<'a>(rule: &'a Rule, draft: &'a Draft) -> impl Iterator<Item = (&'a Step, &'a Bound)> {
+    rule.steps.iter().zip(&draft.bound).filter(|(step, _bound)| step.role() == Role::Effect)
+}
+
+/// The effects of which so many may have been lost before the fault that they are none of it, by their step's place and
+/// entity. `unseen` tells of a group of a step how many were lost; `None` if nobody knows.
+pub(super) fn unsure_effects<'a>(
+    rule: &'a Rule,
+    draft: &'a Draft,
+    unseen: impl Fn(&Step, &Group) -> Option<u64>,
+) -> BTreeSet<(&'a str, &'a EntityKey)> {
+    let groups =
+        effects(rule, draft).filter(|(step, _bound)| follows_fault(step)).flat_map(|(step, bound)| {
+            let of_step = move |group| (step, group);
+            bound.groups.iter().map(of_step)
+        });
+    let is_unsure = |(step, group): &(&Step, &Group)| {
+        unseen(step, group).is_none_or(|unseen| {
+            could_have_begun(group.before, unseen, rate_since(&group.items, draft.first))
+        })
+    };
+    groups.filter(is_unsure).map(|(step, group)| (step.id.as_str(), &group.subject)).collect()
+}
+
+/// Whether a symptom stays tied to the fault as surely as it is, without some of the effects.
+pub(super) fn stays_tied(
+    topology: &Topology,
+    rule: &Rule,
+    draft: &Draft,
+    onset: &Onset,
+    without: &BTreeSet<(&str, &EntityKey)>,
+) -> bool {
+    let mut rest = draft.clone();
+    for (step, bound) in rule.steps.iter().zip(&mut rest.bound) {
+        // What is tied by the symptom's own trace says nothing of whether that trace is one of the fault.
+        let is_by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
+        bound.groups.retain(|group| !is_by_trace && !without.contains(&(step.id.as_str(), &group.subject)));
+    }
+    if onset.is_traced {
+        let traces = effect_traces(rule, &rest);
+        return onset.group.items.iter().any(|item| is_traced(&traces, item));
+    }
+    let link = rule
+        .step(onset.step)
+        .and_then(|step| step.links.iter().find(|link| link.to == LinkTo::TransitivelyCalls));
+    let victim = link.and_then(|link| Some((link.step, bound_at(draft, link.step)?.groups.first()?)));
+    let Some((victim, group)) = victim else { return true };
+    let victims = topology.members_of(&group.subject);
+    let broken = broken_callers(rule, &rest, victim);
+    let (at, within) = (&draft.last, draft.calls_within(rule));
+    let upstream = Upstream::new(topology, (&victims, &draft.watched), broken.as_ref(), at, within);
+    Chains::of(&upstream, broken.as_ref()).link(onset.subject()) >= onset.chain
+}
+
+/// Whether a failing request is one that was seen to break at the fault.
+fn is_traced(traces: &BTreeMap<TraceId, LinkKind>, item: &Observation) -> bool {
+    item.trace_link == LinkKind::Observed
+        && item.trace.is_some_and(|trace| traces.get(&trace) == Some(&LinkKind::Observed))
 }
 
 /// The traces of the effects that are bound so far.
 fn effect_traces(rule: &Rule, draft: &Draft) -> BTreeMap<TraceId, LinkKind> {
     let mut traces = BTreeMap::new();
-    for (step, bound) in rule.steps.iter().zip(&draft.bound) {
-        if step.role() == Role::Effect {
-            for (trace, link) in bound.traces() {
-                let known = traces.entry(trace).or_insert(link);
-                if link == LinkKind::Observed {
-                    *known = link;
-                }
+    for (_step, bound) in effects(rule, draft) {
+        for (trace, link) in bound.traces() {
+            let known = traces.entry(trace).or_insert(link);
+            if link == LinkKind::Observed {
+                *known = link;
             }
         }
     }
@@ -136,15 +201,19 @@ struct Upstream<'a> {
 impl<'a> Upstream<'a> {
     fn new(
         topology: &Topology,
-        victims: &'a BTreeSet<EntityKey>,
-        affected: &'a BTreeSet<EntityKey>,
+        (victims, affected): (&'a BTreeSet<EntityKey>, &'a BTreeSet<EntityKey>),
+        broken: Option<&BTreeMap<EntityKey, LinkKind>>,
         at: &TimeInterval,
         (from, until): (UnixMicros, UnixMicros),
     ) -> Self {
         let mut upstream = Self { victims, affected, callers: BTreeMap::new() };
         let mut next: Vec<EntityKey> = victims.iter().cloned().collect();
         while let Some(entity) = next.pop() {
-            let its = topology.callers_of(&entity, at, from, until);
+            let mut its = topology.callers_of(&entity, at, from, until);
+            // Calls that broke went to the victims, whoever listens there at the last of the fault.
+            if victims.first() == Some(&entity) {
+                broken.into_iter().flatten().for_each(|(caller, link)| add_caller(&mut its, caller, *link));
+            }
             next.extend(its.keys().filter(|caller| affected.contains(caller)).cloned());
             upstream.callers.insert(entity, its);
             next.retain(|entity| !upstream.callers.contains_key(entity));
@@ -154,7 +223,11 @@ impl<'a> Upstream<'a> {
 
     /// The callers and how far up they are, over links that are known at least as `link`. With `nearest`, only over
     /// these of the direct callers.
-    fn levels(&self, link: LinkKind, nearest: Option<&BTreeSet<EntityKey>>) -> BTreeMap<EntityKey, u32> {
+    fn levels(
+        &self,
+        link: LinkKind,
+        nearest: Option<&BTreeMap<EntityKey, LinkKind>>,
+    ) -> BTreeMap<EntityKey, u32> {
         let mut levels: BTreeMap<EntityKey, u32> = BTreeMap::new();
         let mut queue: VecDeque<(&EntityKey, u32)> = self.victims.iter().map(|victim| (victim, 0)).collect();
         while let Some((entity, depth)) = queue.pop_front() {
@@ -162,7 +235,7 @@ impl<'a> Upstream<'a> {
                 continue;
             }
             for (caller, its) in self.callers.get(entity).into_iter().flatten() {
-                let is_passable = depth > 0 || nearest.is_none_or(|nearest| nearest.contains(caller));
+                let is_passable = depth > 0 || nearest.is_none_or(|nearest| nearest.contains_key(caller));
                 let is_known = link != LinkKind::Observed || *its == LinkKind::Observed;
                 if self.victims.contains(caller) || levels.contains_key(caller) || !is_passable || !is_known {
                     continue;
@@ -187,7 +260,7 @@ struct Chains {
 impl Chains {
     /// `broken` are those whose calls to the fault's entity were seen to break; `None` if no step of the rule says
     /// what that would look like.
-    fn of(upstream: &Upstream<'_>, broken: Option<&BTreeSet<EntityKey>>) -> Self {
+    fn of(upstream: &Upstream<'_>, broken: Option<&BTreeMap<EntityKey, LinkKind>>) -> Self {
         Self {
             any: upstream.levels(LinkKind::Inferred, None),
             broken: upstream.levels(LinkKind::Inferred, broken),
@@ -201,16 +274,29 @@ impl Chains {
     }
 }
 
-/// Those whose calls to the victim's step broke; `None` if the rule has no such step.
-fn broken_callers(rule: &Rule, draft: &Draft, victim: u32) -> Option<BTreeSet<EntityKey>> {
+/// Those whose calls to the victim's step broke, and how that is known; `None` if the rule has no such step.
+fn broken_callers(rule: &Rule, draft: &Draft, victim: u32) -> Option<BTreeMap<EntityKey, LinkKind>> {
     let is_broken_call = |step: &Step| {
         step.role() == Role::Effect
             && step.links.iter().any(|link| link.to == LinkTo::CallerOf && link.step == victim)
     };
     rule.steps.iter().any(is_broken_call).then(|| {
         let bound = rule.steps.iter().zip(&draft.bound).filter(|(step, _bound)| is_broken_call(step));
-        bound.flat_map(|(_step, bound)| bound.groups.iter().map(|group| group.subject.clone())).collect()
+        let groups = bound.flat_map(|(_step, bound)| &bound.groups);
+        let mut callers: BTreeMap<EntityKey, LinkKind> = BTreeMap::new();
+        for group in groups {
+            add_caller(&mut callers, &group.subject, group.link);
+        }
+        callers
     })
+}
+
+/// Keeps the surest word on how a caller is known.
+fn add_caller(callers: &mut BTreeMap<EntityKey, LinkKind>, caller: &EntityKey, link: LinkKind) {
+    let known = callers.entry(caller.clone()).or_insert(LinkKind::Inferred);
+    if link == LinkKind::Observed {
+        *known = LinkKind::Observed;
+    }
 }
 
 /// Binds a step whose entities must call the fault's entity: notes how each of them set in, the outermost first, and
@@ -230,22 +316,22 @@ pub(super) fn bind(
     let victim = bound_at(draft, link.step).and_then(|bound| bound.groups.first());
     let Some(victims) = victim.map(|group| view.topology.members_of(&group.subject)) else { return bound };
     let traces = effect_traces(rule, draft);
-    let effects = rule.steps.iter().zip(&draft.bound).filter(|(step, _bound)| step.role() == Role::Effect);
+    let subjects = |bound: &Bound| -> Vec<EntityKey> {
+        bound.groups.iter().map(|group| group.subject.clone()).collect()
+    };
     let mut affected: BTreeSet<EntityKey> =
-        effects.flat_map(|(_step, bound)| bound.groups.iter().map(|group| group.subject.clone())).collect();
+        effects(rule, draft).flat_map(|(_step, bound)| subjects(bound)).collect();
     affected.extend(groups.iter().map(|group| group.subject.clone()));
     let within = draft.calls_within(rule);
-    let upstream = Upstream::new(view.topology, &victims, &affected, &draft.last, within);
-    let chains = Chains::of(&upstream, broken_callers(rule, draft, link.step).as_ref());
+    let broken = broken_callers(rule, draft, link.step);
+    let upstream = Upstream::new(view.topology, (&victims, &affected), broken.as_ref(), &draft.last, within);
+    let chains = Chains::of(&upstream, broken.as_ref());
     let mut onsets: Vec<(u32, Onset)> = Vec::new();
     for group in groups {
         let Some(depth) = chains.any.get(&group.subject).copied() else { continue };
         let mut group = group.clone();
-        let is_traced = |item: &&Arc<Observation>| {
-            item.trace_link == LinkKind::Observed
-                && item.trace.is_some_and(|trace| traces.get(&trace) == Some(&LinkKind::Observed))
-        };
-        let traced: Vec<Arc<Observation>> = group.items.iter().filter(is_traced).cloned().collect();
+        let traced = group.items.iter().filter(|item| is_traced(&traces, item));
+        let traced: Vec<Arc<Observation>> = traced.cloned().collect();
         let earlier = before.iter().find(|other| other.subject == group.subject);
         if let Some(earlier) = earlier
             && began_before(earlier, &group, draft.first)
@@ -319,7 +405,7 @@ fn onset_of(
         chain,
         is_traced,
         sources: group.items.iter().chain(earlier).map(|item| item.source).collect(),
-        before: total(earlier),
+        before: if earlier.is_empty() { group.before } else { total(earlier) },
         rate: rate_since(&group.items, draft.first),
         first: group.items.iter().map(|item| end_of(item)).min()?,
         group,

@@ -204,6 +204,63 @@ fn a_rival_that_lacks_what_was_lost_keeps_its_chance() {
     assert_eq!((whole.verdict(4_000).outcome, file[0].evidence_present), (Outcome::Undetermined, 5));
 }
 
+/// Scenario: payment is killed for memory twice; before the second time another takes its port. A request of ledger breaks
+/// in between, and ledger fails it. Or the second kill was lost.
+/// Guarantees: found in both cases: a call went to who listened when it was made, whoever listens at the last of the fault.
+#[test]
+fn a_call_that_broke_went_to_who_listened_then() {
+    for is_killed_again in [true, false] {
+        let mut story = Story::new()
+            .listens(-60_000, "payment", 81)
+            .listens(-60_000, "ledger", 82)
+            .heard_with(-120_000, -40_000, "oom_victim", 0)
+            .killed(-700, "payment")
+            .unanswered(-6, "ledger", 81, trace(3), LinkKind::Observed)
+            .listens(-5, "other", 81)
+            .fails(0, "ledger", 1, Some(trace(3)));
+        if is_killed_again {
+            story = story.killed(0, "payment");
+        }
+        let lost = u64::from(!is_killed_again);
+        let verdict = story.heard_with(-40_000, 10_000, "oom_victim", lost).verdict(10_000);
+        assert_eq!((verdict.outcome, verdict.evidence_present), (Outcome::Finding, 4), "{}", verdict.reason);
+    }
+}
+
+/// Scenario: calls of payment to stock break before stock is killed for memory; a request of it breaks at the kill, and shop
+/// fails it. Or the earlier breaks were lost.
+/// Guarantees: not found: payment's calls broke already. Not either where that was lost; found where too little was lost
+/// for it, or nothing.
+#[test]
+fn a_call_that_may_have_broken_before_ties_nothing() {
+    let story = |earlier: u64, lost: u64| {
+        let story = Story::new()
+            .listens(-60_000, "payment", 81)
+            .heard(-120_000, -40_000)
+            .on("node-b")
+            .listens(-60_000, "shop", 80)
+            .listens(-60_000, "stock", 83)
+            .calls(-50_000, "shop", 83)
+            .heard(-120_000, -40_000)
+            .on("node-a");
+        let story = if earlier > 0 { story.refused(-2_800, "payment", 83, earlier) } else { story };
+        story
+            .unanswered(0, "payment", 83, trace(2), LinkKind::Observed)
+            .heard_with(-40_000, 10_000, "tcp_state", lost)
+            .on("node-b")
+            .killed(0, "stock")
+            .fails(0, "shop", 1, Some(trace(2)))
+            .heard(-40_000, 10_000)
+    };
+    let outcome = |earlier, lost| story(earlier, lost).verdict(10_000).outcome;
+    assert_eq!(outcome(0, 0), Outcome::Finding);
+    assert_eq!(outcome(1, 0), Outcome::Finding);
+    assert_ne!(outcome(2, 0), Outcome::Finding);
+    assert_eq!(outcome(0, 1), Outcome::Finding);
+    assert_eq!(outcome(1, 1), Outcome::Undetermined);
+    assert_eq!(outcome(0, 2), Outcome::Undetermined);
+}
+
 /// Scenario: an asynchronous caller interleaves requests, so that its links to traces are only inferred.
 /// Guarantees: the finding stands on who calls whom; the links say that they are inferred.
 #[test]
