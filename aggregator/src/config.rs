@@ -401,6 +401,11 @@ fn check_grpc(settings: &mut Settings) -> Option<GrpcConfig> {
     let client_authority = settings.path("grpc.client_authority");
     let machines_may_read = settings.text("grpc.machines_may_read").is_some_and(|word| word == "yes");
     let streams_max = settings.integer("grpc.streams_max");
+    settings.require(
+        client_authority.is_some() || !machines_may_read,
+        "grpc.machines_may_read",
+        "means nothing without grpc.client_authority: then anybody who can reach the address may ask",
+    );
     let (certificate, key) = match check_pair(settings, "grpc.certificate", "grpc.key")? {
         Some(pair) => pair,
         None => settings.path("identity.certificate").zip(settings.path("identity.key"))?,

@@ -4,7 +4,7 @@ pub mod rest;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Router, response::Redirect, routing::get};
 use tapio_daemon::Registry;
 
 use crate::history::History;
@@ -41,7 +41,10 @@ impl ApiState {
 /// All routes of the API.
 pub fn router(state: Arc<ApiState>) -> Router {
     let routes = Router::new()
-        .nest("/api/v1", rest::routes())
+        .nest(rest::PATH, rest::routes())
+        // Whoever opens the address in a browser is shown what can be asked.
+        .route("/", get(|| async { Redirect::temporary(rest::DOCS) }))
+        .route(rest::PATH, get(|| async { Redirect::temporary(rest::DOCS) }))
         .method_not_allowed_fallback(rest::problem::unknown_method)
         .fallback(rest::problem::unknown_route);
     rest::exchanged(routes, Arc::clone(&state)).with_state(state)

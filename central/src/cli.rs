@@ -118,7 +118,7 @@ pub enum CommandError {
 impl CommandError {
     /// The exit status of the process.
     #[must_use]
-    pub const fn exit_status(&self) -> u8 {
+    pub fn exit_status(&self) -> u8 {
         match self {
             Self::Api(error) => error.exit_status(),
             Self::Replay(failure) => failure.exit_status(),
@@ -161,7 +161,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), CommandErro
         Command::Explain { id } => {
             let finding =
                 client()?.get::<Finding>(&format!("/findings/{}", client::path_segment(id)), &[])?;
-            show(arguments.json, out, &finding, |finding, out| render::explain(finding, now, out))
+            show(arguments.json, out, &finding, render::explain)
         }
         Command::Events(events) => events::run(events, arguments.json, &client()?, out),
         Command::Nodes { cluster, state, since, limit } => {

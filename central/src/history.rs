@@ -93,6 +93,14 @@ impl History {
         Self { connection: Connection::new(access), tenant, places: Semaphore::new(QUERIES_MAX) }
     }
 
+    /// Whether the connection file, where there is one, says what a connection needs. Asks no store.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(access: &StoreAccess) -> Result<(), HistoryError> {
+        Connection::new(access).check()
+    }
+
     /// Whether the store answers, with a schema that this version reads.
     ///
     /// # Errors

@@ -30,6 +30,9 @@ pub enum CentralError {
     /// The certificate or key cannot be used.
     #[error("cannot serve HTTPS: {0}")]
     Identity(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What says where the store is cannot be used.
+    #[error(transparent)]
+    Store(history::HistoryError),
     /// The metrics address cannot be served.
     #[error("cannot serve metrics and health on {address} (telemetry.listen): {source}")]
     Telemetry {
@@ -93,9 +96,12 @@ pub async fn run(
 }
 
 /// What is wrong with the files that the configuration names, without starting anything.
+///
+/// A connection file that is not there yet is no fault: an aggregator writes it when its store answers.
 #[must_use]
-pub fn check(config: &Config) -> Option<CentralError> {
-    tls(config).err()
+pub fn check(config: &Config) -> Vec<CentralError> {
+    let connection = History::check(&config.store).err().map(CentralError::Store);
+    tls(config).err().into_iter().chain(connection).collect()
 }
 
 fn tls(config: &Config) -> Result<Arc<rustls::ServerConfig>, CentralError> {

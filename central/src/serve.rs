@@ -123,13 +123,25 @@ pub(crate) fn watch_store(
     let progress = health.component("store", STORE_SILENCE_MAX);
     let shutdown = shutdown.clone();
     tokio::spawn(async move {
+        let mut told = None;
         loop {
             match state.history.probe().await {
                 Ok(()) => {
+                    if told.take().is_some() {
+                        tracing::info!("the store answers");
+                    }
                     progress.clear();
                     progress.tick();
                 }
-                Err(error) => progress.fault(error.to_string()),
+                Err(error) => {
+                    let reason = error.to_string();
+                    // Once for each reason, not each time that it is asked.
+                    if told.as_ref() != Some(&reason) {
+                        tracing::warn!(reason, "the store cannot be read; requests say so until it can");
+                        told = Some(reason.clone());
+                    }
+                    progress.fault(reason);
+                }
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,

@@ -5,10 +5,10 @@ use aya_ebpf::{
     macros::map,
     maps::{PerCpuArray, RingBuf},
 };
-use tapio_kernel_abi::{PROBE_COUNT, Plain, ProbeId, ProbeStats};
+use tapio_kernel_abi::{Plain, ProbeId, ProbeStats, STATS_SLOTS};
 
 #[map]
-static STATS: PerCpuArray<ProbeStats> = PerCpuArray::with_max_entries(PROBE_COUNT, 0);
+static STATS: PerCpuArray<ProbeStats> = PerCpuArray::with_max_entries(STATS_SLOTS, 0);
 
 /// The agent sets the real size at load.
 #[map]
@@ -28,7 +28,13 @@ pub enum Outcome {
 /// processor (it counts the miss instead), so that plain increments of the processor's own slot suffice.
 #[inline(always)]
 pub fn hit(probe: ProbeId, body: impl FnOnce(*mut ProbeStats) -> Outcome) -> i32 {
-    let Some(stats) = STATS.get_ptr_mut(probe as u32) else { return 0 };
+    hit_in(probe as u32, body)
+}
+
+/// As [`hit`], in the counters of one program of a probe that has several.
+#[inline(always)]
+pub fn hit_in(slot: u32, body: impl FnOnce(*mut ProbeStats) -> Outcome) -> i32 {
+    let Some(stats) = STATS.get_ptr_mut(slot) else { return 0 };
     // SAFETY: the slot is this processor's and this program's own.
     unsafe { (*stats).hits += 1 };
     let outcome = body(stats);

@@ -22,7 +22,9 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{ProgramError, RawTracePoint, raw_trace_point::RawTracePointLinkId},
 };
-use tapio_kernel_abi::{FoldKey, FoldValue, ProbeId, ProbeStats, SyscallRule};
+use tapio_kernel_abi::{
+    FoldKey, FoldValue, ProbeId, ProbeStats, SyscallRule, TCP_STATE_AGAIN, TCP_STATE_AGAIN_SLOT,
+};
 
 pub use self::{
     btf::BtfError,
@@ -76,7 +78,8 @@ pub struct Probes {
 }
 
 struct Loaded {
-    links: Vec<(ProbeId, RawTracePointLinkId)>,
+    /// Of the probes' programs, by name, in the order in which they were attached.
+    links: Vec<(ProbeId, &'static str, RawTracePointLinkId)>,
     stats: PerCpuArray<MapData, ProbeStats>,
     folds: Folds,
     // Holds the programs and their links: dropping it detaches them.
@@ -145,13 +148,23 @@ impl Probes {
                 if let Some(missing) = layout.missing_for(probe) {
                     return Capability::failed(probe, missing);
                 }
-                match attach(&mut object, probe, config.tracepoint(probe)) {
-                    Ok(link) => {
-                        links.push((probe, link));
-                        Capability::working(probe)
-                    }
-                    Err(reason) => Capability::failed(probe, reason),
+                let tracepoint = config.tracepoint(probe);
+                match attach(&mut object, probe.program(), tracepoint) {
+                    Ok(link) => links.push((probe, probe.program(), link)),
+                    Err(reason) => return Capability::failed(probe, reason),
                 }
+                if probe == ProbeId::TcpState {
+                    // Behind the first, which tells it what is left to do.
+                    match attach(&mut object, TCP_STATE_AGAIN, tracepoint) {
+                        Ok(link) => links.push((probe, TCP_STATE_AGAIN, link)),
+                        Err(reason) => tracing::warn!(
+                            probe = probe.name(),
+                            reason,
+                            "state changes that interrupt another are lost, and counted as recursion"
+                        ),
+                    }
+                }
+                Capability::working(probe)
             })
             .collect();
         Ok((Loaded { links, stats, folds, object }, ring, capabilities))
@@ -168,20 +181,21 @@ impl Probes {
     /// The probes are not loaded, or the kernel refuses the counters.
     pub fn stats(&self) -> Result<Vec<ProbeCounters>, ProbesError> {
         let loaded = self.loaded.as_ref().ok_or(ProbesError::NotLoaded)?;
-        ProbeId::ALL
-            .into_iter()
-            .map(|probe| {
-                let slots = loaded
-                    .stats
-                    .get(&(probe as u32), 0)
-                    .map_err(|source| ProbesError::Map { map: "STATS", source })?;
-                let mut stats = ProbeStats::default();
-                for slot in slots.iter() {
-                    stats.add(slot);
-                }
-                Ok(ProbeCounters { probe, stats, run: counters::kernel_run(&loaded.object, probe) })
-            })
-            .collect()
+        // The kernel's counters first: what the first program of a probe missed, the second has counted by then.
+        let runs = ProbeId::ALL.map(|probe| counters::kernel_run(&loaded.object, probe.program()));
+        let again = counters::kernel_run(&loaded.object, TCP_STATE_AGAIN);
+        let counted = |(probe, run): (ProbeId, Option<KernelRun>)| {
+            let stats = loaded.stats_of(probe as u32)?;
+            if probe != ProbeId::TcpState {
+                return Ok(ProbeCounters { probe, stats, run });
+            }
+            let own = loaded.stats_of(TCP_STATE_AGAIN_SLOT)?;
+            let run = run.map(|run| run.with_second(again.unwrap_or_default(), own.hits));
+            let mut both = stats;
+            both.add(&own);
+            Ok(ProbeCounters { probe, stats: both, run })
+        };
+        ProbeId::ALL.into_iter().zip(runs).map(counted).collect()
     }
 
     /// Makes the kernel measure the time that programs take, as long as the result is kept: it costs some tens of
@@ -200,8 +214,10 @@ impl Probes {
     /// The probes are not loaded, or the kernel cannot tell that they have ended.
     pub fn detach(&mut self, probes: &[ProbeId]) -> Result<(), ProbesError> {
         let loaded = self.loaded.as_mut().ok_or(ProbesError::NotLoaded)?;
-        for (probe, link) in loaded.links.extract_if(.., |(probe, _)| probes.contains(probe)) {
-            let program = loaded.object.program_mut(probe.program());
+        let coming_off: Vec<_> = loaded.links.extract_if(.., |(probe, ..)| probes.contains(probe)).collect();
+        // The second program of a probe before the first, without which it would take everything for missed.
+        for (probe, name, link) in coming_off.into_iter().rev() {
+            let program = loaded.object.program_mut(name);
             if let Some(Ok(program)) = program.map(<&mut RawTracePoint>::try_from) {
                 program.detach(link).map_err(|source| ProbesError::Detach { probe: probe.name(), source })?;
             }
@@ -223,8 +239,20 @@ impl Probes {
     }
 }
 
-fn attach(object: &mut Ebpf, probe: ProbeId, tracepoint: &str) -> Result<RawTracePointLinkId, String> {
-    let program = object.program_mut(probe.program()).ok_or("the object does not hold its program")?;
+impl Loaded {
+    /// The counters of one program, summed over all processors.
+    fn stats_of(&self, slot: u32) -> Result<ProbeStats, ProbesError> {
+        let slots = self.stats.get(&slot, 0).map_err(|source| ProbesError::Map { map: "STATS", source })?;
+        let mut stats = ProbeStats::default();
+        for slot in slots.iter() {
+            stats.add(slot);
+        }
+        Ok(stats)
+    }
+}
+
+fn attach(object: &mut Ebpf, program: &str, tracepoint: &str) -> Result<RawTracePointLinkId, String> {
+    let program = object.program_mut(program).ok_or("the object does not hold its program")?;
     let program: &mut RawTracePoint = program.try_into().map_err(|error: ProgramError| reason(&error))?;
     load_patiently(program).map_err(|error| reason(&error))?;
     program.attach(tracepoint).map_err(|error| format!("raw tracepoint {tracepoint}: {}", reason(&error)))

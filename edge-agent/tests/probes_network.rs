@@ -182,6 +182,48 @@ fn a_reset_connection_is_seen() {
     assert_eq!(listens, [(CLOSE, LISTEN), (LISTEN, CLOSE)]);
 }
 
+/// Connections of the storm, by each of its threads.
+const STORM_CONNECTIONS: usize = 5_000;
+const STORM_THREADS: usize = 4;
+
+/// Scenario: 20,000 connections over loopback in four threads, so that state changes of tasks are interrupted by those of
+/// softirqs on the same processor.
+/// Guarantees: the kernel delivered each of them to one of the two programs, and every connection has one record of
+/// being made.
+#[test]
+fn a_state_change_that_interrupts_another_is_not_lost() {
+    let Some(mut watch) = watch(&everything()) else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        for stream in listener.incoming().take(STORM_CONNECTIONS * STORM_THREADS) {
+            drop(stream.unwrap());
+        }
+    });
+    let connect = move || {
+        for _ in 0..STORM_CONNECTIONS {
+            let mut stream = TcpStream::connect(address).unwrap();
+            // The server closes first: its end waits, and this end's port can be used again at once.
+            assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+        }
+    };
+    let clients: Vec<_> = (0..STORM_THREADS).map(|_| std::thread::spawn(connect)).collect();
+    while clients.iter().any(|client| !client.is_finished()) {
+        watch.take();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    server.join().unwrap();
+    watch.settle();
+    let counters = watch.probes.stats().unwrap();
+    let tcp = counters.iter().find(|of| of.probe == ProbeId::TcpState).unwrap();
+    let run = tcp.run.unwrap();
+    assert_eq!((tcp.stats.ring_full, run.recursion_misses), (0, 0), "{tcp:?}");
+    let made = states(&watch.seen, address.port()).iter().filter(|of| of.new_state == ESTABLISHED).count();
+    assert_eq!(made, STORM_CONNECTIONS * STORM_THREADS);
+    println!("{} of {} hits came while another was under way", run.taken_by_second, tcp.stats.hits);
+}
+
 const REQUEST: &[u8] =
     b"GET /pay?order=7 HTTP/1.1\r\ntraceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\r\n";
 

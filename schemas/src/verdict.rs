@@ -66,6 +66,9 @@ pub struct Evidence {
     pub link: LinkKind,
     /// What happened, as rules name it. Of a step that several intents satisfy, each with its count.
     pub intents: BTreeMap<String, u64>,
+    /// The same names in the order in which the first of each happened.
+    #[serde(default)]
+    pub order: Vec<String>,
     /// Who it is about.
     pub subject: EntityKey,
     /// The other side.

@@ -22,7 +22,7 @@ use tapio_schemas::{
 
 use self::known::{Change, Known};
 use crate::{
-    engine::Engine,
+    engine::{Engine, begin_of},
     rule::{Rule, RuleSet},
 };
 
@@ -237,8 +237,10 @@ fn last_of(verdict: &Verdict) -> UnixMicros {
 fn shares_symptom(a: &Verdict, b: &Verdict) -> bool {
     let symptom =
         |verdict: &Verdict| -> Option<EntityKey> { Some(verdict.first(Role::Symptom)?.subject.clone()) };
-    let first =
-        |verdict: &Verdict| verdict.evidence.iter().map(|line| line.first.earliest).min().unwrap_or_default();
+    let first = |verdict: &Verdict| {
+        let fault = verdict.first(Role::Fault).map(|fault| fault.first);
+        fault.and_then(|fault| begin_of(&verdict.evidence, &fault)).unwrap_or_default()
+    };
     symptom(a).is_some() && symptom(a) == symptom(b) && first(a) <= last_of(b) && first(b) <= last_of(a)
 }
 

@@ -29,6 +29,7 @@ use tapio_schemas::{
     verdict::Verdict,
 };
 
+pub(crate) use self::evidence::begin_of;
 pub(crate) use self::following::telling;
 use self::{
     anchor::{AnchorGroup, GroupKey},

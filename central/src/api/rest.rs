@@ -28,6 +28,11 @@ use axum::{
 
 use crate::api::ApiState;
 
+/// Where the resources are.
+pub(crate) const PATH: &str = "/api/v1";
+/// The page on which they can be tried.
+pub(crate) const DOCS: &str = "/api/v1/docs";
+
 pub(crate) fn routes() -> Router<Arc<ApiState>> {
     Router::new()
         .route("/findings", get(findings::list))

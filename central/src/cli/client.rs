@@ -89,9 +89,11 @@ pub enum ClientError {
 impl ClientError {
     /// The exit status of the process: 2 where what it was told is wrong.
     #[must_use]
-    pub const fn exit_status(&self) -> u8 {
+    pub fn exit_status(&self) -> u8 {
         match self {
             Self::Address { .. } | Self::ReadAuthority { .. } | Self::NoAuthority { .. } => 2,
+            // Options that only the API knows to be wrong.
+            Self::Refused(problem) if problem.status == 400 && !problem.errors.is_empty() => 2,
             _ => 1,
         }
     }

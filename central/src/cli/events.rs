@@ -49,16 +49,16 @@ pub(super) struct EventArguments {
     /// Only of this kind, such as process, memory, syscall, network, request.
     #[arg(long)]
     kind: Option<String>,
-    /// At least this severe: notice, warning, error, critical.
+    /// At least this severe: info, notice, warning, error, critical.
     #[arg(long, value_name = "SEVERITY")]
     severity_min: Option<String>,
-    /// Only about this container.
+    /// Only about this container: its id, or enough of its beginning.
     #[arg(long, value_name = "ID")]
     container: Option<String>,
-    /// Only about this pod.
+    /// Only about this pod: its uid, or enough of its beginning.
     #[arg(long, value_name = "UID")]
     pod: Option<String>,
-    /// Only of this trace.
+    /// Only of this trace: its id, or its first digits.
     #[arg(long, value_name = "ID")]
     trace: Option<String>,
     /// Since: a time (RFC 3339) or a length before now (15m, 2h, 7d).
@@ -78,7 +78,12 @@ pub(super) struct EventArguments {
 
 impl EventArguments {
     fn asked(&self) -> Asked<'_> {
-        Asked { cluster: self.cluster.as_deref(), node: self.node.as_deref(), intent: self.intent.as_deref() }
+        Asked {
+            cluster: self.cluster.as_deref(),
+            node: self.node.as_deref(),
+            intent: self.intent.as_deref(),
+            between: self.until.as_deref().map(|until| (self.since.as_str(), until)),
+        }
     }
 
     /// The parameters that choose events, without time and page.

@@ -13,7 +13,7 @@ use std::{
 use tapio_schemas::{
     finding::{Finding, FindingState, Resolution},
     units::{Micros, UnixMicros},
-    verdict::{Outcome, Stance, Verdict},
+    verdict::{Outcome, Role, Stance, Verdict},
 };
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
@@ -26,7 +26,7 @@ const SHORT_ID_CHARS: usize = 10;
 ///
 /// # Errors
 /// When `out` cannot be written.
-pub fn explain(finding: &Finding, now: UnixMicros, out: &mut dyn Write) -> io::Result<()> {
+pub fn explain(finding: &Finding, out: &mut dyn Write) -> io::Result<()> {
     let verdict = &finding.verdict;
     writeln!(out, "{}{}", finding.title, state_note(finding))?;
     if let Some(note) = unobserved_note(finding) {
@@ -67,7 +67,7 @@ pub fn explain(finding: &Finding, now: UnixMicros, out: &mut dyn Write) -> io::R
         )?;
     }
     writeln!(out, "  {}", proof(verdict))?;
-    writeln!(out, "  {}", changes(verdict, now))?;
+    writeln!(out, "  {}", changes(verdict))?;
     for candidate in verdict.candidates.iter().filter(|_| verdict.outcome != Outcome::Finding) {
         writeln!(
             out,
@@ -171,14 +171,18 @@ fn proof(verdict: &Verdict) -> String {
     text
 }
 
-fn changes(verdict: &Verdict, now: UnixMicros) -> String {
+/// What was changed, and when before the fault: that stays as it was told, whenever it is read.
+fn changes(verdict: &Verdict) -> String {
+    let fault = verdict.first(Role::Fault).or_else(|| verdict.evidence.first());
+    let at = fault.map(|fault| fault.first.middle()).unwrap_or_default();
     if verdict.changes.is_empty() {
-        return format!("no change seen since start, {} ago", length(now.since(verdict.observed_since)));
+        let observed = length(at.since(verdict.observed_since));
+        return format!("no change seen before it, in the {observed} that were observed");
     }
     let shown: Vec<_> = verdict
         .changes
         .iter()
-        .map(|change| format!("{} ({} ago)", change.what, length(now.since(change.at))))
+        .map(|change| format!("{} ({} before)", change.what, length(at.since(change.at))))
         .collect();
     format!("changed before: {}", shown.join(" · "))
 }

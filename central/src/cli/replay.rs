@@ -39,7 +39,8 @@ const HYPOTHESES_MAX: usize = 1_000;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit status: 0 replayed, and nothing differs from what was live; 1 it differs, or --compare cannot compare \
-    all of it; 2 wrong options or rules; 3 the recording cannot be read, or not to its end."
+    all of it; 2 wrong options or rules; 3 the recording cannot be read. One that is cut, because its aggregator was killed or still \
+    records, is replayed as far as it goes."
 )]
 pub(super) struct ReplayArguments {
     /// A file that `tapio-aggregator --record DIR` wrote, or the folder: then every recording in it.
@@ -141,7 +142,9 @@ pub enum ReplayFailure {
     #[error("the replay differs from what was live")]
     Differs,
     /// There is nothing to compare.
-    #[error("not all of it can be compared")]
+    #[error(
+        "that is not all of it: the recording did not end in order, or cannot be compared, as said above"
+    )]
     NotCompared,
     /// The answer cannot be written out.
     #[error("cannot write the answer: {0}")]
@@ -338,8 +341,7 @@ fn replay(
     }
     let comparison = replay.comparison();
     if !output.json && !output.compare {
-        let last = comparison.span.map(|(_first, last)| last).unwrap_or_default();
-        output.print(|out| render::replay::stories(told.stories.values(), last, out))?;
+        output.print(|out| render::replay::stories(told.stories.values(), out))?;
     }
     if output.hypotheses {
         output
@@ -393,7 +395,10 @@ fn play(
                 writeln!(output.out)?;
             } else {
                 let finding = plain(&finding);
-                output.print(|out| render::replay::revision(&finding, out))?;
+                let before = told.stories.get(&finding.id);
+                if before.is_none_or(|before| !render::replay::is_same_line(before, &finding)) {
+                    output.print(|out| render::replay::revision(&finding, out))?;
+                }
                 told.stories.insert(finding.id.clone(), finding);
             }
         }

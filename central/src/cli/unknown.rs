@@ -8,7 +8,10 @@ use super::{
     client::{ApiClient, ClientError, path_segment},
     terminal::escaped,
 };
-use crate::history::{clusters::StoredCluster, nodes::StoredNode};
+use crate::{
+    api::rest::params::parse_time,
+    history::{clusters::StoredCluster, nodes::StoredNode},
+};
 
 /// A name that differs from another in more letters was not meant to be that.
 const DISTANCE_MAX: usize = 4;
@@ -19,6 +22,8 @@ pub(super) struct Asked<'a> {
     pub(super) cluster: Option<&'a str>,
     pub(super) node: Option<&'a str>,
     pub(super) intent: Option<&'a str>,
+    /// From when, and until when.
+    pub(super) between: Option<(&'a str, &'a str)>,
 }
 
 impl Asked<'_> {
@@ -29,6 +34,11 @@ impl Asked<'_> {
         }
         if let Some(intent) = self.intent.filter(|intent| !intent::ALL.contains(intent)) {
             tell(&unknown_intent(intent));
+        }
+        if let Some((since, until)) = self.between.filter(|(since, until)| is_backwards(since, until)) {
+            tell(&format!(
+                "nothing lies between --since {since} and --until {until}: the one is not before the other"
+            ));
         }
         let Some(cluster) = self.cluster else { return };
         let clusters = format!("/clusters/{}", path_segment(cluster));
@@ -42,6 +52,12 @@ impl Asked<'_> {
             tell(&format!("no node {node:?} of cluster {cluster:?} was ever heard (--node)"));
         }
     }
+}
+
+fn is_backwards(since: &str, until: &str) -> bool {
+    let now = super::now();
+    let time = |text| parse_time(text, now);
+    time(since).zip(time(until)).is_some_and(|(since, until)| until <= since)
 }
 
 fn unknown_intent(asked: &str) -> String {

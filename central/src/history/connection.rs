@@ -72,6 +72,14 @@ impl Connection {
         Self { path: access.connection.clone(), current: Mutex::new(None) }
     }
 
+    /// Whether the file, where there is one, can be used.
+    pub(super) fn check(&self) -> Result<(), HistoryError> {
+        match self.stamp() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            _ => self.reader().map(drop),
+        }
+    }
+
     /// A reader of the store that the file names now.
     pub(super) fn reader(&self) -> Result<Reader, HistoryError> {
         let stamp = self.stamp().map_err(|error| self.fault(&error))?;

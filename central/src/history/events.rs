@@ -29,12 +29,12 @@ pub struct EventFilter {
     pub kind: Option<u8>,
     /// At least this severe, by code.
     pub severity_min: Option<u8>,
-    /// About this container.
+    /// About containers whose id begins so.
     pub container_id: Option<String>,
-    /// About this pod.
+    /// About pods whose uid begins so.
     pub pod_uid: Option<String>,
-    /// Of this trace.
-    pub trace_id: Option<TraceId>,
+    /// Of traces whose id begins so: up to 32 lower-case hexadecimal digits.
+    pub trace_id: Option<String>,
     /// Not before.
     pub since: UnixMicros,
     /// Before.
@@ -111,9 +111,16 @@ impl History {
             .and_some("intent = ?", "String", filter.intent.as_ref())
             .and_some("kind = ?", "UInt8", filter.kind)
             .and_some("severity >= ?", "UInt8", filter.severity_min)
-            .and_some("entity_container_id = ?", "String", filter.container_id.as_ref())
-            .and_some("entity_pod_uid = ?", "String", filter.pod_uid.as_ref())
-            .and_some("trace_trace_id = unhex(?)", "String", filter.trace_id);
+            .and_some("startsWith(entity_container_id, ?)", "String", filter.container_id.as_ref())
+            .and_some("startsWith(entity_pod_uid, ?)", "String", filter.pod_uid.as_ref());
+        let trace = filter.trace_id.as_ref();
+        // A whole id is looked up as it is stored.
+        let (whole, begins) = (trace.filter(|id| id.len() == 32), trace.filter(|id| id.len() < 32));
+        select.and_some("trace_trace_id = unhex(?)", "String", whole).and_some(
+            "startsWith(lower(hex(trace_trace_id)), ?)",
+            "String",
+            begins,
+        );
         if let Some((at, id)) =
             page.cursor.as_ref().and_then(|cursor| Some((cursor.at, cursor.id.parse().ok()?)))
         {

@@ -103,6 +103,7 @@ fn evidence(number: u64, role: Role, at: UnixMicros) -> Evidence {
         stance: Stance::Supporting,
         link: LinkKind::Observed,
         intents: BTreeMap::from([("oom-kill".to_owned(), 1), ("process-killed".to_owned(), u64::MAX)]),
+        order: vec!["process-killed".to_owned(), "oom-kill".to_owned()],
         subject: EntityKey::new(EntityKind::Container, format!("{number:064x}")),
         peer: Some(EntityKey::new(EntityKind::Endpoint, "10.0.0.1:80")),
         first: interval,

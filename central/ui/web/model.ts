@@ -42,6 +42,7 @@ export interface Evidence {
   stance: Stance;
   link: Link;
   intents: Record<string, number>;
+  order: string[];
   subject: Entity;
   peer: Entity | null;
   first: Interval;

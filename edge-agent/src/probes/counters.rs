@@ -19,17 +19,33 @@ pub struct ProbeCounters {
 /// What the kernel has counted about a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct KernelRun {
-    /// Hits that the kernel did not deliver because the program was already running on that processor.
+    /// Hits that the kernel did not deliver because the program was already running on that processor, and that no other
+    /// program of the probe took.
     pub recursion_misses: u64,
     /// Time spent in it, only while `kernel.bpf_stats_enabled` is 1.
     pub run_nanos: u64,
     /// Runs, only while `kernel.bpf_stats_enabled` is 1.
     pub runs: u64,
+    /// Hits that came while the program was running, and that the probe's second program took.
+    pub taken_by_second: u64,
+}
+
+impl KernelRun {
+    /// Of a probe with a second program, which took `taken` of the hits that this one missed, and ran for nothing but its
+    /// time at all others.
+    pub(super) const fn with_second(self, second: Self, taken: u64) -> Self {
+        Self {
+            recursion_misses: self.recursion_misses.saturating_sub(taken),
+            run_nanos: self.run_nanos.saturating_add(second.run_nanos),
+            runs: self.runs.saturating_add(taken),
+            taken_by_second: taken,
+        }
+    }
 }
 
 /// Reads `/proc/self/fdinfo` of the program: aya's program info lacks the misses.
-pub(super) fn kernel_run(object: &Ebpf, probe: ProbeId) -> Option<KernelRun> {
-    let descriptor = object.program(probe.program())?.fd().ok()?.as_fd().as_raw_fd();
+pub(super) fn kernel_run(object: &Ebpf, program: &str) -> Option<KernelRun> {
+    let descriptor = object.program(program)?.fd().ok()?.as_fd().as_raw_fd();
     Some(parse(&std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?))
 }
 
@@ -57,7 +73,20 @@ mod tests {
     #[test]
     fn fdinfo_is_read() {
         let info = "pos:\t0\nprog_type:\t17\nrun_time_ns:\t1200\nrun_cnt:\t10\nrecursion_misses:\t3\n";
-        assert_eq!(parse(info), KernelRun { recursion_misses: 3, run_nanos: 1200, runs: 10 });
+        let run = KernelRun { recursion_misses: 3, run_nanos: 1200, runs: 10, ..KernelRun::default() };
+        assert_eq!(parse(info), run);
         assert_eq!(parse("nonsense"), KernelRun::default());
+    }
+
+    /// Scenario: the first program missed three hits, of which the second took two; it took all; it is not loaded.
+    /// Guarantees: what nobody took is missed; the time of both counts, and every hit once.
+    #[test]
+    fn what_a_second_program_takes_is_not_missed() {
+        let run = KernelRun { recursion_misses: 3, run_nanos: 1_200, runs: 10, ..KernelRun::default() };
+        let second = KernelRun { recursion_misses: 1, run_nanos: 100, runs: 12, ..KernelRun::default() };
+        let both = KernelRun { recursion_misses: 1, run_nanos: 1_300, runs: 12, taken_by_second: 2 };
+        assert_eq!(run.with_second(second, 2), both);
+        assert_eq!(run.with_second(second, 3).recursion_misses, 0);
+        assert_eq!(run.with_second(KernelRun::default(), 0), run);
     }
 }

@@ -8,7 +8,7 @@ pub mod settings;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde::Deserialize;
@@ -17,7 +17,6 @@ use tapio_central::api::rest::health::HealthAnswer;
 use tapio_central::cli::client::ApiClient;
 use tapio_central::cli::render;
 use tapio_schemas::finding::Finding;
-use tapio_schemas::units::UnixMicros;
 
 use crate::demo::tiers::settings::{ClickHouseServer, Settings};
 use crate::demo::{Stage, System};
@@ -171,7 +170,7 @@ impl System for Tiers {
         let finding =
             Finding::deserialize(finding).context("the finding has not the shape of this version")?;
         let mut text = Vec::new();
-        render::explain(&finding, now(), &mut text)?;
+        render::explain(&finding, &mut text)?;
         Ok(String::from_utf8(text)?)
     }
 
@@ -221,9 +220,4 @@ fn replay(stage: Stage<'_>, options: &[&str]) -> anyhow::Result<Output> {
     let said = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "tapio replay: {}\n{said}", output.status);
     Ok(output)
-}
-
-fn now() -> UnixMicros {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixMicros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }

@@ -2,8 +2,18 @@
 
 use crate::{FailedSyscall, VANISHED_MAX};
 
-/// Number of probes; the length of the counter map.
+/// Number of probes.
 pub const PROBE_COUNT: u32 = 11;
+
+/// The second program of [`ProbeId::TcpState`], for the state changes that come while the first one runs on that
+/// processor: a softirq interrupts a task anywhere, and the kernel runs no program twice at once there.
+pub const TCP_STATE_AGAIN: &str = "on_tcp_again";
+
+/// The counters of that program.
+pub const TCP_STATE_AGAIN_SLOT: u32 = PROBE_COUNT;
+
+/// The length of the counter map: one place per program.
+pub const STATS_SLOTS: u32 = PROBE_COUNT + 1;
 
 /// Every program that asks the kernel something. The number indexes the counter map.
 #[repr(u32)]

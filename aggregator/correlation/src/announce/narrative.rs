@@ -121,20 +121,31 @@ impl<'a> Teller<'a> {
         }
     }
 
-    /// What happened, in the words and in the order of the rule.
-    fn words(&self, line: &Evidence, step: &Step) -> String {
-        let counted = |(intent, word): (&String, &String)| {
+    /// What happened, in the words of the rule and in the order in which it began.
+    fn words(&self, line: &Evidence, step: &'a Step) -> String {
+        let place = |intent: &String| line.order.iter().position(|one| one == intent);
+        let counted = |(intent, word): (&'a String, &'a String)| {
             let count = line.intents.get(intent).copied().filter(|count| *count > 0)?;
-            let word = if word.is_empty() { intent.as_str() } else { word.as_str() };
-            Some(if count > 1 { format!("{word} ×{}", grouped(count)) } else { word.to_owned() })
+            Some((place(intent), if word.is_empty() { intent } else { word }, count))
         };
         let all = || step.observe.iter().zip(&step.words);
-        let mut words: Vec<String> =
-            all().filter(|(_intent, word)| !word.is_empty()).filter_map(counted).collect();
-        if words.is_empty() {
-            words = all().filter_map(counted).collect();
+        let mut told: Vec<_> = all().filter(|(_intent, word)| !word.is_empty()).filter_map(counted).collect();
+        if told.is_empty() {
+            told = all().filter_map(counted).collect();
         }
-        words.join(", then ")
+        told.sort_by_key(|(place, ..)| place.unwrap_or(usize::MAX));
+        let mut words: Vec<(&str, u64)> = Vec::new();
+        for (_place, word, count) in told {
+            match words.iter_mut().find(|(known, _sum)| known == word) {
+                Some((_known, sum)) => *sum = sum.saturating_add(count),
+                None => words.push((word, count)),
+            }
+        }
+        let word = |(word, count): &(&str, u64)| match count {
+            0 | 1 => (*word).to_owned(),
+            _ => format!("{word} ×{}", grouped(*count)),
+        };
+        words.iter().map(word).collect::<Vec<_>>().join(", then ")
     }
 
     /// How a line is known: its link, its basis, and the bases of the steps that are told with it.

@@ -172,7 +172,7 @@ fn window_of(
     draft: &Draft,
     lines: &[Evidence],
 ) -> (UnixMicros, UnixMicros) {
-    let from = lines.iter().map(|line| line.first.earliest).min().unwrap_or(draft.first.earliest);
+    let from = evidence::begin_of(lines, &draft.first).unwrap_or(draft.first.earliest);
     let until = lines.iter().map(|line| line.last.latest).max().unwrap_or(draft.last.latest);
     let until = if draft.onsets.is_empty() { draft.last.latest.plus(rule.reach_after()) } else { until };
     (from, until.min(context.watermark).max(from))

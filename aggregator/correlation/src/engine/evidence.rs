@@ -7,7 +7,7 @@ use tapio_schemas::{
     entity::EntityKey,
     intent::{self, LinkKind},
     observation::{Observation, Value},
-    units::{Micros, TimeInterval},
+    units::{Micros, TimeInterval, UnixMicros},
     verdict::{Change, Evidence, Role, Stance},
 };
 
@@ -36,17 +36,21 @@ pub(super) const CHANGES: [&str; 2] = [intent::PROCESS_EXECUTED, intent::CONTAIN
 /// The line of evidence of a group; `None` of an empty one.
 pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evidence> {
     let first_item = group.items.first()?;
-    let time = |item: &_| if step.is_dated_by_end() { end_of(item) } else { item.time };
-    let moments = || group.items.iter().map(|item| time(item));
-    let first: TimeInterval = moments().min()?;
-    let last: TimeInterval = moments().max()?;
-    let mut intents: BTreeMap<&str, u64> = BTreeMap::new();
+    let ended = |item: &_| if step.is_dated_by_end() { end_of(item) } else { item.time };
+    // A cause is there from its beginning on, however late its effect shows.
+    let began = |item: &Observation| if step.role() == Role::Cause { item.time } else { ended(item) };
+    let first: TimeInterval = group.items.iter().map(|item| began(item)).min()?;
+    let last: TimeInterval = group.items.iter().map(|item| ended(item)).max()?;
+    // How often, and when first: one clock stamped what one node saw, so the middles tell their order.
+    let mut intents: BTreeMap<&str, (u64, UnixMicros)> = BTreeMap::new();
     let mut probes: Vec<&str> = Vec::new();
     let mut traces = Vec::new();
     let mut count: u64 = 0;
     for item in &group.items {
-        let told = intents.entry(&item.intent).or_default();
+        let at = began(item).middle();
+        let (told, since) = intents.entry(&item.intent).or_insert((0, at));
         *told = told.saturating_add(item.count);
+        *since = at.min(*since);
         count = count.saturating_add(item.count);
         if !probes.contains(&item.probe.as_str()) {
             probes.push(&item.probe);
@@ -59,12 +63,15 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
         }
     }
     probes.sort();
+    let mut order: Vec<&str> = intents.keys().copied().collect();
+    order.sort_by_key(|intent| intents.get(intent).map(|(_count, since)| *since));
     Some(Evidence {
         step: step.id.clone(),
         role: step.role(),
         stance,
         link: if stance == Stance::Contradicting { LinkKind::Observed } else { group.link },
-        intents: intents.into_iter().map(|(intent, count)| (intent.to_owned(), count)).collect(),
+        order: order.into_iter().map(str::to_owned).collect(),
+        intents: intents.into_iter().map(|(intent, (count, _since))| (intent.to_owned(), count)).collect(),
         subject: group.subject.clone(),
         peer: first_item.peer.clone(),
         first,
@@ -109,6 +116,13 @@ pub(super) fn lines_of(rule: &Rule, bound: &[Bound]) -> Vec<Evidence> {
         (a.role, a.first, a_place, &a.subject).cmp(&(b.role, b.first, b_place, &b.subject))
     });
     lines.into_iter().map(|(_place, line)| line).collect()
+}
+
+/// When the first evidence around a fault happened. A cause that goes on behind the fault may have been there for ever: when
+/// it began is told, and dates nothing else.
+pub(crate) fn begin_of(lines: &[Evidence], fault: &TimeInterval) -> Option<UnixMicros> {
+    let goes_on = |line: &Evidence| line.role == Role::Cause && line.last.earliest > fault.latest;
+    lines.iter().filter(|line| !goes_on(line)).map(|line| line.first.earliest).min()
 }
 
 /// What is read to tell changes.

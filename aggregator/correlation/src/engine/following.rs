@@ -17,14 +17,16 @@ use super::{
     caps::{concerns, probe_name},
     sources::{Heard, Hiding},
 };
-use crate::rule::{Rule, Step};
+use crate::rule::{LinkTo, Rule, Step};
 
-/// A symptom, and what satisfies its step.
+/// Evidence that shows how a failure goes on, and what satisfies its step.
 struct Shown<'a> {
     line: &'a Evidence,
     kinds: &'a [usize],
-    /// Whether it is the step's own evidence, and not calls that stand in for it.
+    /// Whether it is the symptom step's own evidence, and not calls to the line's peer.
     is_own: bool,
+    /// What another of them tells of the same calls.
+    told: &'a [String],
 }
 
 /// The lines that say whether a failure goes on: of the symptom, else of the effects, else all.
@@ -52,11 +54,11 @@ impl Engine {
     /// where it was not seen any more.
     #[must_use]
     pub fn symptom_seen_until(&self, verdict: &Verdict) -> UnixMicros {
-        let last = self.shown(verdict).and_then(|shown| {
+        let last = self.shown(verdict).into_iter().filter_map(|shown| {
             let fits = |item: &Observation| self.fits(&shown, item);
             self.set.last_end(shown.kinds, &shown.line.subject, self.watermark, fits)
         });
-        last.unwrap_or_default()
+        last.max().unwrap_or_default()
     }
 
     /// How often the symptom that a verdict shows came after `after`, up to `until`, and when it came last.
@@ -67,9 +69,11 @@ impl Engine {
         after: UnixMicros,
         until: UnixMicros,
     ) -> (u64, Option<UnixMicros>) {
-        let Some(shown) = self.shown(verdict) else { return (0, None) };
-        let fits = |item: &Observation| self.fits(&shown, item);
-        self.set.count_ends(shown.kinds, &shown.line.subject, (after, until), fits)
+        let counted = self.shown(verdict).into_iter().map(|shown| {
+            let fits = |item: &Observation| self.fits(&shown, item);
+            self.set.count_ends(shown.kinds, &shown.line.subject, (after, until), fits)
+        });
+        counted.fold((0, None), |(sum, latest), (count, last)| (sum.saturating_add(count), latest.max(last)))
     }
 
     /// Until when a verdict itself counts its symptom: as far behind the fault as its rule looks. `None` where its rule
@@ -119,19 +123,43 @@ impl Engine {
         both.flatten().map(|step| (rule, step)).collect()
     }
 
-    fn shown<'a>(&'a self, verdict: &'a Verdict) -> Option<Shown<'a>> {
-        let is_shown = |line: &&Evidence| line.role == Role::Symptom && line.stance == Stance::Supporting;
-        let line = verdict.evidence.iter().find(is_shown)?;
-        let index = self.rules.place(&verdict.rule)?;
-        let rule = self.rules.rules().get(index)?;
-        let place = rule.steps.iter().position(|step| step.id == line.step)?;
-        let step = rule.steps.get(place)?;
+    /// The symptom; where calls of somebody who serves nothing stand in for it, all that the rule counts among the calls
+    /// that fail since, whomever they reach by now.
+    fn shown<'a>(&'a self, verdict: &'a Verdict) -> Vec<Shown<'a>> {
+        let Some(index) = self.rules.place(&verdict.rule) else { return Vec::new() };
+        let Some(rule) = self.rules.rules().get(index) else { return Vec::new() };
+        let supporting = || verdict.evidence.iter().filter(|line| line.stance == Stance::Supporting);
+        let symptom = supporting().find(|line| line.role == Role::Symptom);
+        let step_of = |line: &Evidence| (0u32..).zip(&rule.steps).find(|(_place, step)| step.id == line.step);
+        let Some((line, (place, step))) = symptom.and_then(|line| Some((line, step_of(line)?))) else {
+            return Vec::new();
+        };
+        let kinds =
+            |place: u32| self.rules.kinds().of_step(index, usize::try_from(place).unwrap_or(usize::MAX));
         let is_own = line.intents.keys().any(|intent| step.observe.contains(intent));
-        let place = if is_own { place } else { usize::try_from(step.otherwise?).ok()? };
-        Some(Shown { line, kinds: self.rules.kinds().of_step(index, place), is_own })
+        if is_own {
+            return vec![Shown { line, kinds: kinds(place), is_own, told: &[] }];
+        }
+        let Some((other, calling)) = step.otherwise.and_then(|place| Some((place, rule.step(place)?))) else {
+            return Vec::new();
+        };
+        let failing =
+            supporting().filter(|effect| effect.role == Role::Effect && effect.subject == line.subject);
+        let calls =
+            failing.filter_map(|effect| Some((effect, step_of(effect)?))).filter(|(_effect, (at, step))| {
+                let is_by_calls = step.links.iter().any(|link| link.to == LinkTo::CallerOf);
+                // What is tied by a trace is among the others already.
+                *at != other && is_by_calls && !step.links.iter().any(|link| link.to == LinkTo::SameTrace)
+            });
+        let calls = calls.map(|(effect, (at, _step))| {
+            let told: &[String] = if effect.peer == line.peer { &calling.observe } else { &[] };
+            Shown { line: effect, kinds: kinds(at), is_own, told }
+        });
+        std::iter::once(Shown { line, kinds: kinds(other), is_own, told: &[] }).chain(calls).collect()
     }
 
     fn fits(&self, shown: &Shown<'_>, item: &Observation) -> bool {
-        shown.is_own || self.topology.is_toward(item, |owner| Some(owner) == shown.line.peer.as_ref())
+        let is_toward = || self.topology.is_toward(item, |owner| Some(owner) == shown.line.peer.as_ref());
+        shown.is_own || (!shown.told.contains(&item.intent) && is_toward())
     }
 }

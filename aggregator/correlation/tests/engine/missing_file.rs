@@ -76,7 +76,7 @@ fn the_missing_file_is_the_cause() {
             "server in payment finds no /etc/config.json, which was there before | observed  openat ENOENT",
             "payment no longer listens | observed  tcp listen socket",
             "payment starts and exits with code 1 ×2 | observed  exit",
-            "shop→payment refused ×412, then reset | observed  payload, tcp reset recv, tcp state",
+            "shop→payment reset, then refused ×412 | observed  payload, tcp reset recv, tcp state",
             "shop fails with HTTP 500 ×398, trace 4b4b… | observed  http, same request",
         ]
     );

@@ -71,7 +71,7 @@ fn told(story: &Story, verdict: Verdict) -> (String, Vec<String>) {
 
 /// Scenario: payment is restarted; in the gap a process of the host has taken its port and never answers; two containers
 /// of the pod cannot listen and end.
-/// Guarantees: one finding about the pod that names that process, and no other rule's; the symptom is shop's; calls from
+/// Guarantees: one finding about the pod that names that process since it listened, and no other rule's; the symptom is shop's; calls from
 /// before the process listened are payment's, later ones the process's.
 #[test]
 fn the_process_that_holds_the_port_is_the_cause() {
@@ -80,7 +80,8 @@ fn the_process_that_holds_the_port_is_the_cause() {
     assert_eq!((verdict.outcome, verdict.reason.as_str()), (Outcome::Finding, ""));
     assert_eq!((verdict.evidence_present, verdict.evidence_expected), (8, 8));
     assert_eq!(verdict.cause, EntityKey::new(EntityKind::Pod, "pod-payment"));
-    assert_eq!(verdict.first(Role::Cause).unwrap().subject, foreigner());
+    let holder = verdict.first(Role::Cause).unwrap();
+    assert_eq!((&holder.subject, holder.first.middle()), (&foreigner(), at(100)), "since it listened");
     assert_eq!(verdict.first(Role::Symptom).unwrap().subject, container("shop"));
     let findings: Vec<Verdict> = story.engine(4_000).verdicts();
     let findings = findings.iter().filter(|verdict| verdict.outcome == Outcome::Finding);
@@ -94,7 +95,7 @@ fn the_process_that_holds_the_port_is_the_cause() {
             "payment no longer listens | observed  tcp listen socket",
             "payment cannot listen on 10.0.0.1 port 81 ×2 | observed  bind EADDRINUSE",
             "payment starts and exits with code 1 ×2 | observed  exit",
-            "shop→payment refused ×7, then reset | observed  payload, tcp reset recv, tcp state",
+            "shop→payment reset, then refused ×7 | observed  payload, tcp reset recv, tcp state",
             "shop→process 777 on node-a instead, given up | observed  payload",
             "shop fails with HTTP 500 ×9, trace 4b4b… | observed  http, same request",
         ]
@@ -170,4 +171,37 @@ fn a_holder_whose_end_may_be_lost_decides_nothing() {
     assert_eq!(unsure.reason, "holder is what node-a saw, and its end may be in what node-a lost");
     let sure = verdict(&story().heard_with(-30_000, 4_000, "oom_victim", 3));
     assert_eq!(sure.outcome, Outcome::Finding, "{}", sure.reason);
+}
+
+/// Scenario: only a client that serves nothing calls payment; its calls are refused, and then whoever took the port answers
+/// them with 404, one with 200, and one call stays unanswered.
+/// Guarantees: the failure goes on as long as calls are answered with errors by another than was meant; each failed call is
+/// counted once, and the one that went well is not.
+#[test]
+fn calls_that_reach_another_go_on_failing() {
+    let story = |until: i64| {
+        let begun = Story::new()
+            .listens(-60_000, "payment", 81)
+            .calls(-50_000, "job", 81)
+            .heard(-120_000, -30_000)
+            .stops_listening(0, "payment")
+            .reset(1, "job", 81)
+            .refused(10, "job", 81, 7);
+        let begun = kept_out(begun, 300, 1, &foreigner(), "10.0.0.1:81");
+        kept_out(begun, 1_300, 2, &foreigner(), "10.0.0.1:81")
+            .answered(500, "job", 81, 404, 5)
+            .answered(70_000, "job", 81, 404, 20)
+            .answered(80_000, "job", 81, 200, 1)
+            .unanswered(85_000, "job", 81, trace(0x5c), LinkKind::Observed)
+            .answered(90_000, "job", 81, 404, 3)
+            .heard(-30_000, until)
+    };
+    let first = verdict(&story(4_000));
+    assert_eq!((first.outcome, first.reason.as_str()), (Outcome::Finding, ""));
+    assert_eq!(first.first(Role::Symptom).unwrap().subject, container("job"));
+    let engine = story(100_000).engine(100_000);
+    let seen_until = engine.symptom_seen_until(&first);
+    assert!((at(89_000)..at(91_000)).contains(&seen_until), "{seen_until:?}");
+    let (count, last) = engine.symptom_count(&first, at(60_000), at(100_000));
+    assert_eq!((count, last), (24, Some(seen_until)));
 }

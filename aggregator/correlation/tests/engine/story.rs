@@ -247,6 +247,16 @@ impl Story {
         self
     }
 
+    /// Calls to a port that whoever listens there now answered with this status.
+    pub(crate) fn answered(mut self, millis: i64, who: &str, port: u16, status: i64, count: u64) -> Self {
+        self.observe("request-called", "payload", millis, who, |it| {
+            it.count = count;
+            it.peer = Some(Self::endpoint(port));
+            it.attributes.insert("network.status".into(), Value::Integer(status));
+        });
+        self
+    }
+
     pub(crate) fn calls(mut self, millis: i64, who: &str, port: u16) -> Self {
         self.relate(RelationKind::Calls, container(who), Self::endpoint(port), millis);
         self

@@ -23,6 +23,10 @@ use crate::{
 /// The list's name in cursors.
 pub(crate) const LIST: &str = "events";
 
+/// Hexadecimal digits of a trace's id, and how many of them are enough.
+const TRACE_DIGITS_MAX: usize = 32;
+const TRACE_DIGITS_MIN: usize = 4;
+
 /// Without `since`, the list of events reaches back this far.
 const SINCE_DEFAULT: Micros = Micros::from_secs(3_600);
 
@@ -39,13 +43,29 @@ pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params)
         severity_min: params.one_of("severity_min", Severity::ALL, Severity::as_str).map(Severity::code),
         container_id: params.text("container_id"),
         pod_uid: params.text("pod_uid"),
-        trace_id: params.parse("trace_id", "a trace id of 32 hexadecimal digits"),
+        trace_id: trace_id(&mut params),
         since: params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT)),
         until: params.time("until"),
     };
     params.finish()?;
     let events = state.history.events(&filter, &page).await?;
     Answer::page(&List::of(LIST, events, &page, key))
+}
+
+/// A trace's id, or enough of its beginning.
+fn trace_id(params: &mut Params) -> Option<String> {
+    let id = params.text("trace_id")?.to_ascii_lowercase();
+    let is_hex = id.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if is_hex && (TRACE_DIGITS_MIN..=TRACE_DIGITS_MAX).contains(&id.len()) {
+        return Some(id);
+    }
+    params.refuse(
+        "trace_id",
+        format_args!(
+            "it is no trace's id: write its {TRACE_DIGITS_MAX} hexadecimal digits, or the first {TRACE_DIGITS_MIN} or more"
+        ),
+    );
+    None
 }
 
 pub(crate) async fn one(

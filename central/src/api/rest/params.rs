@@ -216,7 +216,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// A time before 1970 is the beginning of 1970: nothing that is stored is older.
-fn parse_time(text: &str, now: UnixMicros) -> Option<UnixMicros> {
+pub(crate) fn parse_time(text: &str, now: UnixMicros) -> Option<UnixMicros> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         return Some(UnixMicros(u64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap_or_default()));
     }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 use tapio_recording::{Comparison, Difference, End, Ending, Head};
-use tapio_schemas::{entity::EntityKey, finding::Finding, units::UnixMicros, verdict::Verdict};
+use tapio_schemas::{entity::EntityKey, finding::Finding, verdict::Verdict};
 
 use super::{SHORT_ID_CHARS, clock, explain, grouped, length, rfc3339, short, state_word};
 use crate::cli::replay::Compared;
@@ -41,15 +41,20 @@ pub(crate) fn revision(finding: &Finding, out: &mut dyn Write) -> io::Result<()>
     )
 }
 
+/// Whether a revision says of its finding, in a line, what the one before said: only numbers went on.
+pub(crate) fn is_same_line(a: &Finding, b: &Finding) -> bool {
+    let evidence = |of: &Finding| (of.verdict.evidence_present, of.verdict.evidence_expected);
+    state_word(a) == state_word(b) && a.title == b.title && evidence(a) == evidence(b)
+}
+
 /// The last revision of each finding, as a story.
 pub(crate) fn stories<'a>(
     findings: impl Iterator<Item = &'a Finding>,
-    last: UnixMicros,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     for finding in findings {
         writeln!(out)?;
-        explain(finding, last, out)?;
+        explain(finding, out)?;
     }
     writeln!(out)
 }
@@ -94,11 +99,16 @@ pub(crate) fn replayed(comparison: &Comparison, out: &mut dyn Write) -> io::Resu
     });
     writeln!(
         out,
-        "{} revisions of {} frames with {} events{span}",
-        grouped(comparison.replayed),
+        "{} of {} frames with {} events{span}",
+        revisions(comparison.replayed),
         grouped(comparison.frames),
         grouped(comparison.events)
     )
+}
+
+fn revisions(number: u64) -> String {
+    let word = if number == 1 { "revision" } else { "revisions" };
+    format!("{} {word}", grouped(number))
 }
 
 /// Why the recording ends, where it could have gone on.
@@ -125,8 +135,8 @@ pub(crate) fn ending(end: Option<End>, out: &mut dyn Write) -> io::Result<()> {
 /// How it compares with what was live.
 pub(crate) fn compared(head: &Head, compared: &Compared<'_>, out: &mut dyn Write) -> io::Result<()> {
     match compared {
-        Compared::Equal(revisions) => {
-            writeln!(out, "the same as it was live: {} revisions, byte for byte", grouped(*revisions))
+        Compared::Equal(live) => {
+            writeln!(out, "the same as it was live: {}, byte for byte", revisions(*live))
         }
         Compared::OtherRules => writeln!(out, "not compared: the rules are others than they were live"),
         Compared::BeginsInTheMiddle => writeln!(

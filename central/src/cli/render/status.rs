@@ -12,6 +12,8 @@ use crate::{api::rest::status::StatusAnswer, history::status::ClusterStatus};
 /// The screen, in columns and lines, as terminals open by default.
 const COLUMNS: usize = 80;
 const LINES: usize = 24;
+/// Lines for the reasons, where each of them has two.
+const REASON_LINES: usize = 8;
 /// Of clusters so many are named.
 const NAMED: usize = 3;
 
@@ -21,8 +23,10 @@ const NAMED: usize = 3;
 /// When `out` cannot be written.
 pub fn status(status: &StatusAnswer, out: &mut dyn Write) -> io::Result<()> {
     let mut lines = vec![format!("trust: {}", status.trust.as_str())];
+    // Few reasons have room to say all that they say.
+    let most = (REASON_LINES / status.reasons.len().max(1)).clamp(2, REASON_LINES);
     for reason in &status.reasons {
-        wrap(reason, &mut lines);
+        wrap(reason, most, &mut lines);
     }
     lines.push(format!("central   {} {}", status.central, status.version));
     let fleet = &status.fleet;
@@ -67,12 +71,12 @@ fn of_cluster(cluster: &ClusterStatus, now: UnixMicros) -> String {
     format!("  {}  heard {heard} ago, {event}", cluster.cluster)
 }
 
-/// A reason over at most two lines: what it begins with says what it is.
-fn wrap(reason: &str, lines: &mut Vec<String>) {
+/// A reason over at most so many lines: what it begins with says what it is.
+fn wrap(reason: &str, most: usize, lines: &mut Vec<String>) {
     let mut line = String::from(" ");
     let mut taken = 0;
     for word in reason.split(' ') {
-        if taken == 0 && line.chars().count() + 1 + word.chars().count() > COLUMNS {
+        if taken + 1 < most && line.chars().count() + 1 + word.chars().count() > COLUMNS {
             lines.push(std::mem::replace(&mut line, String::from("   ")));
             taken += 1;
         }

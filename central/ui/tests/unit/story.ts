@@ -21,6 +21,7 @@ export function evidence(step: string, role: Role, who: string, at: number, inte
     stance: 'supporting',
     link: 'observed',
     intents,
+    order: Object.keys(intents),
     subject: container(who),
     peer: null,
     first: { earliest: millis(at) - 10, latest: millis(at) + 10 },

@@ -615,6 +615,9 @@ pub struct Evidence {
         ::prost::alloc::string::String,
         Value,
     >,
+    /// The names of `intents` in the order in which the first of each happened.
+    #[prost(string, repeated, tag = "16")]
+    pub order: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A step that the rule expected and the engine did not find.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

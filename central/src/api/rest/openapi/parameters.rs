@@ -124,9 +124,13 @@ pub(super) fn events() -> Vec<Parameter> {
         text("intent", "Only with this intent, such as oom-kill."),
         one_of("kind", "Only of this kind.", EventKind::ALL.iter().map(|kind| kind.as_str())),
         one_of("severity_min", "At least this severe.", Severity::ALL.iter().map(|one| one.as_str())),
-        text("container_id", "Only about this container."),
-        text("pod_uid", "Only about this pod."),
-        query("trace_id", "Only of this trace.", json!({ "type": "string", "pattern": "^[0-9a-fA-F]{32}$" })),
+        text("container_id", "Only about this container: its id, or enough of its beginning."),
+        text("pod_uid", "Only about this pod: its uid, or enough of its beginning."),
+        query(
+            "trace_id",
+            "Only of this trace: its id, or its first digits.",
+            json!({ "type": "string", "pattern": "^[0-9a-fA-F]{4,32}$" }),
+        ),
         time("since", "Not before; without it, in the last hour."),
         time("until", "Before."),
     ]);
