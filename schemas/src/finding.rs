@@ -58,6 +58,9 @@ pub struct Continuation {
     pub last: UnixMicros,
     /// Until when they were counted; zero as long as the verdict itself counts.
     pub counted_until: UnixMicros,
+    /// Whether records were lost meanwhile that may be more of them.
+    #[serde(default)]
+    pub at_least: bool,
 }
 
 /// An announced verdict, as APIs give it.

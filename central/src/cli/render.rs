@@ -50,9 +50,10 @@ pub fn explain(finding: &Finding, out: &mut dyn Write) -> io::Result<()> {
     if goes_on.count > 0 {
         writeln!(
             out,
-            "  {}  symptom  again ×{}, counted until {}",
+            "  {}  symptom  again ×{}{}, counted until {}",
             moment(goes_on.last),
             grouped(goes_on.count),
+            if goes_on.at_least { " or more: records were lost" } else { "" },
             moment(goes_on.counted_until)
         )?;
     }

@@ -133,7 +133,7 @@ export interface Finding {
   state: FindingState;
   resolution: Resolution;
   unobserved: { node: string; since: Micros }[];
-  continuation: { count: number; last: Micros; counted_until: Micros };
+  continuation: { count: number; last: Micros; counted_until: Micros; at_least: boolean };
   announced_at: Micros;
   revised_at: Micros;
   first_symptom_at: Micros;

@@ -80,8 +80,13 @@ impl From<&Unobserved> for v1::Unobserved {
 
 impl From<&Continuation> for v1::Continuation {
     fn from(continuation: &Continuation) -> Self {
-        let Continuation { count, last, counted_until } = continuation;
-        Self { count: *count, last_micros: last.0, counted_until_micros: counted_until.0 }
+        let Continuation { count, last, counted_until, at_least } = continuation;
+        Self {
+            count: *count,
+            last_micros: last.0,
+            counted_until_micros: counted_until.0,
+            at_least: *at_least,
+        }
     }
 }
 

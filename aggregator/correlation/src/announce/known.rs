@@ -116,6 +116,7 @@ impl Known {
         let after = if counted.counted_until.0 == 0 { *from } else { counted.counted_until };
         let (count, last) = engine.symptom_count(&self.finding.verdict, after, until);
         counted.count = counted.count.saturating_add(count);
+        counted.at_least |= engine.may_have_missed(&self.finding.verdict, after, until);
         counted.last = counted.last.max(last.unwrap_or_default());
         counted.counted_until = until;
     }

@@ -76,6 +76,19 @@ impl Engine {
         counted.fold((0, None), |(sum, latest), (count, last)| (sum.saturating_add(count), latest.max(last)))
     }
 
+    /// Whether records that may be more of the symptom were lost around this time, of those who show it.
+    #[must_use]
+    pub(crate) fn may_have_missed(&self, verdict: &Verdict, after: UnixMicros, until: UnixMicros) -> bool {
+        let steps = self.telling_steps(verdict);
+        let is_of = |entry: &LedgerEntry| steps.iter().any(|(rule, step)| concerns(rule, step, entry));
+        let sources: BTreeSet<SourceId> =
+            telling(verdict).flat_map(|line| line.events.iter().map(|event| event.frame.source)).collect();
+        sources.into_iter().any(|source| {
+            let losses = self.sources.losses(source, after, until);
+            losses.unknown || losses.lost.iter().any(is_of)
+        })
+    }
+
     /// Until when a verdict itself counts its symptom: as far behind the fault as its rule looks. `None` where its rule
     /// is not in force, so that nobody looks for the symptom any more.
     #[must_use]

@@ -56,7 +56,7 @@ export function finding(more: Partial<Finding> = {}): Finding {
     state: 'open',
     resolution: 'unspecified',
     unobserved: [],
-    continuation: { count: 0, last: 0, counted_until: 0 },
+    continuation: { count: 0, last: 0, counted_until: 0, at_least: false },
     announced_at: millis(300),
     revised_at: millis(300),
     first_symptom_at: ZERO,

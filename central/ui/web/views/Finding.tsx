@@ -143,7 +143,8 @@ function Course({ finding }: { finding: Finding }) {
       )}
       {continuation.count > 0 && (
         <p>
-          The symptom went on: {grouped(continuation.count)} more times, last <Time at={continuation.last} relative />, counted until{' '}
+          The symptom went on: {grouped(continuation.count)} more times
+          {continuation.at_least && ' or more (records were lost meanwhile)'}, last <Time at={continuation.last} relative />, counted until{' '}
           <Time at={continuation.counted_until} />.
         </p>
       )}

@@ -847,6 +847,9 @@ pub struct Continuation {
     /// Until when they were counted, microseconds since the Unix epoch; zero as long as the verdict itself counts.
     #[prost(uint64, tag = "3")]
     pub counted_until_micros: u64,
+    /// Whether records were lost meanwhile that may be more of them.
+    #[prost(bool, tag = "4")]
+    pub at_least: bool,
 }
 /// What kind of thing an entity is, and what its id looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
