@@ -88,7 +88,7 @@ fn a_recording_is_replayed() {
     assert!(shown.contains("killed for memory, case 7 (resolved, unobserved)\n"), "{shown}");
     assert!(shown.contains("\n  not observed: "), "{shown}");
     assert!(shown.contains("; closed without having been seen to recover\n"), "{shown}");
-    assert!(shown.ends_with("the same as it was live: 1 revisions, byte for byte\n"), "{shown}");
+    assert!(shown.ends_with("the same as it was live: 1 revision, byte for byte\n"), "{shown}");
     assert_eq!(replay(&file, &[]).1, shown);
     assert_eq!(replay(folder.0.path(), &[]).1, shown);
 
@@ -96,7 +96,7 @@ fn a_recording_is_replayed() {
     let value: serde_json::Value = serde_json::from_str(&lines).unwrap();
     assert_eq!((status, lines.lines().count(), value["state"].as_str()), (Some(0), 1, Some("resolved")));
     assert_eq!(value["resolution"], "unobserved");
-    assert!(said.ends_with("the same as it was live: 1 revisions, byte for byte\n"), "{said}");
+    assert!(said.ends_with("the same as it was live: 1 revision, byte for byte\n"), "{said}");
     assert_eq!(replay(&file, &["--json", "--compare"]).1, lines);
     let (status, weighed, _) = replay(&file, &["--hypotheses"]);
     let added: String = weighed.lines().filter(|line| !shown.contains(line)).collect();
@@ -199,7 +199,7 @@ fn what_is_missing_is_said() {
     }
     let begun = Folder::with(&[("1.tapio", &whole()), ("2.tapio", b""), ("3.tapio", &whole()[..60])]);
     let (status, shown, said) = replay(begun.0.path(), &["--compare"]);
-    assert!(status == Some(0) && shown.ends_with("1 revisions, byte for byte\n"), "{shown}");
+    assert!(status == Some(0) && shown.ends_with("1 revision, byte for byte\n"), "{shown}");
     assert_eq!(said.matches("left out: ").count(), 2, "{said}");
 }
 

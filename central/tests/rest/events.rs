@@ -107,6 +107,8 @@ fn each_filter_selects() {
         (&[("container_id", &entity.container_id)], &[7]),
         (&[("pod_uid", &entity.pod_uid)], &[7]),
         (&[("trace_id", &trace)], &[8]),
+        (&[("trace_id", "4BF900")], &[8]),
+        (&[("trace_id", "4bf901")], &[]),
         (&[("trace_id", "00000000000000000000000000000001")], &[]),
         (&[("since", &third)], &[8, 7, 6, 5, 4, 3]),
         (&[("until", &third)], &[2, 1, 0]),
