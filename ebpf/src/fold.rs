@@ -20,8 +20,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 use tapio_kernel_abi::{
-    FLAG_MIXED, FLAG_VANISHED, FailedSyscall, FoldKey, FoldValue, KEY_VANISHED, KIND_FAILED_SYSCALL, ProbeStats,
-    VANISHED_MAX,
+    FLAG_MIXED, FLAG_VANISHED, FailedSyscall, FoldKey, FoldValue, KEY_VANISHED, KIND_FAILED_SYSCALL,
+    ProbeStats, VANISHED_MAX,
 };
 
 use crate::{
@@ -194,7 +194,10 @@ unsafe fn is_untold(value: *mut FoldValue, detail: u64) -> bool {
                 return false;
             }
             if known == 0
-                && atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(told, 0, detail).1
+                && atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                    told, 0, detail,
+                )
+                .1
             {
                 return true;
             }

@@ -48,6 +48,8 @@ globals! {
     CSS_PARENT: u32,
     KN_ID: u32,
     MM_TOTAL_VM: u32,
+    MM_ARG_START: u32,
+    MM_ARG_END: u32,
     /// First resident-set counter within `mm_struct`.
     MM_RSS: u32,
     /// Bytes from one such counter to the next.

@@ -2,8 +2,9 @@
 //!
 //! Programs look for many files that need not be there, before and behind the one that they cannot do without; what
 //! tells that one from the others is that it was there before. So what programs open for reading while they start is
-//! remembered per pod and command name, for as long as there is room: this is no count, and what was forgotten costs
-//! an answer, never gives a wrong one. What a program looked for in vain first, or made itself, may be absent.
+//! remembered per pod and command line, for as long as there is room: this is no count. What was forgotten costs an
+//! answer; a wrong one it gives only of a file that came and went, and whose first absence is the one that was forgotten.
+//! What a program looked for in vain first, or made itself, may be absent; and so may what it has lived without since.
 
 use aya_ebpf::{helpers::bpf_probe_read_user, macros::map, maps::LruHashMap};
 use tapio_kernel_abi::*;
@@ -59,13 +60,24 @@ pub unsafe fn found(record: *const FailedSyscall, regs: u64, opens: u8) {
 pub unsafe fn is_vanished(record: *const FailedSyscall) -> bool {
     // SAFETY: the caller vouches for the record.
     let Some(key) = (unsafe { key_of(record) }) else { return false };
-    if let Some(state) = FILES.get_ptr(key) {
-        // SAFETY: an entry's memory is never unmapped; one that is reused at this moment gives another file's answer,
-        // as two files of one hash do.
-        return unsafe { state.read_volatile() } == FILE_FOUND;
+    let Some(state) = FILES.get_ptr_mut(key) else {
+        remember(key, FILE_OPTIONAL);
+        return false;
+    };
+    let now = task::now();
+    // SAFETY: an entry's memory is never unmapped; one that is reused at this moment gives another file's answer, as two
+    // files of one hash do.
+    unsafe {
+        let known = state.read_volatile();
+        let is_gone = match known {
+            FILE_OPTIONAL => false,
+            FILE_FOUND => true,
+            missed_at => now.wrapping_sub(missed_at) < LIVED_NANOS,
+        };
+        // A time, boot nanoseconds, is neither of the states.
+        state.write_volatile(if is_gone { now } else { FILE_OPTIONAL });
+        is_gone
     }
-    remember(key, FILE_OPTIONAL);
-    false
 }
 
 /// Remembers what is not known yet, as far as the pod has room.
@@ -98,7 +110,7 @@ unsafe fn key_of(record: *const FailedSyscall) -> Option<FileKey> {
             return None;
         }
         let mut file = 0;
-        for word in task::command() {
+        for word in task::command_line()? {
             file = mixed(file, word);
         }
         let words = (&raw const (*record).path).cast::<u64>();

@@ -2,10 +2,10 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
-    generated::{bpf_get_current_comm, bpf_get_current_task, bpf_ktime_get_boot_ns},
+    generated::{bpf_get_current_comm, bpf_get_current_task, bpf_ktime_get_boot_ns, bpf_probe_read_user},
 };
 use tapio_kernel_abi::{
-    COMM_BYTES, Header, NAMESPACE_FIRST, NAMESPACE_OTHER, NAMESPACE_ROOT, Owner,
+    COMM_BYTES, COMMAND_LINE_BYTES, Header, NAMESPACE_FIRST, NAMESPACE_OTHER, NAMESPACE_ROOT, Owner,
 };
 
 use crate::{
@@ -62,13 +62,19 @@ pub fn parent_cgroup_id() -> Option<u64> {
     field(pointer(above, &CGROUP_KN)?, &KN_ID)
 }
 
-/// The running task's command name.
+/// The beginning of the running process's command line, arguments between zeros; `None` if it is not in memory.
 #[inline(always)]
-pub fn command() -> [u64; COMM_BYTES / 8] {
-    let mut name = [0u64; COMM_BYTES / 8];
-    // SAFETY: the helper writes at most as many bytes as the name has.
-    unsafe { bpf_get_current_comm(name.as_mut_ptr().cast(), COMM_BYTES as u32) };
-    name
+pub fn command_line() -> Option<[u64; COMMAND_LINE_BYTES / 8]> {
+    let mm = pointer(current(), &TASK_MM)?;
+    let (start, end) = (field::<u64>(mm, &MM_ARG_START)?, field::<u64>(mm, &MM_ARG_END)?);
+    let mut bytes = end.wrapping_sub(start);
+    if bytes > COMMAND_LINE_BYTES as u64 {
+        bytes = COMMAND_LINE_BYTES as u64;
+    }
+    let mut line = [0u64; COMMAND_LINE_BYTES / 8];
+    // SAFETY: the helper checks the source, and writes at most as many bytes as the line has.
+    let failed = unsafe { bpf_probe_read_user(line.as_mut_ptr().cast(), bytes as u32, start as *const _) };
+    (failed == 0).then_some(line)
 }
 
 /// A process's place in its pid namespace, by its leader: one of the `NAMESPACE_` constants.

@@ -22,46 +22,74 @@ const CLOSE: u64 = 7;
 const CLOSE_WAIT: u64 = 8;
 const LISTEN: u64 = 10;
 
-/// Places per processor for what the first program takes: a power of two.
-const TAKEN_SLOTS: u32 = 256;
+/// A task's change, a softirq's that interrupts it, and what a preempted task left.
+const TAKEN_DEPTH: usize = 4;
 
-/// Which state change the first program takes on this processor, by socket. The second program runs right behind it for
-/// the same one, and acts on those that it does not find here. What interrupts is about another socket, most often in
-/// another place: the interrupted task holds its own.
+/// The state changes that the first program took on this processor, and the second was not there for yet: it runs right
+/// behind the first for the same one, and acts on those that it does not find here. What interrupts comes behind what it
+/// interrupts, and is gone before that goes on, but for what the second program was kept from: that goes along with what
+/// was in front of it. The first program does not interrupt itself, so nobody else writes while it does.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Taken {
+    depth: u64,
+    changes: [u64; TAKEN_DEPTH],
+}
+
 #[map]
-static TAKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(TAKEN_SLOTS, 0);
+static TAKEN: PerCpuArray<Taken> = PerCpuArray::with_max_entries(1, 0);
 
-/// A state change, and its place in [`TAKEN`]. Never zero.
+/// A state change, by socket. Never zero.
 #[inline(always)]
-fn change(ctx: &RawTracePointContext) -> (u64, Option<*mut u64>) {
-    let (sock, old, new) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<u64>(2));
-    // A kernel address tells nothing in its upper 16 bits; states are less than 16. Sockets are some KiB apart.
-    let change = sock << 16 | (new & 0xff) << 8 | (old & 0xff);
-    let place = (sock >> 6 ^ sock >> 14) as u32 & (TAKEN_SLOTS - 1);
-    (change, TAKEN.get_ptr_mut(place))
+fn change(ctx: &RawTracePointContext) -> u64 {
+    // A kernel address tells nothing in its upper 16 bits; states are less than 16.
+    ctx.arg::<u64>(0) << 16 | (ctx.arg::<u64>(2) & 0xff) << 8 | (ctx.arg::<u64>(1) & 0xff)
+}
+
+/// Notes that the first program takes a change.
+#[inline(always)]
+fn take(change: u64) {
+    let Some(taken) = TAKEN.get_ptr_mut(0) else { return };
+    // SAFETY: the place is this processor's; the index is bounded by the mask.
+    unsafe {
+        let depth = (&raw const (*taken).depth).read_volatile();
+        // Deeper than anybody nests: what is left there is nobody's any more.
+        let depth = if depth < TAKEN_DEPTH as u64 { depth } else { 0 };
+        let place = depth as usize & (TAKEN_DEPTH - 1);
+        (&raw mut (*taken).changes[place]).write_volatile(change);
+        (&raw mut (*taken).depth).write_volatile(depth + 1);
+    }
+}
+
+/// Whether the first program took a change; it and what is behind it are then forgotten.
+#[inline(always)]
+fn was_taken(change: u64) -> bool {
+    let Some(taken) = TAKEN.get_ptr_mut(0) else { return false };
+    for place in 0..TAKEN_DEPTH {
+        // SAFETY: the place is this processor's.
+        unsafe {
+            let is_in_use = (place as u64) < (&raw const (*taken).depth).read_volatile();
+            if is_in_use && (&raw const (*taken).changes[place]).read_volatile() == change {
+                (&raw mut (*taken).depth).write_volatile(place as u64);
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// `inet_sock_set_state(sock, old, new)`, in any context; only `connect` is sure to be the owner's.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn on_tcp_state(ctx: RawTracePointContext) -> i32 {
-    if let (change, Some(taken)) = change(&ctx) {
-        // SAFETY: the place is this processor's.
-        unsafe { taken.write_volatile(change) };
-    }
+    take(change(&ctx));
     hit(ProbeId::TcpState, |stats| state_changed(&ctx, stats))
 }
 
 /// The same, for what the kernel did not deliver to [`on_tcp_state`] because that was running.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn on_tcp_again(ctx: RawTracePointContext) -> i32 {
-    if let (change, Some(taken)) = change(&ctx) {
-        // SAFETY: the place is this processor's.
-        unsafe {
-            if taken.read_volatile() == change {
-                taken.write_volatile(0);
-                return 0;
-            }
-        }
+    if was_taken(change(&ctx)) {
+        return 0;
     }
     hit_in(TCP_STATE_AGAIN_SLOT, |stats| state_changed(&ctx, stats))
 }

@@ -1,8 +1,9 @@
 //! The capture thread: takes records from the ring, time after time, and sends what became of them on its way.
 //!
 //! The only owner of the pipeline's state. It waits for nothing but records: disks, the network and what is sampled are
-//! other threads' business. The one thing that it reads is the name of a control group that is not known yet, because
-//! a container that lives for a moment cannot be asked later; [`crate::attribute`] bounds what that costs.
+//! other threads' business. It reads only control groups: the name of one that is not known yet, because a container that
+//! lives for a moment cannot be asked later ([`crate::attribute`] bounds what that costs), and once a second whether one
+//! is empty whose process ended with an error.
 
 use std::{
     sync::{

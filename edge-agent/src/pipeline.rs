@@ -15,7 +15,7 @@ use tapio_schemas::{
     ledger::{Fate, Stage},
 };
 
-use self::exits::{HELD_NANOS_MAX, HeldExits};
+use self::exits::HeldExits;
 use crate::{
     attribute::{Attribution, Change, Container, Host, Place, Processes, Running},
     config::Scope,
@@ -142,7 +142,7 @@ impl<H: Host> Pipeline<H> {
                 // The kernel has counted it as folded: it stands for no record of the ring.
                 self.folded_failures(&record);
             }
-            Reading::Drained { began_nanos } => self.release_exits(began_nanos),
+            Reading::Drained { began_nanos } => self.release_exits(began_nanos, now_nanos),
             Reading::Counters(counters) => self.count_kernel(&counters, now_nanos),
         }
         self.tell_containers(now_nanos, false);
@@ -152,7 +152,7 @@ impl<H: Host> Pipeline<H> {
     pub(crate) fn tick(&mut self, now_nanos: u64) {
         self.requests.tick(now_nanos, &mut self.exchanges);
         self.tell_exchanges(now_nanos);
-        self.release_exits(now_nanos.saturating_sub(HELD_NANOS_MAX));
+        self.release_exits(0, now_nanos);
         if now_nanos.saturating_sub(self.swept_nanos) >= SWEEP_NANOS {
             self.swept_nanos = now_nanos;
             self.attribution.expire(now_nanos);
@@ -166,14 +166,14 @@ impl<H: Host> Pipeline<H> {
     pub(crate) fn finish(&mut self, now_nanos: u64) {
         self.requests.finish(now_nanos, &mut self.exchanges);
         self.tell_exchanges(now_nanos);
-        self.release_exits(u64::MAX);
+        self.release_exits(u64::MAX, u64::MAX);
         self.count_requests();
     }
 
     /// Exits of before `until_nanos`: whatever their processes failed to do is told, or waits in the fold.
-    fn release_exits(&mut self, until_nanos: u64) {
+    fn release_exits(&mut self, until_nanos: u64, now_nanos: u64) {
         let is_over = |container: &Container| self.host.is_over(&container.group);
-        for event in self.exits.release(until_nanos, is_over) {
+        for event in self.exits.release(until_nanos, now_nanos, is_over) {
             self.fold.push_behind(event, &mut self.tally);
         }
     }
@@ -343,9 +343,10 @@ impl<H: Host> Pipeline<H> {
     fn count_kernel(&mut self, counters: &[ProbeCounters], now_nanos: u64) {
         for counter in counters {
             let name = counter.probe.name();
-            let missed = counter.run.map_or(0, |run| run.recursion_misses);
-            let (before, missed_before) =
-                self.kernel.insert(counter.probe, (counter.stats, missed)).unwrap_or_default();
+            let (before, missed_before) = self.kernel.get(&counter.probe).copied().unwrap_or_default();
+            // What two programs count is not read at one moment: what seems to be less is no news.
+            let missed = counter.run.map_or(0, |run| run.recursion_misses).max(missed_before);
+            self.kernel.insert(counter.probe, (counter.stats, missed));
             let now = counter.stats;
             if OWNERS_OF.contains(&counter.probe) && now.map_full > before.map_full {
                 self.owners_full_nanos = Some(now_nanos);

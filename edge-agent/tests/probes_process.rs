@@ -105,12 +105,17 @@ impl PodCgroup {
 
     /// Runs this file's `program` as the next container of the pod; gives its pid.
     fn run(&self, container: &str, made: &[&Path], needed: &[&Path]) -> u32 {
+        self.run_as("--nocapture", container, made, needed)
+    }
+
+    /// The same, with another last argument.
+    fn run_as(&self, argument: &str, container: &str, made: &[&Path], needed: &[&Path]) -> u32 {
         let cgroup = self.0.join(container);
         std::fs::create_dir(&cgroup).unwrap();
         let list =
             |paths: &[&Path]| paths.iter().map(|path| path.to_str().unwrap()).collect::<Vec<_>>().join(":");
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "program", "--nocapture"])
+            .args(["--exact", "program", argument])
             .envs([("TAPIO_TEST_MADE", list(made)), ("TAPIO_TEST_NEEDED", list(needed))])
             .env("TAPIO_TEST_CGROUP", &cgroup)
             .stdout(Stdio::null())
@@ -146,7 +151,7 @@ fn missed_in(watch: &Watch, pid: u32, folder: &Path) -> Vec<(String, bool)> {
 
 /// Scenario: a pod's program looks for an optional file that is never there, makes one that is not there, and needs six
 /// others; its next container finds the first of these only, and none that it made. Then another pod's does the same
-/// for the first time.
+/// for the first time, and so does one of a third pod, in which a program with other arguments had found all of them.
 /// Guarantees: of the files that it needs, those that are gone are told as gone, in order, each by itself up to the bound
 /// and counted beyond; what it did without before is not; what one pod had says nothing of another's.
 #[test]
@@ -161,14 +166,18 @@ fn a_file_that_was_there_before_is_told_as_gone() {
     let (optional, made) = (path("optional"), path("made"));
     let wanted: Vec<&Path> = needed.iter().map(PathBuf::as_path).collect();
     let looked = [&[optional.as_path()], wanted.as_slice()].concat();
-    let pods = [PodCgroup::new("one"), PodCgroup::new("two")];
+    let pods = [PodCgroup::new("one"), PodCgroup::new("two"), PodCgroup::new("three")];
+    let before = pods[2].run_as("--quiet", "init", &[&made], &looked);
+    std::fs::remove_file(&made).unwrap();
     let first = pods[0].run("c1", &[&made], &looked);
     std::fs::remove_file(&made).unwrap();
     needed.iter().skip(1).for_each(|file| std::fs::remove_file(file).unwrap());
     let second = pods[0].run("c2", &[&made], &looked);
     std::fs::remove_file(&made).unwrap();
     let stranger = pods[1].run("c1", &[&made], &looked);
-    for pid in [first, second, stranger] {
+    std::fs::remove_file(&made).unwrap();
+    let sibling = pods[2].run("main", &[&made], &looked);
+    for pid in [before, first, second, stranger, sibling] {
         exit_of(&mut watch, pid);
     }
     let mut drained = Vec::new();
@@ -179,7 +188,8 @@ fn a_file_that_was_there_before_is_told_as_gone() {
         told.filter(|(_name, is_gone)| *is_gone).map(|(name, _)| name).collect()
     };
     assert_eq!(gone(second), ["needed1", "needed2", "needed3", "needed4"]);
-    assert_eq!((gone(first).len(), gone(stranger).len()), (0, 0));
+    let others = [before, first, stranger, sibling].map(|pid| gone(pid).len());
+    assert_eq!(others, [0; 4], "of what others found nothing is gone");
     let beyond =
         |failure: &&FailedSyscall| failure.flags & FLAG_VANISHED != 0 && failure.header.tgid == second;
     let [beyond] = drained.iter().filter(beyond).collect::<Vec<_>>()[..] else { panic!("{drained:?}") };

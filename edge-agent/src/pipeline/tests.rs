@@ -1,3 +1,5 @@
+use std::cell::Cell;
+
 use tapio_kernel_abi::*;
 use tapio_schemas::intent::LinkKind;
 
@@ -5,6 +7,8 @@ use super::*;
 use crate::{
     attribute::{Group, Running},
     event::Direction,
+    pipeline::exits::HELD_NANOS_MAX,
+    probes::KernelRun,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -15,6 +19,11 @@ const HOST: u64 = 1;
 const MIB: u64 = 1 << 20;
 
 struct Fake;
+
+thread_local! {
+    /// How often it is found that payment's container has processes yet.
+    static ENDING: Cell<u32> = const { Cell::new(0) };
+}
 
 impl Host for Fake {
     fn group_of(&self, _pid: u32) -> Option<Group> {
@@ -27,9 +36,10 @@ impl Host for Fake {
         };
         vec![Group { id: HOST, path: "/".into() }, container(SHOP), container(PAYMENT)]
     }
-    /// Of payment's container nobody is left whenever somebody looks.
+    /// Of payment's container nobody is left, but for what [`ENDING`] says.
     fn is_over(&self, path: &str) -> bool {
-        path.ends_with(&format!("{PAYMENT:064x}"))
+        let is_ending = ENDING.replace(ENDING.get().saturating_sub(1)) > 0;
+        path.ends_with(&format!("{PAYMENT:064x}")) && !is_ending
     }
 }
 
@@ -548,7 +558,12 @@ fn who_listened_before_the_agent_is_told() {
 #[test]
 fn an_exit_is_told_behind_what_failed_before() {
     let mut pipeline = pipeline(Scope::Containers);
-    let failing = |time_nanos| Exit { exit_code: 1, wait_status: 1 << 8, ..exit(time_nanos, SHOP, 0) };
+    let failing = |time_nanos| Exit {
+        exit_code: 1,
+        wait_status: 1 << 8,
+        namespace: NAMESPACE_OTHER,
+        ..exit(time_nanos, SHOP, 0)
+    };
     pipeline.heard(1_000);
     pipeline.record(&RecordRef::Exit(&failing(100)));
     assert!(pipeline.fold.ready().iter().all(|event| event.intent != intent::PROCESS_FAILED));
@@ -587,7 +602,9 @@ fn ended_by(exits: &[(u64, u32, u32, u8, u8)]) -> (Vec<u32>, Vec<u32>) {
         let exit_code = u8::from(*signal == 0);
         pipeline.record(&RecordRef::Exit(&Exit { header, namespace: *namespace, exit_code, ..end }));
     }
-    pipeline.reading(Reading::Drained { began_nanos: SECOND }, SECOND);
+    for second in 1..=4 {
+        pipeline.reading(Reading::Drained { began_nanos: second * SECOND }, second * SECOND);
+    }
     let mut pids = |intent| -> Vec<u32> {
         events(&mut pipeline, intent).iter().map(|event| event.process.as_ref().unwrap().pid).collect()
     };
@@ -612,6 +629,34 @@ fn a_failed_probe_is_no_failed_container() {
     assert_eq!(ended_by(&[(PAYMENT, 33, 9, other, 0), (PAYMENT, 31, 9, first, 15)]), (vec![], vec![33]));
     assert_eq!(ended_by(&[(PAYMENT, 33, 9, root, 0), (PAYMENT, 31, 9, root, 15)]), (vec![], vec![33]));
     assert_eq!(ended_by(&[(PAYMENT, 33, 9, other, 0), (PAYMENT, 31, 9, first, 0)]), (vec![31], vec![33]));
+    // Those behind a first process end with it, whatever they make of it.
+    assert_eq!(ended_by(&[(PAYMENT, 31, 9, first, 0), (PAYMENT, 32, 31, other, 15)]), (vec![31], vec![]));
+}
+
+/// Scenario: a container takes some seconds to end after its supervisor has, as its child had; one takes too long.
+/// Guarantees: it is asked about again, and the child is told to have ended it; who takes too long is told as failed.
+#[test]
+fn a_container_that_takes_time_to_end_has_failed() {
+    let story = [(PAYMENT, 32, 31, NAMESPACE_OTHER, 0), (PAYMENT, 31, 9, NAMESPACE_FIRST, 0)];
+    ENDING.set(2);
+    assert_eq!(ended_by(&story), (vec![32], vec![31]));
+    ENDING.set(9);
+    assert_eq!(ended_by(&story), (vec![], vec![32, 31]));
+    ENDING.set(0);
+}
+
+/// Scenario: the second program of a probe has taken a hit between the readings of what the first missed and of what the
+/// second took; then both are read again.
+/// Guarantees: what was lost once is counted once.
+#[test]
+fn what_is_lost_is_counted_once() {
+    let mut pipeline = pipeline(Scope::Containers);
+    for recursion_misses in [1, 0, 1, 2] {
+        let run = Some(KernelRun { recursion_misses, ..KernelRun::default() });
+        let counters = ProbeCounters { probe: ProbeId::TcpState, stats: ProbeStats::default(), run };
+        pipeline.reading(Reading::Counters(vec![counters]), SECOND);
+    }
+    assert_eq!(lost(&mut pipeline), [("tcp_state".to_owned(), "recursion".to_owned(), 2)]);
 }
 
 /// Scenario: a connection of nobody's ends, before and after the kernel has had no room for an owner.

@@ -32,12 +32,12 @@ pub struct KernelRun {
 
 impl KernelRun {
     /// Of a probe with a second program, which took `taken` of the hits that this one missed, and ran for nothing but its
-    /// time at all others.
+    /// time at all others. (Runs and time are counted by the kernel, and only while it counts them.)
     pub(super) const fn with_second(self, second: Self, taken: u64) -> Self {
         Self {
             recursion_misses: self.recursion_misses.saturating_sub(taken),
             run_nanos: self.run_nanos.saturating_add(second.run_nanos),
-            runs: self.runs.saturating_add(taken),
+            runs: self.runs,
             taken_by_second: taken,
         }
     }
@@ -79,12 +79,12 @@ mod tests {
     }
 
     /// Scenario: the first program missed three hits, of which the second took two; it took all; it is not loaded.
-    /// Guarantees: what nobody took is missed; the time of both counts, and every hit once.
+    /// Guarantees: what nobody took is missed; the time of both counts.
     #[test]
     fn what_a_second_program_takes_is_not_missed() {
         let run = KernelRun { recursion_misses: 3, run_nanos: 1_200, runs: 10, ..KernelRun::default() };
         let second = KernelRun { recursion_misses: 1, run_nanos: 100, runs: 12, ..KernelRun::default() };
-        let both = KernelRun { recursion_misses: 1, run_nanos: 1_300, runs: 12, taken_by_second: 2 };
+        let both = KernelRun { recursion_misses: 1, run_nanos: 1_300, runs: 10, taken_by_second: 2 };
         assert_eq!(run.with_second(second, 2), both);
         assert_eq!(run.with_second(second, 3).recursion_misses, 0);
         assert_eq!(run.with_second(KernelRun::default(), 0), run);

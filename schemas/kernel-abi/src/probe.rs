@@ -172,6 +172,11 @@ pub const OPENS_HOW: u8 = 3;
 
 /// A process starts for so long: what it opens then is what it needs, or looks for, to run at all.
 pub const STARTING_NANOS: u64 = 30_000_000_000;
+/// Bytes of a command line that tell programs of a pod apart.
+pub const COMMAND_LINE_BYTES: usize = 128;
+/// Starts that a file is missing at follow each other sooner than this where it is why they fail: who was not restarted
+/// for longer did without it. (Kubernetes waits for at most five minutes before it restarts a container.)
+pub const LIVED_NANOS: u64 = 600_000_000_000;
 /// Files that are remembered of one pod; beyond, its later ones are not.
 pub const POD_FILES_MAX: u64 = 1024;
 /// The pod's programs always found the file.
@@ -179,14 +184,14 @@ pub const FILE_FOUND: u64 = 1;
 /// The file may be absent: a program of the pod looked for it in vain before anybody found it, or made it.
 pub const FILE_OPTIONAL: u64 = 2;
 
-/// What the kernel remembers of files that programs look for when they start; the value is [`FILE_FOUND`] or
-/// [`FILE_OPTIONAL`].
+/// What the kernel remembers of files that programs look for when they start; the value is [`FILE_FOUND`],
+/// [`FILE_OPTIONAL`], or when a file that was always found was missed last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileKey {
     /// kernfs id of the cgroup above the program's: a container's is below its pod's.
     pub pod: u64,
-    /// Hash of the program's command name and of the path, as it spelled it.
+    /// Hash of the program's command line and of the path, as it spelled it.
     pub file: u64,
 }
 

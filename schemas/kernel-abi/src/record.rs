@@ -43,7 +43,8 @@ pub const FLAG_PATH: u16 = 8;
 pub const FLAG_MIXED: u16 = 16;
 /// The call was made on a TCP socket.
 pub const FLAG_TCP: u16 = 32;
-/// The file is gone: a program of this name and pod found it when it started before, and had never looked for it in vain.
+/// The file is gone: a program of this command line and pod found it when it started before, and had never looked for it
+/// in vain until it went.
 pub const FLAG_VANISHED: u16 = 64;
 
 /// The process was in the machine's own pid namespace, or that is not known.
