@@ -73,6 +73,9 @@ pub struct Evidence {
     pub subject: EntityKey,
     /// The other side.
     pub peer: Option<EntityKey>,
+    /// The other sides of occurrences that had others, and other names of it: a bounded sample, the earliest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_peers: Vec<EntityKey>,
     /// When the first occurrence happened.
     pub first: TimeInterval,
     /// When the last occurrence happened.

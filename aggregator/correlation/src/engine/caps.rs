@@ -168,11 +168,11 @@ pub(super) fn of_onsets(context: &Context<'_>, rule: &Rule, draft: &Draft) -> Ve
             Some(unseen.saturating_add(lost_before(context, rule, draft, Some(step), *id)?))
         })
     });
+    let ties = (!unsure.is_empty()).then(|| symptom::Ties::without(context.topology, rule, draft, &unsure));
     let of_onset = |onset: &Onset| {
         // Of requests that were seen to break at the fault nothing more needs to be known.
         let reason = if onset.is_traced { None } else { untraced(context, rule, draft, onset) };
-        let is_unsure =
-            || !unsure.is_empty() && !symptom::stays_tied(context.topology, rule, draft, onset, &unsure);
+        let is_unsure = || ties.as_ref().is_some_and(|ties| !ties.hold(onset));
         reason.or_else(|| {
             is_unsure().then(|| {
                 "records were lost before the fault: the calls that tie the symptom to it may have been broken earlier"

@@ -24,6 +24,9 @@ const EVENTS_MAX: usize = 16;
 /// The most traces that one line of evidence names.
 const TRACES_MAX: usize = 8;
 
+/// The most other sides that one line of evidence names.
+const PEERS_MAX: usize = 16;
+
 /// The most lines of evidence that one step contributes.
 const LINES_PER_STEP_MAX: usize = 8;
 
@@ -45,8 +48,15 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
     let mut intents: BTreeMap<&str, (u64, UnixMicros)> = BTreeMap::new();
     let mut probes: Vec<&str> = Vec::new();
     let mut traces = Vec::new();
+    let mut other_peers: Vec<&EntityKey> = Vec::new();
     let mut count: u64 = 0;
     for item in &group.items {
+        if let Some(peer) = item.peer.as_ref().filter(|peer| first_item.peer.as_ref() != Some(peer))
+            && other_peers.len() + 1 < PEERS_MAX
+            && !other_peers.contains(&peer)
+        {
+            other_peers.push(peer);
+        }
         let at = began(item).middle();
         let (told, since) = intents.entry(&item.intent).or_insert((0, at));
         *told = told.saturating_add(item.count);
@@ -74,6 +84,7 @@ pub(super) fn of_group(step: &Step, group: &Group, stance: Stance) -> Option<Evi
         intents: intents.into_iter().map(|(intent, (count, _since))| (intent.to_owned(), count)).collect(),
         subject: group.subject.clone(),
         peer: first_item.peer.clone(),
+        other_peers: other_peers.into_iter().cloned().collect(),
         first,
         last,
         count,

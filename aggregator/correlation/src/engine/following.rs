@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 
 use tapio_schemas::{
-    ids::SourceId,
+    entity::EntityKey,
+    ids::{EventId, SourceId},
     ledger::LedgerEntry,
     observation::Observation,
     units::{Micros, UnixMicros},
@@ -23,10 +24,8 @@ use crate::rule::{LinkTo, Rule, Step};
 struct Shown<'a> {
     line: &'a Evidence,
     kinds: &'a [usize],
-    /// Whether it is the symptom step's own evidence, and not calls to the line's peer.
+    /// Whether it is the symptom step's own evidence, and not calls to those that the line's went to.
     is_own: bool,
-    /// What another of them tells of the same calls.
-    told: &'a [String],
 }
 
 /// The lines that say whether a failure goes on: of the symptom, else of the effects, else all.
@@ -69,8 +68,12 @@ impl Engine {
         after: UnixMicros,
         until: UnixMicros,
     ) -> (u64, Option<UnixMicros>) {
+        // One call may be told by several of them.
+        let mut told: BTreeSet<EventId> = BTreeSet::new();
         let counted = self.shown(verdict).into_iter().map(|shown| {
-            let fits = |item: &Observation| self.fits(&shown, item);
+            // What the verdict tells of it is counted there.
+            let after = after.max(shown.line.last.latest);
+            let fits = |item: &Observation| self.fits(&shown, item) && told.insert(item.id);
             self.set.count_ends(shown.kinds, &shown.line.subject, (after, until), fits)
         });
         counted.fold((0, None), |(sum, latest), (count, last)| (sum.saturating_add(count), latest.max(last)))
@@ -151,11 +154,9 @@ impl Engine {
             |place: u32| self.rules.kinds().of_step(index, usize::try_from(place).unwrap_or(usize::MAX));
         let is_own = line.intents.keys().any(|intent| step.observe.contains(intent));
         if is_own {
-            return vec![Shown { line, kinds: kinds(place), is_own, told: &[] }];
+            return vec![Shown { line, kinds: kinds(place), is_own }];
         }
-        let Some((other, calling)) = step.otherwise.and_then(|place| Some((place, rule.step(place)?))) else {
-            return Vec::new();
-        };
+        let Some(other) = step.otherwise else { return Vec::new() };
         let failing =
             supporting().filter(|effect| effect.role == Role::Effect && effect.subject == line.subject);
         let calls =
@@ -164,15 +165,14 @@ impl Engine {
                 // What is tied by a trace is among the others already.
                 *at != other && is_by_calls && !step.links.iter().any(|link| link.to == LinkTo::SameTrace)
             });
-        let calls = calls.map(|(effect, (at, _step))| {
-            let told: &[String] = if effect.peer == line.peer { &calling.observe } else { &[] };
-            Shown { line: effect, kinds: kinds(at), is_own, told }
-        });
-        std::iter::once(Shown { line, kinds: kinds(other), is_own, told: &[] }).chain(calls).collect()
+        let calls = calls.map(|(effect, (at, _step))| Shown { line: effect, kinds: kinds(at), is_own });
+        std::iter::once(Shown { line, kinds: kinds(other), is_own }).chain(calls).collect()
     }
 
     fn fits(&self, shown: &Shown<'_>, item: &Observation) -> bool {
-        let is_toward = || self.topology.is_toward(item, |owner| Some(owner) == shown.line.peer.as_ref());
-        shown.is_own || (!shown.told.contains(&item.intent) && is_toward())
+        // By all names that it had: who owned an endpoint is forgotten while calls to it may still fail.
+        let Evidence { peer, other_peers, .. } = shown.line;
+        let is_wanted = |owner: &EntityKey| Some(owner) == peer.as_ref() || other_peers.contains(owner);
+        shown.is_own || self.topology.is_toward(item, is_wanted)
     }
 }

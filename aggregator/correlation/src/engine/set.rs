@@ -319,7 +319,7 @@ impl ObservationSet {
         kinds: &[usize],
         subject: &EntityKey,
         (after, until): (UnixMicros, UnixMicros),
-        fits: impl Fn(&Observation) -> bool,
+        mut fits: impl FnMut(&Observation) -> bool,
     ) -> (u64, Option<UnixMicros>) {
         let mut count: u64 = 0;
         let mut last: Option<UnixMicros> = None;

@@ -138,34 +138,49 @@ pub(super) fn unsure_effects<'a>(
     groups.filter(is_unsure).map(|(step, group)| (step.id.as_str(), &group.subject)).collect()
 }
 
-/// Whether a symptom stays tied to the fault as surely as it is, without some of the effects.
-pub(super) fn stays_tied(
-    topology: &Topology,
-    rule: &Rule,
-    draft: &Draft,
-    onset: &Onset,
-    without: &BTreeSet<(&str, &EntityKey)>,
-) -> bool {
-    let mut rest = draft.clone();
-    for (step, bound) in rule.steps.iter().zip(&mut rest.bound) {
-        // What is tied by the symptom's own trace says nothing of whether that trace is one of the fault.
-        let is_by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
-        bound.groups.retain(|group| !is_by_trace && !without.contains(&(step.id.as_str(), &group.subject)));
+/// What ties symptoms to a fault without some of its effects.
+pub(super) struct Ties {
+    traces: BTreeMap<TraceId, LinkKind>,
+    /// By the symptom's step.
+    chains: BTreeMap<u32, Chains>,
+}
+
+impl Ties {
+    pub(super) fn without(
+        topology: &Topology,
+        rule: &Rule,
+        draft: &Draft,
+        without: &BTreeSet<(&str, &EntityKey)>,
+    ) -> Self {
+        let mut rest = draft.clone();
+        for (step, bound) in rule.steps.iter().zip(&mut rest.bound) {
+            // What is tied by the symptom's own trace says nothing of whether that trace is one of the fault.
+            let is_by_trace = step.links.iter().any(|link| link.to == LinkTo::SameTrace);
+            bound
+                .groups
+                .retain(|group| !is_by_trace && !without.contains(&(step.id.as_str(), &group.subject)));
+        }
+        let chains = |step: u32| {
+            let link = rule.step(step)?.links.iter().find(|link| link.to == LinkTo::TransitivelyCalls)?;
+            let victim = bound_at(draft, link.step)?.groups.first()?;
+            let victims = topology.members_of(&victim.subject);
+            let broken = broken_callers(rule, &rest, link.step);
+            let (at, within) = (&draft.last, draft.calls_within(rule));
+            let upstream = Upstream::new(topology, (&victims, &draft.watched), broken.as_ref(), at, within);
+            Some(Chains::of(&upstream, broken.as_ref()))
+        };
+        let steps: BTreeSet<u32> = draft.onsets.iter().map(|onset| onset.step).collect();
+        let chains = steps.into_iter().filter_map(|step| Some((step, chains(step)?))).collect();
+        Self { traces: effect_traces(rule, &rest), chains }
     }
-    if onset.is_traced {
-        let traces = effect_traces(rule, &rest);
-        return onset.group.items.iter().any(|item| is_traced(&traces, item));
+
+    /// Whether a symptom stays tied to the fault as surely as it is.
+    pub(super) fn hold(&self, onset: &Onset) -> bool {
+        if onset.is_traced {
+            return onset.group.items.iter().any(|item| is_traced(&self.traces, item));
+        }
+        self.chains.get(&onset.step).is_none_or(|chains| chains.link(onset.subject()) >= onset.chain)
     }
-    let link = rule
-        .step(onset.step)
-        .and_then(|step| step.links.iter().find(|link| link.to == LinkTo::TransitivelyCalls));
-    let victim = link.and_then(|link| Some((link.step, bound_at(draft, link.step)?.groups.first()?)));
-    let Some((victim, group)) = victim else { return true };
-    let victims = topology.members_of(&group.subject);
-    let broken = broken_callers(rule, &rest, victim);
-    let (at, within) = (&draft.last, draft.calls_within(rule));
-    let upstream = Upstream::new(topology, (&victims, &draft.watched), broken.as_ref(), at, within);
-    Chains::of(&upstream, broken.as_ref()).link(onset.subject()) >= onset.chain
 }
 
 /// Whether a failing request is one that was seen to break at the fault.

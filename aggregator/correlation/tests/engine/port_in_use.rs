@@ -204,4 +204,36 @@ fn calls_that_reach_another_go_on_failing() {
     assert!((at(89_000)..at(91_000)).contains(&seen_until), "{seen_until:?}");
     let (count, last) = engine.symptom_count(&first, at(60_000), at(100_000));
     assert_eq!((count, last), (24, Some(seen_until)));
+    // What the verdict tells of the calls that reach another is not counted once more behind its symptom's last.
+    let symptom = first.first(Role::Symptom).unwrap().last.latest;
+    let told = first.evidence.iter().filter(|line| line.role == Role::Effect).map(|line| line.last.latest);
+    assert!(told.max().unwrap() > symptom);
+    assert_eq!(engine.symptom_count(&first, symptom, at(60_000)), (0, None));
+}
+
+/// Scenario: a client that serves nothing calls payment; its agent knows first who answers there, and then only the
+/// address; half an hour later its calls are still refused, and nobody knows any more whose address that was.
+/// Guarantees: the failure goes on.
+#[test]
+fn a_failure_goes_on_when_its_address_has_no_owner_any_more() {
+    let later = 1_900_000;
+    let story = |until: i64| {
+        let begun = Story::new()
+            .listens(-60_000, "payment", 81)
+            .calls(-50_000, "job", 81)
+            .heard(-120_000, -30_000)
+            .stops_listening(0, "payment")
+            .refused_by(1, "job", &container("payment"), 3)
+            .reset(10, "job", 81)
+            .refused(20, "job", 81, 7);
+        let begun = kept_out(begun, 300, 1, &foreigner(), "10.0.0.1:81");
+        kept_out(begun, 1_300, 2, &foreigner(), "10.0.0.1:81")
+            .refused(later, "job", 81, 5)
+            .heard(-30_000, until)
+    };
+    let first = verdict(&story(4_000));
+    assert_eq!((first.outcome, first.reason.as_str()), (Outcome::Finding, ""));
+    let engine = story(later + 60_000).engine(later + 60_000);
+    let seen_until = engine.symptom_seen_until(&first);
+    assert!(seen_until >= at(later), "{seen_until:?}");
 }

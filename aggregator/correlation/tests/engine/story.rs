@@ -306,6 +306,15 @@ impl Story {
         self
     }
 
+    /// Where the agent knows who answered there.
+    pub(crate) fn refused_by(mut self, millis: i64, who: &str, peer: &EntityKey, count: u64) -> Self {
+        self.observe("connection-refused", "tcp_state", millis, who, |it| {
+            it.peer = Some(peer.clone());
+            it.count = count;
+        });
+        self
+    }
+
     pub(crate) fn unanswered(
         mut self,
         millis: i64,

@@ -618,6 +618,9 @@ pub struct Evidence {
     /// The names of `intents` in the order in which the first of each happened.
     #[prost(string, repeated, tag = "16")]
     pub order: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The other sides of occurrences that had others, and other names of it: a bounded sample, the earliest first.
+    #[prost(message, repeated, tag = "17")]
+    pub other_peers: ::prost::alloc::vec::Vec<EntityKey>,
 }
 /// A step that the rule expected and the engine did not find.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
