@@ -153,6 +153,7 @@ impl EngineThread {
     pub(crate) fn run(mut self) -> Result<(), EngineThreadError> {
         self.adopt();
         self.replay()?;
+        self.parts.recorder.goes_live();
         let runtime = self.parts.runtime.clone();
         let mut next_tick = Instant::now();
         let mut kept: VecDeque<(Instant, u64)> = VecDeque::new();

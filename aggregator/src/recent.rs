@@ -7,7 +7,7 @@
 mod follow;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -104,6 +104,17 @@ impl Recent {
         let inner = self.lock();
         let is_of = |(_place, finding): &&(u64, Arc<Finding>)| finding.id == id;
         inner.revisions.iter().filter(is_of).map(|(_place, finding)| Arc::clone(finding)).collect()
+    }
+
+    /// How many findings are kept.
+    pub(crate) fn findings_max(&self) -> usize {
+        self.lock().findings_max
+    }
+
+    /// Forgets the ids of findings that are not kept any more.
+    pub(crate) fn retain_known(&self, ids: &mut HashSet<String>) {
+        let inner = self.lock();
+        ids.retain(|id| inner.by_id.contains_key(id));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -4,7 +4,8 @@
 //! which order it took what, and what followed ([`Recorder`]); a thread of its own writes ([`Writer`]). Recording must
 //! never hold up anybody: where there is no room, or the disk fails, it ends there, with a reason that is counted,
 //! logged and shown in the health. What was written until then is a whole recording of that time. Only what the spool
-//! holds at a start, which nobody waits for yet, waits for the writer, and that not for long.
+//! holds at a start, which nobody waits for yet, waits for the writer, and that not for long. (What is live waits for the
+//! engine then: where more arrives meanwhile than may be kept, the recording ends as soon as the engine comes to it.)
 
 pub(crate) mod files;
 mod writer;
@@ -22,7 +23,7 @@ use std::{
 use bytes::Bytes;
 use tapio_correlation::Pods;
 use tapio_recording::{Ending, revision_bytes};
-use tapio_schemas::{finding::Finding, units::UnixMicros};
+use tapio_schemas::{entity::PodIdentity, finding::Finding, units::UnixMicros};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::writer::{Parts, Writer};
@@ -44,9 +45,13 @@ const AGAIN_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 struct Shared {
     room: Arc<Semaphore>,
-    /// Apart: what is live must not end the recording because the engine still sees again what was.
+    /// Apart: what is live and what the engine still sees again do not take each other's.
     room_again: Arc<Semaphore>,
     is_on: AtomicBool,
+    /// The engine still sees again what was: it takes nothing that is live.
+    sees_again: AtomicBool,
+    /// Meanwhile, there was no room for what is live.
+    is_crowded: AtomicBool,
     /// Why it ended, said by whoever noticed first.
     ending: OnceLock<Ending>,
 }
@@ -61,11 +66,25 @@ impl Shared {
     fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         room_in(&self.room, bytes)
     }
+
+    /// Why there was no room for what is live.
+    fn crowded(&self) -> Ending {
+        if self.is_crowded.load(Ordering::Acquire) { Ending::Crowded } else { Ending::Behind }
+    }
 }
 
 fn room_in(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
     let units = u32::try_from(bytes.div_ceil(ROOM_UNIT_BYTES)).ok()?;
     Arc::clone(room).try_acquire_many_owned(units).ok()
+}
+
+/// About how many bytes names take.
+fn names_bytes(pods: &Pods) -> usize {
+    let texts = |pod: &PodIdentity| {
+        let all = [&pod.pod_uid, &pod.namespace, &pod.pod, &pod.workload, &pod.service, &pod.node];
+        all.iter().map(|text| text.len()).sum::<usize>()
+    };
+    pods.iter().map(|pod| size_of::<PodIdentity>() + texts(pod)).sum()
 }
 
 /// A frame that is kept for the recording, with its room.
@@ -81,9 +100,9 @@ pub(crate) struct Kept {
 /// What the writer is told.
 #[derive(Debug)]
 enum Message {
-    Earlier(Vec<u8>),
+    Earlier { revision: Vec<u8>, _room: OwnedSemaphorePermit },
     Frame(Kept),
-    Names(Arc<Pods>),
+    Names { pods: Arc<Pods>, _room: OwnedSemaphorePermit },
     CatchUp(UnixMicros),
     Tick { now: UnixMicros, revisions: Vec<Vec<u8>>, _room: Option<OwnedSemaphorePermit> },
 }
@@ -119,6 +138,8 @@ pub(crate) fn recording() -> (Tape, Recorder, Source) {
         room: Arc::new(Semaphore::new(BYTES_UNDER_WAY_MAX / ROOM_UNIT_BYTES)),
         room_again: Arc::new(Semaphore::new(AGAIN_BYTES_MAX / ROOM_UNIT_BYTES)),
         is_on: AtomicBool::new(true),
+        sees_again: AtomicBool::new(true),
+        is_crowded: AtomicBool::new(false),
         ending: OnceLock::new(),
     });
     let recorder =
@@ -142,8 +163,12 @@ impl Tape {
         bytes: &Bytes,
     ) -> Option<Kept> {
         let shared = self.shared.as_ref().filter(|shared| shared.is_on.load(Ordering::Acquire))?;
+        let Some(room) = shared.room(bytes.len()) else {
+            shared.is_crowded.fetch_or(shared.sees_again.load(Ordering::Acquire), Ordering::AcqRel);
+            return None;
+        };
         Some(Kept {
-            _room: shared.room(bytes.len())?,
+            _room: room,
             node: node.to_owned(),
             missing_probes: Arc::clone(missing_probes),
             arrival,
@@ -159,8 +184,12 @@ impl Recorder {
 
     /// A revision that was announced before this process started. May wait.
     pub(crate) fn earlier(&mut self, finding: &Finding) {
-        if self.writer.is_some() {
-            self.send_again(Message::Earlier(revision_bytes(finding)));
+        if self.writer.is_none() {
+            return;
+        }
+        let revision = revision_bytes(finding);
+        if let Some(room) = self.room_again(revision.len()) {
+            self.send_again(Message::Earlier { revision, _room: room });
         }
     }
 
@@ -172,9 +201,22 @@ impl Recorder {
         arrival: UnixMicros,
         bytes: &[u8],
     ) {
-        let Some(shared) = self.shared.as_ref().filter(|_| self.writer.is_some()) else { return };
+        let Some(room) = self.room_again(bytes.len()) else { return };
+        let kept = Kept {
+            node: node.to_owned(),
+            missing_probes: Arc::clone(missing_probes),
+            arrival,
+            bytes: Bytes::copy_from_slice(bytes),
+            _room: room,
+        };
+        self.send_again(Message::Frame(kept));
+    }
+
+    /// Waits for room for what is seen again; where there is none, the recording ends.
+    fn room_again(&mut self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let shared = self.shared.as_ref().filter(|_| self.writer.is_some())?;
         // What is larger than all the room there is has all of it.
-        let wanted = bytes.len().min(AGAIN_BYTES_MAX);
+        let wanted = bytes.min(AGAIN_BYTES_MAX);
         let began = Instant::now();
         let room = loop {
             match room_in(&shared.room_again, wanted) {
@@ -185,15 +227,17 @@ impl Recorder {
             }
         };
         self.again_wait = self.again_wait.saturating_sub(began.elapsed());
-        let Some(room) = room else { return self.end(Ending::Behind) };
-        let kept = Kept {
-            node: node.to_owned(),
-            missing_probes: Arc::clone(missing_probes),
-            arrival,
-            bytes: Bytes::copy_from_slice(bytes),
-            _room: room,
-        };
-        self.send_again(Message::Frame(kept));
+        if room.is_none() {
+            self.end(Ending::Behind);
+        }
+        room
+    }
+
+    /// Everything was seen again: from now on the engine takes what is live.
+    pub(crate) fn goes_live(&self) {
+        if let Some(shared) = &self.shared {
+            shared.sees_again.store(false, Ordering::Release);
+        }
     }
 
     /// The time, told while the spool is seen again. May wait.
@@ -205,16 +249,22 @@ impl Recorder {
     pub(crate) fn frame(&mut self, kept: Option<Kept>) {
         match kept {
             Some(kept) => self.send(Message::Frame(kept), Duration::ZERO),
-            None => self.end(Ending::Behind),
+            None => self.end_crowded(),
         }
     }
 
     /// The names in force from now on.
     pub(crate) fn names(&mut self, pods: &Arc<Pods>) {
-        if !Arc::ptr_eq(&self.pods, pods) {
-            self.pods = Arc::clone(pods);
-            self.send(Message::Names(Arc::clone(pods)), Duration::ZERO);
+        let Some(shared) = self.shared.as_ref().filter(|_| self.writer.is_some()) else { return };
+        if Arc::ptr_eq(&self.pods, pods) {
+            return;
         }
+        // What is larger than all the room there is has all of it.
+        let Some(room) = shared.room(names_bytes(pods).min(BYTES_UNDER_WAY_MAX)) else {
+            return self.end_crowded();
+        };
+        self.pods = Arc::clone(pods);
+        self.send(Message::Names { pods: Arc::clone(pods), _room: room }, Duration::ZERO);
     }
 
     /// The time, and the bytes of the revisions that followed from it.
@@ -224,7 +274,7 @@ impl Recorder {
         let room = match bytes {
             0 => None,
             bytes => match shared.room(bytes) {
-                None => return self.end(Ending::Behind),
+                None => return self.end_crowded(),
                 room => room,
             },
         };
@@ -234,6 +284,11 @@ impl Recorder {
     /// The engine has ended in order.
     pub(crate) fn finish(mut self) {
         self.end(Ending::Drained);
+    }
+
+    fn end_crowded(&mut self) {
+        let why = self.shared.as_ref().map_or(Ending::Behind, |shared| shared.crowded());
+        self.end(why);
     }
 
     fn end(&mut self, why: Ending) {

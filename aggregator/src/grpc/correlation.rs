@@ -29,9 +29,6 @@ use crate::recent::{Cursor, Followed, Follower, Following, Recent};
 /// are not told otherwise.
 const PAGE_BYTES_MAX: usize = 2 << 20;
 
-/// Findings that a stream remembers as not meeting its filter.
-const OUTSIDE_MAX: usize = 10_000;
-
 /// The service.
 #[derive(Debug)]
 pub(super) struct Correlation {
@@ -91,24 +88,30 @@ impl Correlation {
             );
         }
         refusals.finish()?;
-        // Before the place is known, so that what is announced in between is in both.
-        let known = if cursor.is_none() { self.recent.findings() } else { Vec::new() };
-        let Following { open, missed, follower } =
+        let place = self.streams.enter()?;
+        // What stood at an earlier cursor is not known any more.
+        let is_resumed = cursor.is_some();
+        let Following { findings, missed, follower } =
             self.recent.follow(cursor).map_err(|error| lost(&error.to_string()))?;
         if missed > 0 {
             return Err(lost(&format!(
                 "of what came after it up to {missed} revisions are not kept any more"
             )));
         }
-        let place = self.streams.enter()?;
-        let open = if include_open { open } else { Vec::new() };
         let cursor = follower.cursor().to_string();
         let start = StreamFindingsResponse { cursor, ..Default::default() };
-        let outside = known.iter().filter(|finding| !wanted.takes(finding)).map(|it| it.id.clone()).collect();
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            findings.into_iter().partition(|finding| wanted.takes(finding));
+        let outside = if is_resumed { Vec::new() } else { outside };
+        let is_told = |finding: &Arc<Finding>| include_open && finding.state == FindingState::Open;
+        let open: Vec<_> = inside.into_iter().filter(is_told).collect();
         Ok(FindingStream {
             place,
             wanted,
-            outside,
+            outside: outside.iter().map(|finding| finding.id.clone()).collect(),
+            // Twice what may be known, so that those that are not are seldom looked for.
+            outside_max: self.recent.findings_max().saturating_mul(2),
+            recent: self.recent.clone(),
             open: open.into_iter(),
             start: Some(start),
             follower,
@@ -202,6 +205,9 @@ struct FindingStream {
     wanted: Wanted,
     /// Findings that do not meet the filter as far as the subscriber knows.
     outside: HashSet<String>,
+    outside_max: usize,
+    recent: Recent,
+    /// Those that the stream begins with.
     open: vec::IntoIter<Arc<Finding>>,
     start: Option<StreamFindingsResponse>,
     follower: Follower,
@@ -214,8 +220,7 @@ impl FindingStream {
         if self.is_over {
             return None;
         }
-        let wanted = &self.wanted;
-        if let Some(finding) = self.open.find(|finding| wanted.takes(finding)) {
+        if let Some(finding) = self.open.next() {
             let message = StreamFindingsResponse { finding: Some((&*finding).into()), ..Default::default() };
             return Some((Ok(message), self));
         }
@@ -255,9 +260,8 @@ impl FindingStream {
             self.outside.remove(&finding.id);
             return Some(false);
         }
-        if self.outside.len() >= OUTSIDE_MAX {
-            // Whoever is forgotten is told once more, not kept open for ever.
-            self.outside.clear();
+        if self.outside.len() >= self.outside_max {
+            self.recent.retain_known(&mut self.outside);
         }
         // The first revision has none before it that met the filter.
         let leaves = self.outside.insert(finding.id.clone()) && finding.revision > 1;
@@ -388,6 +392,35 @@ mod tests {
             told.push((finding.id.ends_with('1'), finding.revision, message.left_filter));
         }
         assert_eq!(told, [(true, 2, true), (false, 2, true), (true, 4, false), (true, 5, true)]);
+    }
+
+    /// Scenario: more findings that do not meet the filter than are kept come by, then one that does leaves it; a stream
+    /// begins with an open finding, which is then resolved.
+    /// Guarantees: what a stream remembers stays bounded, and no finding is told as leaving that never met the filter;
+    /// one that the stream began with is told as leaving.
+    #[tokio::test]
+    async fn what_a_stream_remembers_is_bounded() {
+        let (recent, service) = service(4);
+        let put = |place, number, revision, state| {
+            recent.put(place, finding(number, revision, state, Severity::Error));
+        };
+        let (open, resolved) = (FindingState::Open, FindingState::Resolved);
+        put(0, 1, 1, open);
+        let (first, stream) = next(service.stream(request(true, "")).unwrap()).await;
+        assert_eq!(first.finding.unwrap().revision, 1);
+        let (_start, mut stream) = next(stream).await;
+        (1..100).for_each(|place| put(place, 100 + place, if place % 2 == 0 { 2 } else { 1 }, resolved));
+        put(100, 1, 2, resolved);
+        let mut told = Vec::new();
+        while told.last() != Some(&(1, true)) {
+            let (message, rest) = next(stream).await;
+            stream = rest;
+            let id = message.finding.unwrap().id;
+            told.push((u64::from_str_radix(&id[2..], 16).unwrap(), message.left_filter));
+        }
+        // Of those whose first revision was not seen it is not known that they never met it.
+        assert!(told.iter().all(|(number, left)| *left && (*number == 1 || number % 2 == 0)), "{told:?}");
+        assert!(stream.outside.len() <= 9, "{}", stream.outside.len());
     }
 
     /// Scenario: a subscriber comes back when more was announced than is kept; another begins with a cursor and with what

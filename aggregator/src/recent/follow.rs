@@ -4,10 +4,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use tapio_schemas::{
-    finding::{Finding, FindingState},
-    units::UnixMicros,
-};
+use tapio_schemas::{finding::Finding, units::UnixMicros};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -65,8 +62,8 @@ impl FromStr for Cursor {
 /// What following begins with.
 #[derive(Debug)]
 pub struct Following {
-    /// The findings that are open now, the first announced first.
-    pub open: Vec<Arc<Finding>>,
+    /// The findings as they are at the place, the first announced first.
+    pub findings: Vec<Arc<Finding>>,
     /// Revisions behind the cursor that are not kept any more: at most so many.
     pub missed: u64,
     /// What comes.
@@ -116,10 +113,9 @@ impl Recent {
                 (if missed > 0 { place_of(inner.kept_from) } else { cursor }, missed)
             }
         };
-        let mut open = inner.findings();
-        open.retain(|finding| finding.state == FindingState::Open);
+        let findings = inner.findings();
         let follower = Follower { recent: self.clone(), at, changed: self.changed.subscribe() };
-        Ok(Following { open, missed, follower })
+        Ok(Following { findings, missed, follower })
     }
 }
 

@@ -38,7 +38,7 @@ async fn revision(follower: &mut Follower) -> (String, u32) {
 async fn who_comes_back_misses_nothing() {
     let recent = Recent::new(8);
     recent.begin(7, 7);
-    let Following { open: known, missed, mut follower } = recent.follow(None).unwrap();
+    let Following { findings: known, missed, mut follower } = recent.follow(None).unwrap();
     assert!(known.is_empty() && missed == 0);
     recent.put(7, open(1, 1));
     assert_eq!(revision(&mut follower).await, (open(1, 1).id.clone(), 1));
@@ -46,7 +46,7 @@ async fn who_comes_back_misses_nothing() {
     drop(follower);
     recent.put(8, open(1, 2));
     recent.put(9, open(2, 1));
-    let Following { open: known, missed, mut follower } = recent.follow(Some(cursor)).unwrap();
+    let Following { findings: known, missed, mut follower } = recent.follow(Some(cursor)).unwrap();
     assert_eq!((known.len(), missed), (2, 0));
     assert_eq!(revision(&mut follower).await.1, 2);
     assert_eq!(revision(&mut follower).await.0, open(2, 1).id);
@@ -54,7 +54,9 @@ async fn who_comes_back_misses_nothing() {
     assert!(waiting.is_err());
     recent.put(10, finding(2, 2, FindingState::Resolved, Severity::Error));
     assert_eq!(revision(&mut follower).await.1, 2);
-    assert_eq!(recent.follow(None).unwrap().open.len(), 1);
+    let states =
+        recent.follow(None).unwrap().findings.iter().map(|finding| finding.state).collect::<Vec<_>>();
+    assert_eq!(states, [FindingState::Open, FindingState::Resolved]);
 }
 
 /// Scenario: a follower sleeps while more revisions come than are kept; another comes back with a cursor that is older

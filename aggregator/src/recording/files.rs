@@ -81,14 +81,20 @@ impl Files {
         self.finished.iter().map(|(_path, bytes)| bytes).sum()
     }
 
-    /// Makes the file of a part. First removes the oldest until there is room for it; returns how many went.
+    /// What all files may use.
+    pub(super) const fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Makes the file of a part. First removes the oldest until there is `room` for it; returns how many went.
     pub(super) fn create(
         &mut self,
         began: UnixMicros,
         part: u32,
+        room: u64,
     ) -> Result<(File, PathBuf, u64), FilesError> {
         let mut removed = 0;
-        while self.used_bytes().saturating_add(self.part_bytes()) > self.bytes_max
+        while self.used_bytes().saturating_add(room) > self.bytes_max
             && let Some((path, _bytes)) = self.finished.pop_front()
         {
             match fs::remove_file(&path) {
@@ -147,7 +153,7 @@ mod tests {
                 drop(files);
                 files = Files::open(folder.path(), 80).unwrap();
             }
-            let (file, path, gone) = files.create(UnixMicros(5), part).unwrap();
+            let (file, path, gone) = files.create(UnixMicros(5), part, 10).unwrap();
             file.set_len(10).unwrap();
             files.finish(path, 10);
             removed += gone;

@@ -170,6 +170,7 @@ fn a_long_recording_keeps_its_latest_parts() {
 fn a_slow_disk_ends_the_recording_and_nothing_else() {
     let (mut world, tape, mut recorder) = World::new(1 << 30);
     let (sees, frame) = (Arc::default(), Bytes::from(vec![7; 4 << 20]));
+    recorder.goes_live();
     let mut kept = 0;
     for number in 0..40 {
         let one = tape.keep("n1", &sees, UnixMicros(number), &frame);
@@ -202,6 +203,52 @@ fn a_slow_disk_ends_the_recording_and_nothing_else() {
     assert_eq!((kinds.len(), end), (1 + 2 * kept, Some(End::Closed(Ending::Behind))));
     assert!(tape.keep("n1", &sees, UnixMicros(9), &Bytes::new()).is_none());
     drop(world.runtime);
+}
+
+/// Scenario: more arrives than may be kept while the engine still sees again what the spool held; then it comes to that.
+/// Guarantees: what was kept is recorded; the recording ends then, and says that the start was the reason, not the disk.
+#[test]
+fn a_start_that_takes_long_is_told() {
+    let (mut world, tape, mut recorder) = World::new(1 << 30);
+    let (sees, frame) = (Arc::default(), Bytes::from(vec![7; 4 << 20]));
+    let arrived: Vec<_> = (0..20).map(|number| tape.keep("n1", &sees, UnixMicros(number), &frame)).collect();
+    recorder.goes_live();
+    arrived.into_iter().for_each(|kept| recorder.frame(kept));
+    drop(recorder);
+    world.stop.cancel();
+    world.write();
+    let (_, kinds, end) = world.read(0);
+    let expected = (1 + (BYTES_UNDER_WAY_MAX >> 22), Some(End::Closed(Ending::Crowded)));
+    assert_eq!((kinds.len(), end), expected);
+    assert_eq!(world.metrics.recording.ended.get("crowded"), 1);
+}
+
+/// Scenario: a thousand pods have names, and parts are smaller than those are; then with a quota that they nearly fill.
+/// Guarantees: a part holds more than what it begins with, so that the quota is not spent on that; where the quota is too
+/// small for it, the recording ends and says so.
+#[test]
+fn many_names_leave_room_in_each_part() {
+    let uids: Vec<String> = (0..1_000).map(|number| format!("{number:0>36}")).collect();
+    let uids: Vec<&str> = uids.iter().map(String::as_str).collect();
+    let frame = Bytes::from(vec![7; 1_000]);
+    for (quota, ending) in [(2 << 20, Ending::Drained), (256 << 10, Ending::TooLarge)] {
+        let (mut world, tape, mut recorder) = World::new(quota);
+        recorder.names(&pods(&uids));
+        for number in 0..3_000 {
+            recorder.frame(tape.keep("n1", &Arc::default(), UnixMicros(number), &frame));
+        }
+        recorder.finish();
+        world.stop.cancel();
+        world.write();
+        let files = world.files();
+        let sizes: Vec<u64> = files.iter().map(|path| path.metadata().unwrap().len()).collect();
+        assert_eq!(world.read(files.len() - 1).2, Some(End::Closed(ending)), "{sizes:?}");
+        if ending == Ending::Drained {
+            assert!(sizes.iter().sum::<u64>() <= quota + (256 << 10), "{sizes:?}");
+            let frames = world.read(0).1.iter().filter(|kind| kind.starts_with("frame")).count();
+            assert!(frames > 50, "{frames} in a part of {} bytes", sizes[0]);
+        }
+    }
 }
 
 /// Scenario: somebody moves the folder away while it is recorded into, so that no further part can be made.

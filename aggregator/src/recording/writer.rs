@@ -31,6 +31,8 @@ use crate::{config::RecordConfig, metrics::RecordingMetrics};
 const BUFFER_BYTES: usize = 256 << 10;
 /// It is handed over at least this often: so much a killed process loses.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+/// The quota holds what every file begins with at least so often.
+const PREAMBLES_PER_QUOTA_MIN: u64 = 8;
 /// Names in one record.
 const NAMES_MAX: usize = 1_000;
 
@@ -75,6 +77,8 @@ struct Part {
     buffer: Vec<u8>,
     /// Bytes of the file that count, and the encoder as it was behind them.
     written: u64,
+    /// What the file began with, so that it can be replayed by itself.
+    preamble_bytes: u64,
     encoder_at_written: Encoder,
     reserve_bytes: u64,
     flushed_at: Instant,
@@ -139,7 +143,8 @@ impl Writer {
             rule_set: rules.version(),
             limits,
         };
-        let (file, path, removed) = files.create(began, head.part)?;
+        let room = files.part_bytes();
+        let (file, path, removed) = files.create(began, head.part, room)?;
         metrics.removed.inc_by(removed);
         let part = Part::begin(file, &path, &head, &rules, reserve_bytes, metrics.bytes.clone())
             .map_err(|error| FilesError::new("write to", &path, error))?;
@@ -165,6 +170,8 @@ impl Writer {
         shared.end(why);
         drop(messages);
         let closed = self.part.close(why);
+        // As the file says it.
+        let why = closed.as_ref().err().map_or(why, |error| ending_of(error.kind()));
         if why == Ending::Drained && closed.is_ok() {
             return self.progress.finish();
         }
@@ -208,11 +215,11 @@ impl Writer {
     }
 
     fn write(&mut self, message: Message) -> Result<(), Stopped> {
-        if self.part.bytes() >= self.files.part_bytes() {
+        if self.part.bytes() >= self.part_bytes_max() {
             self.next_part()?;
         }
         match message {
-            Message::Earlier(bytes) => self.part.put(&Entry::Earlier(&bytes))?,
+            Message::Earlier { revision, _room } => self.part.put(&Entry::Earlier(&revision))?,
             Message::Frame(Kept { node, missing_probes, arrival, bytes, _room }) => {
                 if self.sources.get(&node).is_none_or(|known| *known != missing_probes) {
                     self.part.put(&Entry::Source(fact(&node, &missing_probes)))?;
@@ -220,7 +227,7 @@ impl Writer {
                 }
                 self.part.put(&Entry::Frame { arrival, node: &node, bytes: &bytes })?;
             }
-            Message::Names(pods) => {
+            Message::Names { pods, _room } => {
                 self.part.rename(&self.pods, &pods)?;
                 self.pods = pods;
             }
@@ -237,13 +244,19 @@ impl Writer {
         Ok(())
     }
 
+    /// How large a part grows: at least half of it is more than what every part begins with.
+    fn part_bytes_max(&self) -> u64 {
+        self.files.part_bytes().max(2 * self.part.preamble_bytes)
+    }
+
     /// Ends the part and begins another, with everything in force that replays need to know.
     fn next_part(&mut self) -> Result<(), Stopped> {
+        let room = self.part_bytes_max();
         // On the disk before there is a next one: a power cut must not take what stands in the middle.
         self.part.close(Ending::Continues)?;
         self.files.finish(self.part.path.clone(), self.part.file.metadata()?.len());
         self.head.part += 1;
-        let (file, path, removed) = self.files.create(self.head.began, self.head.part)?;
+        let (file, path, removed) = self.files.create(self.head.began, self.head.part, room)?;
         self.metrics.removed.inc_by(removed);
         let (reserve_bytes, counter) = (self.part.reserve_bytes, self.metrics.bytes.clone());
         self.part = Part::begin(file, &path, &self.head, &self.rules, reserve_bytes, counter)?;
@@ -251,6 +264,16 @@ impl Writer {
             self.part.put(&Entry::Source(fact(node, missing_probes)))?;
         }
         self.part.rename(&Pods::default(), &self.pods)?;
+        self.part.preamble_bytes = self.part.bytes();
+        let (preamble, quota) = (self.part.preamble_bytes, self.files.bytes_max());
+        if preamble.saturating_mul(PREAMBLES_PER_QUOTA_MIN) > quota {
+            let said = format!(
+                "the names in force, with which every file begins, are {preamble} bytes, and record.bytes_max is {quota}: \
+                 raise it to {} or more",
+                preamble * PREAMBLES_PER_QUOTA_MIN
+            );
+            return Err(Stopped::Failed(Ending::TooLarge, said));
+        }
         Ok(())
     }
 }
@@ -278,6 +301,7 @@ impl Part {
             encoder,
             buffer,
             written: 0,
+            preamble_bytes: 0,
             encoder_at_written,
             reserve_bytes,
             flushed_at,
@@ -340,9 +364,10 @@ impl Part {
     }
 
     /// Says why the file ends, and puts it on the disk; said again, the later word counts. What the disk refuses is left
-    /// out: what was written before is whole, and the end is said behind it.
+    /// out: what was written before is whole, and the end, which then is the disk's fault, is said behind it.
     fn close(&mut self, why: Ending) -> io::Result<()> {
         let flushed = self.flush();
+        let why = flushed.as_ref().err().map_or(why, |error| ending_of(error.kind()));
         if flushed.is_err() {
             self.buffer.clear();
             self.encoder = self.encoder_at_written;
@@ -411,6 +436,21 @@ mod tests {
         part.reserve_bytes = u64::MAX;
         assert_eq!(part.flush().unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(part.close(Ending::DiskFull).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(read(&path), (vec![1], Some(End::Closed(Ending::DiskFull))));
+    }
+
+    /// Scenario: the aggregator ends in order, and the file system has no room for the last of it.
+    /// Guarantees: the file does not say that it ended in order: what is missing at its end would pass for all there was.
+    #[test]
+    fn an_orderly_end_that_is_not_written_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("part");
+        let mut part = part(&path);
+        put(&mut part, 1);
+        part.flush().unwrap();
+        put(&mut part, 2);
+        part.reserve_bytes = u64::MAX;
+        assert_eq!(part.close(Ending::Drained).unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(read(&path), (vec![1], Some(End::Closed(Ending::DiskFull))));
     }
 

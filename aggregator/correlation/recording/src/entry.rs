@@ -60,11 +60,13 @@ pub enum Ending {
     Drained,
     /// What was to be recorded came faster than it was written: recording waits for nobody.
     Behind,
+    /// More arrived than may wait while the engine saw again, at its start, what the spool held.
+    Crowded,
     /// The disk was full.
     DiskFull,
     /// The disk failed otherwise.
     DiskFailed,
-    /// Something was larger than a record may be.
+    /// Something was larger than a record may be, or what every file begins with than the files.
     TooLarge,
     /// The engine ended by a fault.
     Failed,
@@ -78,6 +80,7 @@ impl Ending {
             Self::Continues => "continues",
             Self::Drained => "drained",
             Self::Behind => "behind",
+            Self::Crowded => "crowded",
             Self::DiskFull => "disk-full",
             Self::DiskFailed => "disk-failed",
             Self::TooLarge => "too-large",
@@ -92,9 +95,12 @@ impl Ending {
             Self::Continues => "it goes on in the next part",
             Self::Drained => "the aggregator ended in order",
             Self::Behind => "it came faster than it could be written, and recording waits for nobody",
+            Self::Crowded => {
+                "more arrived than may be kept while the engine saw again, at its start, what the spool held"
+            }
             Self::DiskFull => "the disk was full",
             Self::DiskFailed => "the disk failed",
-            Self::TooLarge => "something was larger than a record may be",
+            Self::TooLarge => "something was larger than its files may hold",
             Self::Failed => "the engine ended by a fault",
         }
     }

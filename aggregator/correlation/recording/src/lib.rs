@@ -12,7 +12,7 @@
 //!
 //! ```text
 //! magic    8 bytes   "TAPIOREC"
-//! format   u32       1
+//! format   u32       2
 //! zero     u32
 //! records, each:
 //!   length u32       bytes of the body, at most 32 MiB

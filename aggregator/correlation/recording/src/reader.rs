@@ -9,6 +9,9 @@ use crate::{
     layout::{FILE_HEAD_BYTES, FORMAT, Kind, MAGIC, RECORD_BYTES_MAX, RECORD_HEAD_BYTES, RecordHead},
 };
 
+/// Disks write blocks of so many bytes, or of a multiple.
+const DISK_BLOCK_BYTES: u64 = 512;
+
 /// Why a file cannot be read (further). Whoever shows it names the file in front of it.
 #[derive(Debug, Error)]
 pub enum ReadError {
@@ -102,6 +105,9 @@ impl<R: Read> Reader<R> {
         }
         let (format, zero) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
         let found = u32::from_le_bytes(*format);
+        if found == 0 && reader.is_cut_in_zeros(&[&format[..], zero].concat())? {
+            return Err(ReadError::NoHead { at: reader.at });
+        }
         if found != FORMAT {
             return Err(ReadError::Format { found });
         }
@@ -167,8 +173,7 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         let Some(record) = RecordHead::decode(&head, self.number) else {
-            // Where power was cut, a file may go on in zeros that nobody wrote.
-            if head == [0; RECORD_HEAD_BYTES] && self.is_zero_from_here()? {
+            if self.is_cut_in_zeros(&head)? {
                 self.cut(at);
                 return Ok(None);
             }
@@ -188,6 +193,11 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         if crc32c::crc32c(&self.body) != record.checksum {
+            let body = std::mem::take(&mut self.body);
+            if self.is_cut_in_zeros(&body)? {
+                self.cut(at);
+                return Ok(None);
+            }
             return damaged("a record does not match its checksum");
         }
         self.number += 1;
@@ -212,6 +222,14 @@ impl<R: Read> Reader<R> {
         }
         self.at += filled as u64;
         Ok(filled)
+    }
+
+    /// Where power was cut, a file goes on in zeros that nobody wrote, from the beginning of a block of its disk: whether
+    /// that is so, where `taken` is what was read last.
+    fn is_cut_in_zeros(&mut self, taken: &[u8]) -> io::Result<bool> {
+        let zeros = taken.iter().rev().take_while(|byte| **byte == 0).count() as u64;
+        let from = self.at.saturating_sub(zeros).next_multiple_of(DISK_BLOCK_BYTES);
+        Ok(self.is_zero_from_here()? && from < self.at)
     }
 
     fn is_zero_from_here(&mut self) -> io::Result<bool> {
