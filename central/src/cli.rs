@@ -24,7 +24,10 @@ use self::{
     unknown::Asked,
 };
 use crate::{
-    api::rest::{page::List, status::StatusAnswer},
+    api::rest::{
+        page::List,
+        status::{StatusAnswer, Trust},
+    },
     history::nodes::StoredNode,
 };
 
@@ -81,6 +84,9 @@ enum Command {
         /// Only of this cluster.
         #[arg(long)]
         cluster: Option<String>,
+        /// Only with this name.
+        #[arg(long)]
+        node: Option<String>,
         /// Only those in this state: live, silent.
         #[arg(long)]
         state: Option<String>,
@@ -93,7 +99,7 @@ enum Command {
     },
     /// Tell the engine again what an aggregator recorded: the same findings, byte for byte, or those of other rules.
     Replay(replay::ReplayArguments),
-    /// Show in one screen whether to trust the system now.
+    /// Show in one screen whether to trust the system now; exits with 1 if the answer is no.
     Status,
     /// Show what this host allows an agent, what is missing, why, and what to do; exits with 1 if anything is.
     Doctor(doctor::DoctorArguments),
@@ -164,14 +170,15 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), CommandErro
             show(arguments.json, out, &finding, render::explain)
         }
         Command::Events(events) => events::run(events, arguments.json, &client()?, out),
-        Command::Nodes { cluster, state, since, limit } => {
+        Command::Nodes { cluster, node, state, since, limit } => {
             let limit = limit.to_string();
             let mut query = vec![("since", since.as_str()), ("limit", &limit)];
             query.extend(cluster.as_deref().map(|cluster| ("cluster", cluster)));
+            query.extend(node.as_deref().map(|node| ("node", node)));
             query.extend(state.as_deref().map(|state| ("state", state)));
             let client = client()?;
             let list = client.get::<List<StoredNode>>("/nodes", &query)?;
-            let asked = Asked { cluster: cluster.as_deref(), ..Asked::default() };
+            let asked = Asked { cluster: cluster.as_deref(), node: node.as_deref(), ..Asked::default() };
             asked.explain_empty(list.items.is_empty(), &client);
             show(arguments.json, out, &list, |list, out| render::nodes::list(list, now, out))
         }
@@ -184,7 +191,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), CommandErro
         Command::Replay(replay) => return Ok(replay::run(replay, arguments.json, out)?),
         Command::Status => {
             let status = client()?.get::<StatusAnswer>("/status", &[])?;
-            show(arguments.json, out, &status, render::status::status)
+            show(arguments.json, out, &status, render::status::status)?;
+            if status.trust == Trust::No { Err(ClientError::NoTrust) } else { Ok(()) }
         }
     };
     Ok(answered?)

@@ -120,7 +120,7 @@ impl History {
     }
 
     /// The rows of a query that [`Select::build`] gave.
-    async fn rows(&self, (sql, values): (String, Vec<(String, String)>)) -> Result<Vec<Row>, HistoryError> {
+    async fn rows(&self, (sql, values): (String, Values)) -> Result<Vec<Row>, HistoryError> {
         let place = timeout(PLACE_WAIT_MAX, self.places.acquire()).await;
         let busy = HistoryError::Busy { places: QUERIES_MAX, waited: PLACE_WAIT_MAX };
         let Ok(Ok(_place)) = place else { return Err(busy) };
@@ -129,17 +129,19 @@ impl History {
             migrations::check(&reader).await?;
             self.connection.schema_checked();
         }
-        let parameters: Vec<_> =
-            values.iter().map(|(name, value)| (name.as_str(), Parameter::Text(value.clone()))).collect();
+        let parameters: Vec<_> = values.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         Ok(reader.rows(&sql, &parameters).await?)
     }
 }
+
+/// The values of a query, by the names of their placeholders.
+pub(crate) type Values = Vec<(String, Parameter)>;
 
 /// A query being put together: text with placeholders, and the values for them.
 pub(crate) struct Select {
     sql: String,
     conditions: Vec<String>,
-    values: Vec<(String, String)>,
+    values: Values,
 }
 
 impl Select {
@@ -176,14 +178,23 @@ impl Select {
 
     /// The placeholder of a value of ClickHouse's type `kind`.
     pub(crate) fn bind(&mut self, kind: &str, value: impl ToString) -> String {
+        self.bind_parameter(kind, Parameter::Text(value.to_string()))
+    }
+
+    /// The placeholder of a list of texts.
+    pub(crate) fn bind_texts(&mut self, values: Vec<String>) -> String {
+        self.bind_parameter("Array(String)", Parameter::Texts(values))
+    }
+
+    fn bind_parameter(&mut self, kind: &str, value: Parameter) -> String {
         let name = format!("p{}", self.values.len());
         let placeholder = format!("{{{name}:{kind}}}");
-        self.values.push((name, value.to_string()));
+        self.values.push((name, value));
         placeholder
     }
 
     /// The whole text, with what follows the conditions, and the values.
-    pub(crate) fn build(self, rest: &str) -> (String, Vec<(String, String)>) {
+    pub(crate) fn build(self, rest: &str) -> (String, Values) {
         let filter = if self.conditions.is_empty() {
             String::new()
         } else {

@@ -153,6 +153,9 @@ pub fn run<S: System>(
             return Err(error);
         }
     };
+    if folder.was_left() {
+        printer.line("removed the logs that an earlier run with this seed had kept");
+    }
     record.note_folder(folder.path())?;
     let ending = stage(options, &scenario, &folder, &record, interrupt, printer, start);
     for left in record.close()? {

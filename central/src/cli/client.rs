@@ -81,6 +81,11 @@ pub enum ClientError {
     /// There is an answer, and it says that this host is not fit.
     #[error("this host does not allow an agent everything; each MISSING above says what to do")]
     Unfit,
+    /// There is an answer, and it says that the system is not to be trusted.
+    #[error(
+        "the system is not to be trusted now: that it says nothing means nothing; the reasons stand above"
+    )]
+    NoTrust,
     /// The answer cannot be written out.
     #[error("cannot write the answer: {0}")]
     Write(#[source] std::io::Error),
@@ -123,9 +128,9 @@ fn refusal(problem: &Problem) -> String {
 fn option_of(parameter: &str) -> String {
     match parameter {
         "container_id" => "--container".to_owned(),
-        "pod_uid" => "--pod".to_owned(),
         "trace_id" => "--trace".to_owned(),
-        "cluster" | "intent" | "kind" | "limit" | "node" | "severity_min" | "since" | "state" | "until" => {
+        "cluster" | "intent" | "kind" | "limit" | "node" | "pod" | "severity_min" | "since" | "state"
+        | "until" => {
             format!("--{}", parameter.replace('_', "-"))
         }
         other => escaped(other),

@@ -55,8 +55,8 @@ pub(super) struct EventArguments {
     /// Only about this container: its id, or enough of its beginning.
     #[arg(long, value_name = "ID")]
     container: Option<String>,
-    /// Only about this pod: its uid, or enough of its beginning.
-    #[arg(long, value_name = "UID")]
+    /// Only about this pod: its name, namespace/name, or the beginning of its uid.
+    #[arg(long)]
     pod: Option<String>,
     /// Only of this trace: its id, or its first digits.
     #[arg(long, value_name = "ID")]
@@ -95,7 +95,7 @@ impl EventArguments {
             ("kind", &self.kind),
             ("severity_min", &self.severity_min),
             ("container_id", &self.container),
-            ("pod_uid", &self.pod),
+            ("pod", &self.pod),
             ("trace_id", &self.trace),
             ("until", &self.until),
         ];

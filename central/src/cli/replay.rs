@@ -34,6 +34,10 @@ const READ_BYTES: usize = 256 << 10;
 
 /// Hypotheses that are kept to be told.
 const HYPOTHESES_MAX: usize = 1_000;
+/// Findings that are kept to be told as stories.
+const STORIES_MAX: usize = 10_000;
+/// Announced faults that are remembered: beyond, what was weighed of a fault may be told although it was announced.
+const ANNOUNCED_MAX: usize = 100_000;
 
 /// What to replay.
 #[derive(Debug, Args)]
@@ -182,8 +186,10 @@ struct Replayed {
     hypotheses: BTreeMap<Fault, Verdict>,
     /// Faults that were announced: what was weighed of them before is no news.
     announced: BTreeSet<Fault>,
-    /// Hypotheses that there was no room for.
-    left_out: u64,
+    /// Whether there were hypotheses that there was no room for.
+    lacks_hypotheses: bool,
+    /// Whether there were findings that there was no room for.
+    lacks_stories: bool,
 }
 
 /// A rule, a cause, and when the fault began.
@@ -198,7 +204,9 @@ impl Replayed {
     fn announce(&mut self, finding: &Finding) {
         let fault = fault_of(&finding.verdict);
         self.hypotheses.remove(&fault);
-        self.announced.insert(fault);
+        if self.announced.len() < ANNOUNCED_MAX {
+            self.announced.insert(fault);
+        }
     }
 
     fn weigh(&mut self, hypotheses: Vec<Verdict>) {
@@ -210,7 +218,7 @@ impl Replayed {
             let worth = |verdict: &Verdict| (verdict.outcome, verdict.evidence_present);
             match self.hypotheses.get(&of) {
                 Some(known) if worth(known) > worth(&verdict) => {}
-                None if self.hypotheses.len() >= HYPOTHESES_MAX => self.left_out += 1,
+                None if self.hypotheses.len() >= HYPOTHESES_MAX => self.lacks_hypotheses = true,
                 _ => drop(self.hypotheses.insert(of, verdict)),
             }
         }
@@ -236,66 +244,94 @@ pub(super) fn run(arguments: &ReplayArguments, json: bool, out: &mut dyn Write) 
         None => None,
     };
     let mut errors = io::stderr().lock();
-    let recordings = find(&arguments.path, &mut errors)?;
     let mut result = Ok(());
-    for parts in recordings {
+    for found in find(&arguments.path, &mut errors)? {
         let ReplayArguments { compare, hypotheses, .. } = *arguments;
         let mut output = Output { json, compare, hypotheses, out: &mut *out, said: &mut errors };
-        let replayed = replay(parts, own.as_ref(), &mut output);
-        // One that differs must not hide what comes behind it; one that cannot be read ends the command.
-        match replayed {
-            Err(ReplayFailure::Differs | ReplayFailure::NotCompared) if result.is_ok() => result = replayed,
-            Ok(()) | Err(ReplayFailure::Differs | ReplayFailure::NotCompared) => {}
-            Err(error) => return Err(error),
+        // One that differs, or cannot be read, must not hide what comes behind it.
+        match found.and_then(|parts| replay(parts, own.as_ref(), &mut output)) {
+            Ok(()) => {}
+            Err(failure @ ReplayFailure::Write(_)) => return Err(failure),
+            Err(failure) => result = Err(worse(result, failure, &mut errors)?),
         }
     }
     result
 }
 
-/// The recordings at a path, each as its parts in order, by when they began.
-fn find(path: &Path, said: &mut dyn Write) -> Result<Vec<Vec<Part>>, ReplayFailure> {
+/// The worse of two failures. The other is said here, unless its recording has said all of it.
+fn worse(
+    known: Result<(), ReplayFailure>,
+    failure: ReplayFailure,
+    said: &mut dyn Write,
+) -> Result<ReplayFailure, ReplayFailure> {
+    let Err(known) = known else { return Ok(failure) };
+    let is_worse = failure.exit_status() > known.exit_status();
+    let (worse, other) = if is_worse { (failure, known) } else { (known, failure) };
+    if !matches!(other, ReplayFailure::Differs | ReplayFailure::NotCompared) {
+        writeln!(said, "tapio: {}", printable(&other.to_string()))?;
+    }
+    Ok(worse)
+}
+
+type Found = Vec<Result<Vec<Part>, ReplayFailure>>;
+
+/// The recordings at a path, each as its parts in order, by when they began; behind files that cannot be read.
+fn find(path: &Path, said: &mut dyn Write) -> Result<Found, ReplayFailure> {
     let failed = |source| ReplayFailure::Open { path: path.to_owned(), source };
     if !fs::metadata(path).map_err(failed)?.is_dir() {
-        return Ok(vec![vec![Part { path: path.to_owned(), head: open(path)?.1 }]]);
+        return Ok(vec![Ok(vec![Part { path: path.to_owned(), head: open(path)?.1 }])]);
     }
+    let mut found: Found = Vec::new();
     let mut recordings: BTreeMap<_, Vec<Part>> = BTreeMap::new();
     for entry in fs::read_dir(path).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if path.extension().is_some_and(|extension| extension == EXTENSION) {
             let head = match open(&path) {
                 Ok((_reader, head, _rules)) => head,
-                // Its aggregator was killed as it began it: there is nothing in it.
-                Err(
-                    error @ ReplayFailure::Read {
-                        source: ReadError::Empty | ReadError::NoHead { .. }, ..
-                    },
-                ) => {
-                    writeln!(said, "left out: {error}")?;
+                // Its aggregator was killed as it began it, or has just removed it to make room.
+                Err(error) if is_nothing(&error) => {
+                    writeln!(said, "left out: {}", printable(&error.to_string()))?;
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    found.push(Err(error));
+                    continue;
+                }
             };
             let whose = (head.began, head.tenant.clone(), head.cluster.clone());
             recordings.entry(whose).or_default().push(Part { path, head });
         }
     }
-    if recordings.is_empty() {
+    if recordings.is_empty() && found.is_empty() {
         return Err(ReplayFailure::Nothing { path: path.to_owned() });
     }
-    for parts in recordings.values_mut() {
-        parts.sort_by_key(|part| part.head.part);
-        for (before, behind) in parts.iter().zip(parts.iter().skip(1)) {
-            if behind.head.part == before.head.part {
-                let (path, other) = (before.path.clone(), behind.path.clone());
-                return Err(ReplayFailure::SamePart { path, other, part: before.head.part });
-            }
-            if behind.head.part != before.head.part + 1 {
-                let (path, part) = (behind.path.clone(), before.head.part + 1);
-                return Err(ReplayFailure::MissingPart { path, part });
-            }
+    found.extend(recordings.into_values().map(in_order));
+    Ok(found)
+}
+
+/// Whether there is nothing in a file, or no file any more.
+fn is_nothing(error: &ReplayFailure) -> bool {
+    match error {
+        ReplayFailure::Read { source, .. } => matches!(source, ReadError::Empty | ReadError::NoHead { .. }),
+        ReplayFailure::Open { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+/// The parts of one recording, in order and without a gap.
+fn in_order(mut parts: Vec<Part>) -> Result<Vec<Part>, ReplayFailure> {
+    parts.sort_by_key(|part| part.head.part);
+    for (before, behind) in parts.iter().zip(parts.iter().skip(1)) {
+        if behind.head.part == before.head.part {
+            let (path, other) = (before.path.clone(), behind.path.clone());
+            return Err(ReplayFailure::SamePart { path, other, part: before.head.part });
+        }
+        if behind.head.part != before.head.part + 1 {
+            let (path, part) = (behind.path.clone(), before.head.part + 1);
+            return Err(ReplayFailure::MissingPart { path, part });
         }
     }
-    Ok(recordings.into_values().collect())
+    Ok(parts)
 }
 
 type Opened = (Reader<BufReader<File>>, Head, Vec<u8>);
@@ -341,11 +377,12 @@ fn replay(
     }
     let comparison = replay.comparison();
     if !output.json && !output.compare {
-        output.print(|out| render::replay::stories(told.stories.values(), out))?;
+        output.print(|out| render::replay::stories(told.stories.values(), told.lacks_stories, out))?;
     }
     if output.hypotheses {
-        output
-            .say(|out| render::replay::hypotheses(told.hypotheses.values().map(plain), told.left_out, out))?;
+        output.say(|out| {
+            render::replay::hypotheses(told.hypotheses.values().map(plain), told.lacks_hypotheses, out)
+        })?;
     }
     let compared = compared(&head, own.is_some(), comparison);
     output.say(|out| {
@@ -399,7 +436,11 @@ fn play(
                 if before.is_none_or(|before| !render::replay::is_same_line(before, &finding)) {
                     output.print(|out| render::replay::revision(&finding, out))?;
                 }
-                told.stories.insert(finding.id.clone(), finding);
+                if before.is_some() || told.stories.len() < STORIES_MAX {
+                    told.stories.insert(finding.id.clone(), finding);
+                } else {
+                    told.lacks_stories = true;
+                }
             }
         }
     }

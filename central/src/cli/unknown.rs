@@ -9,7 +9,7 @@ use super::{
     terminal::escaped,
 };
 use crate::{
-    api::rest::params::parse_time,
+    api::rest::{page::List, params::parse_time},
     history::{clusters::StoredCluster, nodes::StoredNode},
 };
 
@@ -40,7 +40,12 @@ impl Asked<'_> {
                 "nothing lies between --since {since} and --until {until}: the one is not before the other"
             ));
         }
-        let Some(cluster) = self.cluster else { return };
+        let Some(cluster) = self.cluster else {
+            if let Some(node) = self.node.filter(|node| is_no_node(node, client)) {
+                tell(&format!("no node {node:?} was heard in the last {NODES_SINCE} (--node)"));
+            }
+            return;
+        };
         let clusters = format!("/clusters/{}", path_segment(cluster));
         if is_nobody(&client.get::<StoredCluster>(&clusters, &[])) {
             tell(&format!("no cluster {cluster:?} was ever heard (--cluster)"));
@@ -68,6 +73,14 @@ fn unknown_intent(asked: &str) -> String {
         .filter(|(distance, _known)| *distance <= DISTANCE_MAX);
     let meant = nearest.map_or_else(String::new, |(_distance, known)| format!(": did you mean {known}?"));
     format!("no agent of this release tells of the intent {asked:?} (--intent){meant}")
+}
+
+/// How far back nodes of any cluster are looked for.
+const NODES_SINCE: &str = "30d";
+
+fn is_no_node(node: &str, client: &ApiClient) -> bool {
+    let query = [("node", node), ("since", NODES_SINCE), ("limit", "1")];
+    client.get::<List<StoredNode>>("/nodes", &query).is_ok_and(|list| list.items.is_empty())
 }
 
 fn is_nobody<T>(answer: &Result<T, ClientError>) -> bool {

@@ -1,11 +1,11 @@
 //! Stored entities: containers, pods and their names, with the time in which each was known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tapio_schemas::units::UnixMicros;
+use tapio_schemas::{entity::EntityKind, units::UnixMicros};
 
 use super::{History, HistoryError, Row, number, text};
 use crate::api::rest::page::Page;
@@ -83,6 +83,52 @@ impl History {
         );
         Ok(self.rows(select.build(&rest)).await?.iter().map(read).collect())
     }
+
+    /// What `pods`, by cluster and uid, are called: `namespace/name`. Those without a name are left out.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(super) async fn pod_names(
+        &self,
+        pods: &BTreeSet<(&str, &str)>,
+    ) -> Result<BTreeMap<(String, String), String>, HistoryError> {
+        let pods: Vec<_> = pods.iter().collect();
+        let mut names = BTreeMap::new();
+        for some in pods.chunks(PODS_PER_QUERY) {
+            let mut select = self
+                .select(&format!("cluster, id, argMax({POD_PATH}, until) AS path"), "tapio.entities FINAL");
+            let clusters: BTreeSet<&str> = some.iter().map(|(cluster, _uid)| *cluster).collect();
+            let clusters = select.bind_texts(clusters.into_iter().map(str::to_owned).collect());
+            let uids = select.bind_texts(some.iter().map(|(_cluster, uid)| (*uid).to_owned()).collect());
+            select.and_plain(format!("cluster IN {clusters} AND id IN {uids} AND {POD_IS_NAMED}")).and(
+                "kind = ?",
+                "String",
+                EntityKind::Pod.as_str(),
+            );
+            let rows = self.rows(select.build("GROUP BY cluster, id")).await?;
+            names.extend(rows.iter().map(|row| {
+                ((text(row, "cluster").to_owned(), text(row, "id").to_owned()), text(row, "path").to_owned())
+            }));
+        }
+        Ok(names)
+    }
+}
+
+/// The store reads values out of the request's address, which must not become too long for those on the way.
+const PODS_PER_QUERY: usize = 150;
+
+/// How people call a pod, in SQL.
+const POD_PATH: &str = "concat(names['namespace'], '/', names['pod'])";
+const POD_IS_NAMED: &str = "names['pod'] != ''";
+
+/// The SQL that selects cluster and uid of all pods that are called `pod`, with and without their namespace; both are
+/// placeholders.
+pub(super) fn pods_called(tenant: &str, pod: &str) -> String {
+    format!(
+        "SELECT cluster, id FROM tapio.entities WHERE tenant = {tenant} AND kind = '{}' AND {POD_IS_NAMED} \
+         AND (names['pod'] = {pod} OR {POD_PATH} = {pod})",
+        EntityKind::Pod.as_str()
+    )
 }
 
 /// What makes an entity unique, in SQL; [`key`] says the same of a [`StoredEntity`].

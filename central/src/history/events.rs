@@ -1,6 +1,6 @@
 //! Stored events, read back as the owned [`UnifiedEvent`].
 
-use std::sync::LazyLock;
+use std::{collections::BTreeSet, sync::LazyLock};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use tapio_schemas::{
     units::{Micros, UnixMicros},
 };
 
-use super::{History, HistoryError, Row, number, text};
+use super::{History, HistoryError, Row, entities, number, text};
 use crate::api::rest::page::Page;
 
 /// Which events.
@@ -31,6 +31,8 @@ pub struct EventFilter {
     pub severity_min: Option<u8>,
     /// About containers whose id begins so.
     pub container_id: Option<String>,
+    /// About pods that are called so (`name` or `namespace/name`), or whose uid begins so.
+    pub pod: Option<String>,
     /// About pods whose uid begins so.
     pub pod_uid: Option<String>,
     /// Of traces whose id begins so: up to 32 lower-case hexadecimal digits.
@@ -48,6 +50,9 @@ pub struct StoredEvent {
     pub cluster: String,
     /// The node that shipped it.
     pub node: String,
+    /// The pod that it is about, as `namespace/name`; absent where no name is known for the uid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     /// The event.
     #[serde(flatten)]
     pub event: UnifiedEvent,
@@ -93,7 +98,22 @@ impl History {
                 break;
             }
         }
+        self.name_pods(&mut found).await?;
         Ok(found)
+    }
+
+    /// Fills in what the pods of `events` are called.
+    async fn name_pods(&self, events: &mut [StoredEvent]) -> Result<(), HistoryError> {
+        let pods: BTreeSet<(&str, &str)> = events.iter().filter_map(pod_of).collect();
+        if pods.is_empty() {
+            return Ok(());
+        }
+        let names = self.pod_names(&pods).await?;
+        for event in events {
+            let pod = pod_of(event).map(|(cluster, uid)| (cluster.to_owned(), uid.to_owned()));
+            event.pod = pod.and_then(|pod| names.get(&pod).cloned());
+        }
+        Ok(())
     }
 
     async fn events_between(
@@ -113,9 +133,21 @@ impl History {
             .and_some("severity >= ?", "UInt8", filter.severity_min)
             .and_some("startsWith(entity_container_id, ?)", "String", filter.container_id.as_ref())
             .and_some("startsWith(entity_pod_uid, ?)", "String", filter.pod_uid.as_ref());
+        if let Some(pod) = &filter.pod {
+            let tenant = select.bind("String", &self.tenant);
+            let pod = select.bind("String", pod);
+            let named = entities::pods_called(&tenant, &pod);
+            select.and_plain(format!(
+                "(startsWith(entity_pod_uid, {pod}) OR (cluster, entity_pod_uid) IN ({named}))"
+            ));
+        }
         let trace = filter.trace_id.as_ref();
         // A whole id is looked up as it is stored.
         let (whole, begins) = (trace.filter(|id| id.len() == 32), trace.filter(|id| id.len() < 32));
+        if trace.is_some() {
+            // Events without a trace hold zeros, which are no trace's id.
+            select.and_plain("trace_trace_id != toFixedString('', 16)".to_owned());
+        }
         select.and_some("trace_trace_id = unhex(?)", "String", whole).and_some(
             "startsWith(lower(hex(trace_trace_id)), ?)",
             "String",
@@ -161,8 +193,9 @@ impl History {
         let newest = frame.map_or(now, |(_, received)| received);
         for (since, until) in windows(UnixMicros(0), newest, None) {
             let found = self.event_between(id, frame.map(|(cluster, _)| cluster), since, until).await?;
-            if found.is_some() {
-                return Ok(found);
+            if let Some(mut found) = found {
+                self.name_pods(std::slice::from_mut(&mut found)).await?;
+                return Ok(Some(found));
             }
         }
         Ok(None)
@@ -186,6 +219,12 @@ impl History {
             .and("row = ?", "UInt32", id.row);
         self.rows(select.build("LIMIT 1")).await?.first().map(read).transpose()
     }
+}
+
+/// The cluster and uid of the pod that an event is about.
+fn pod_of(stored: &StoredEvent) -> Option<(&str, &str)> {
+    let uid = stored.event.entity.as_ref().map(|entity| entity.pod_uid.as_str());
+    uid.filter(|uid| !uid.is_empty()).map(|uid| (stored.cluster.as_str(), uid))
 }
 
 /// The first window in which events are looked for, and how much longer each is than the one before: whoever asks for
@@ -235,7 +274,12 @@ fn read(row: &Row) -> Result<StoredEvent, HistoryError> {
         let Some(value) = row.get(&format!("f{}", spec.id)) else { continue };
         set(&mut event, spec, value)?;
     }
-    Ok(StoredEvent { cluster: text(row, "cluster").to_owned(), node: text(row, "node").to_owned(), event })
+    Ok(StoredEvent {
+        cluster: text(row, "cluster").to_owned(),
+        node: text(row, "node").to_owned(),
+        pod: None,
+        event,
+    })
 }
 
 /// Sets the field unless the column holds its default, which means "absent" and must not make a layer appear.

@@ -2,7 +2,7 @@
 
 use tapio_schemas::{finding::Finding, units::UnixMicros};
 
-use super::{History, HistoryError, Row, Select, text};
+use super::{History, HistoryError, Row, Select, Values, text};
 use crate::api::rest::page::Page;
 
 /// Which findings.
@@ -82,7 +82,7 @@ impl History {
     async fn documents(
         &self,
         newest: &str,
-        values: Vec<(String, String)>,
+        values: Values,
         since: UnixMicros,
     ) -> Result<Vec<Finding>, HistoryError> {
         let mut select = Select {

@@ -18,8 +18,10 @@ pub const GONE_AFTER: Micros = Micros::from_secs(3_600);
 pub const CLUSTER_GONE_AFTER: Micros = Micros::from_secs(86_400);
 /// Of nodes and losses so many are named, the worst first.
 pub const NAMED_MAX: usize = 10;
+/// Of losses so many of each side.
+const LOSSES_NAMED_MAX: usize = NAMED_MAX / 2;
 /// So many aggregators are looked at.
-const TIERS_MAX: usize = 1_000;
+pub(crate) const TIERS_MAX: usize = 5_000;
 /// Stages through which records go on a node: what is lost there is a part of what the kernel's hooks saw.
 const NODE_STAGES: [Stage; 4] = [Stage::Kernel, Stage::Capture, Stage::Batch, Stage::EdgeSpool];
 
@@ -209,7 +211,7 @@ impl History {
         let rest = format!(
             "GROUP BY cluster, node, stage, fate, subject, reason \
              ORDER BY {on_node} DESC, total DESC, cluster, node, stage, subject, reason \
-             LIMIT {NAMED_MAX}"
+             LIMIT {LOSSES_NAMED_MAX} BY {on_node}"
         );
         let worst = self.rows(worst.build(&rest)).await?;
         Ok(LossStatus {

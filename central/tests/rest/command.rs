@@ -155,7 +155,10 @@ fn status_is_one_screen() {
     };
     world.insert_ledger(&[line("kernel", "carried", "", 18_000), line("kernel", "lost", "ring-full", 204)]);
 
-    let screen = world.printed(&["status"]);
+    let output = world.tapio(&["status"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.contains("not to be trusted")), (Some(1), true), "{said}");
+    let screen = String::from_utf8(output.stdout).unwrap();
     // Cut where the screen ends.
     let title: String = findings[2].title.chars().take(60).collect();
     for expected in [
@@ -177,7 +180,9 @@ fn status_is_one_screen() {
         screen.lines().count() <= 24 && screen.lines().all(|line| line.chars().count() <= 80),
         "{screen}"
     );
-    let json: serde_json::Value = serde_json::from_str(&world.printed(&["status", "--json"])).unwrap();
+    let answer = world.tapio(&["status", "--json"]);
+    assert_eq!(answer.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
     assert_eq!((&json["trust"], &json["nodes"]["silent"]), (&"no".into(), &1.into()));
     assert_eq!((&json["losses"]["lost_records"], &json["open_findings"]), (&204.into(), &2.into()));
 }

@@ -15,7 +15,7 @@ use tapio_schemas::{
 use crate::{
     command::tapio,
     nodes::host,
-    rows::{EventRow, LedgerRow, SourceRow},
+    rows::{EntityRow, EventRow, LedgerRow, SourceRow},
     samples::{event, event_id},
     world::{World, now},
 };
@@ -46,6 +46,7 @@ fn two_events() -> [EventRow; 2] {
         status: 500,
         remote_address: "10.0.0.1".parse().unwrap(),
         remote_port: 8_080,
+        direction: "in".to_owned(),
         ..Network::default()
     });
     [open, request]
@@ -66,7 +67,7 @@ fn events_are_lines() {
     for (line, expected) in [
         (lines[0], &["n1", "warning", "file-access-failed", " x3", "container=ffffffffffff ", "[42]"][..]),
         (lines[0], &["openat errno=2", "/etc/payment.toml", "pay\\u{1b}[2Jment"]),
-        (lines[1], &["n2", "error", "request", "GET /orders/{id} 500", "to 10.0.0.1:8080"]),
+        (lines[1], &["n2", "error", "request", "GET /orders/{id} 500", "from 10.0.0.1:8080"]),
     ] {
         assert!(expected.iter().all(|part| line.contains(part)), "{expected:?} is missing in {line:?}");
     }
@@ -86,12 +87,20 @@ fn events_are_lines() {
     for arguments in [&["--since", "30s"][..], &["--since", "2h", "--until", "1h"], &["--pod", "x"]] {
         assert_eq!(world.printed(&[&["events"], arguments].concat()), "no events\n", "{arguments:?}");
     }
+    world.insert_sources(&[SourceRow {
+        node: "n1",
+        incarnation: 1,
+        capability: "[]",
+        last_seen: now().minus(Micros::from_secs(60)),
+    }]);
     for (arguments, expected) in [
         (&["events", "--cluster", "c2"][..], "no cluster \"c2\" was ever heard"),
         (&["events", "--since", "5m", "--until", "10m"], "nothing lies between --since 5m and --until 10m"),
         (&["findings", "--cluster", "c2"], "no cluster \"c2\" was ever heard"),
         (&["nodes", "--cluster", "c 2"], "no cluster \"c 2\" was ever heard"),
         (&["events", "--intent", "oom-kil"], "\"oom-kil\" (--intent): did you mean oom-kill?"),
+        (&["events", "--node", "n9"], "no node \"n9\" was heard in the last 30d"),
+        (&["nodes", "--node", "n9"], "no node \"n9\" was heard in the last 30d"),
         (&["events", "--node", "n1", "--since", "1s"], ""),
     ] {
         let output = world.tapio(arguments);
@@ -110,6 +119,46 @@ fn events_are_lines() {
         let output = world.tapio(&[&["events"], &arguments[..]].concat());
         assert_eq!(output.status.code(), Some(2));
         assert!(String::from_utf8(output.stderr).unwrap().contains(expected), "{arguments:?}");
+    }
+}
+
+/// Scenario: a call that nobody answered, made by a pod whose name is known; one by a pod whose name is not.
+/// Guarantees: each line says which pod it was, by name where there is one, and that no answer came; `--pod` takes
+/// what the line says.
+#[test]
+fn events_name_their_pods() {
+    let Some(mut world) = World::start() else { return };
+    let call = |row, pod_uid: &str| {
+        let mut call = event(event_id(1, 1, 1, row), now().minus(Micros::from_secs(60 - u64::from(row))));
+        call.event.core.kind = EventKind::Request;
+        call.event.entity = Some(Entity { pod_uid: pod_uid.to_owned(), ..Entity::default() });
+        call.event.network = Some(Network {
+            method: "POST".to_owned(),
+            route: "/pay".to_owned(),
+            direction: "out".to_owned(),
+            remote_address: "10.0.0.1".parse().unwrap(),
+            remote_port: 8_080,
+            ..Network::default()
+        });
+        call
+    };
+    world.insert_events(&[call(0, "6f1c5a9e-0000-4000"), call(1, "77777777-0000-4000")]);
+    world.insert_entities(&[EntityRow {
+        cluster: "c1".to_owned(),
+        kind: "pod",
+        id: "6f1c5a9e-0000-4000".to_owned(),
+        names: vec![("namespace", "shop"), ("pod", "payment-1")],
+        since: now().minus(Micros::from_secs(600)),
+        until: now(),
+    }]);
+    let said = world.printed(&["events"]);
+    let lines: Vec<&str> = said.lines().collect();
+    for (line, pod) in [(lines[0], "pod=shop/payment-1"), (lines[1], "pod=77777777-000")] {
+        let expected = format!(" {pod} POST /pay no answer to 10.0.0.1:8080");
+        assert!(line.ends_with(&expected), "{expected:?} is missing in {line:?}");
+    }
+    for (pod, expected) in [("shop/payment-1", 0), ("payment-1", 0), ("77777777-000", 1)] {
+        assert_eq!(world.printed(&["events", "--pod", pod]), format!("{}\n", lines[expected]));
     }
 }
 

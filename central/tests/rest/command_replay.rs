@@ -176,6 +176,25 @@ fn what_is_no_recording_is_refused() {
     assert!(status == Some(3) && error.contains("part 2 is missing in front of"), "{error}");
 }
 
+/// Scenario: a folder with a recording, a file of a newer release, and one that is something else.
+/// Guarantees: the recording is replayed; each of the others is said, with its name; the status is theirs.
+#[test]
+fn a_bad_file_hides_no_recording() {
+    let mut newer = whole();
+    newer[8] = 9;
+    let files: [(&str, &[u8]); 3] =
+        [("1.tapio", &newer), ("2.tapio", b"hello, world"), ("3.tapio", &whole())];
+    let folder = Folder::with(&files);
+    let (status, shown, said) = replay(folder.0.path(), &["--compare"]);
+    assert!(status == Some(3) && shown.ends_with("1 revision, byte for byte\n"), "{shown}{said}");
+    for (name, expected) in [("1.tapio", "has format 9"), ("2.tapio", "is no recording of tapio-aggregator")]
+    {
+        let line = said.lines().find(|line| line.contains(name));
+        assert!(line.is_some_and(|line| line.contains(expected)), "{said}");
+    }
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
 /// Scenario: a recording that was cut, one that ended early, one whose beginning made room.
 /// Guarantees: each says so; what is there is replayed; a file in which nothing was written stands in nobody's way;
 /// what cannot be compared to its orderly end is a failure only where that was asked for.

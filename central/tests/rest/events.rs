@@ -12,7 +12,7 @@ use tapio_schemas::{
 };
 
 use crate::{
-    rows::EventRow,
+    rows::{EntityRow, EventRow},
     samples::{event, event_id},
     world::{Query, World, now, rfc3339},
 };
@@ -54,8 +54,9 @@ fn every_field_comes_back() {
     let bare = event(event_id(1, 2, 3, 4), at.minus(Micros(1)));
     world.insert_events(&[rich.clone(), bare.clone()]);
 
-    let expected: Vec<StoredEvent> =
-        [rich, bare].map(|row| StoredEvent { cluster: row.cluster, node: row.node, event: row.event }).into();
+    let expected: Vec<StoredEvent> = [rich, bare]
+        .map(|row| StoredEvent { cluster: row.cluster, node: row.node, pod: None, event: row.event })
+        .into();
     assert_eq!(world.items::<StoredEvent>("/events", &[]), expected);
     for stored in &expected {
         let path = format!("/events/{}", stored.event.id);
@@ -109,6 +110,7 @@ fn each_filter_selects() {
         (&[("trace_id", &trace)], &[8]),
         (&[("trace_id", "4BF900")], &[8]),
         (&[("trace_id", "4bf901")], &[]),
+        (&[("trace_id", "0000")], &[]),
         (&[("trace_id", "00000000000000000000000000000001")], &[]),
         (&[("since", &third)], &[8, 7, 6, 5, 4, 3]),
         (&[("until", &third)], &[2, 1, 0]),
@@ -122,6 +124,56 @@ fn each_filter_selects() {
     }
     let ever = [("since", "1970-01-01T00:00:00Z"), ("until", "9999-12-31T23:59:59Z")];
     assert_eq!(world.items::<StoredEvent>("/events", &ever).len(), 10);
+}
+
+/// Scenario: the same uid in two clusters, and two pods of one name in two namespaces; one of them has had no name at
+/// first.
+/// Guarantees: an event says what its own cluster's pod is called, and nothing where that is not known; `pod` selects by
+/// name, by namespace and name, and by the beginning of the uid, and no other event.
+#[test]
+fn pods_are_named_and_found_by_name() {
+    let Some(mut world) = World::start() else { return };
+    let start = now().minus(Micros::from_secs(600));
+    let about = |row: u64, cluster: &str, uid: &str| {
+        let mut about = event(event_id(1, 1, row, 0), start.plus(Micros(row)));
+        about.cluster = cluster.to_owned();
+        about.event.entity = Some(Entity { pod_uid: uid.to_owned(), ..Entity::default() });
+        about
+    };
+    let rows =
+        [about(0, "c1", "u-1"), about(1, "c2", "u-1"), about(2, "c1", "u-2"), about(3, "c1", "web-1-uid")];
+    world.insert_events(&rows);
+    world.insert_events(&[event(event_id(1, 1, 4, 0), start.plus(Micros(4)))]);
+    let pod = |id: &str, names: &[(&'static str, &'static str)], until| EntityRow {
+        cluster: "c1".to_owned(),
+        kind: "pod",
+        id: id.to_owned(),
+        names: names.to_vec(),
+        since: start,
+        until,
+    };
+    let (shop, games) =
+        ([("namespace", "shop"), ("pod", "web-1")], [("namespace", "games"), ("pod", "web-1")]);
+    world.insert_entities(&[pod("u-1", &[], start.plus(Micros(9))), pod("u-2", &games, start)]);
+    world.insert_entities(&[pod("u-1", &shop, start.plus(Micros(9)))]);
+
+    let stored: Vec<StoredEvent> = world.items("/events", &[]);
+    let names: Vec<Option<&str>> = stored.iter().map(|stored| stored.pod.as_deref()).collect();
+    assert_eq!(names, [None, None, Some("games/web-1"), None, Some("shop/web-1")]);
+    let one: StoredEvent = world.api.get(&format!("/events/{}", rows[0].event.id), &[]).unwrap();
+    assert_eq!(one.pod.as_deref(), Some("shop/web-1"));
+    for (pod, expected) in [
+        ("web-1", &[3, 2, 0][..]),
+        ("shop/web-1", &[0]),
+        ("games/web-1", &[2]),
+        ("u-1", &[1, 0]),
+        ("web-2", &[]),
+        ("/", &[]),
+        ("' OR 1=1 --", &[]),
+    ] {
+        let expected: Vec<EventId> = expected.iter().map(|index| rows[*index].event.id).collect();
+        assert_eq!(ids(&world.items("/events", &[("pod", pod)])), expected, "{pod:?}");
+    }
 }
 
 /// Scenario: twenty-four events in two microseconds, of several sources, incarnations, frames and rows (numbers whose

@@ -97,10 +97,12 @@ fn values_are_data() {
     world.insert_findings(&findings);
 
     for (index, value) in VALUES.iter().enumerate() {
-        for name in ["cluster", "node", "intent", "container_id", "pod_uid"] {
+        for name in ["cluster", "node", "intent", "container_id", "pod", "pod_uid"] {
             let found: Vec<StoredEvent> = world.items("/events", &[(name, value)]);
             // Of containers and pods the beginning is enough.
-            let is_found = |of: &str| of == *value || name.contains('_') && of.starts_with(value);
+            let is_found = |of: &str| {
+                of == *value || matches!(name, "container_id" | "pod" | "pod_uid") && of.starts_with(value)
+            };
             let expected = VALUES.iter().filter(|of| is_found(of)).count();
             assert_eq!(found.len(), expected, "{name}={value:?}");
             assert!(found.iter().any(|one| one.event == events[index].event), "{name}={value:?}");

@@ -74,6 +74,7 @@ fn nodes_say_what_they_are() {
 
     let nodes: Vec<StoredNode> = world.items("/nodes", &[("since", "1h")]);
     assert_eq!(names(&nodes), ["c1/n1", "c1/n2"]);
+    assert_eq!(names(&world.items("/nodes", &[("node", "n2")])), ["c1/n2"]);
     let [first, second] = &nodes[..] else { unreachable!() };
     assert_eq!((first.state, second.state), (NodeState::Live, NodeState::Silent));
     assert_eq!((first.tenant.as_str(), first.name.as_str()), ("default", "spiffe://tapio.test/node/n1"));

@@ -106,6 +106,7 @@ fn evidence(number: u64, role: Role, at: UnixMicros) -> Evidence {
         order: vec!["process-killed".to_owned(), "oom-kill".to_owned()],
         subject: EntityKey::new(EntityKind::Container, format!("{number:064x}")),
         peer: Some(EntityKey::new(EntityKind::Endpoint, "10.0.0.1:80")),
+        other_peers: vec![EntityKey::new(EntityKind::Container, "c".repeat(64))],
         first: interval,
         last: interval,
         count: 412,

@@ -43,12 +43,13 @@ fn a_whole_fleet_is_judged() {
     let nodes = status.fleet.nodes.unwrap();
     assert_eq!((nodes.live, nodes.silent), (1_000, 500));
     let reasons = &status.reasons;
-    assert_eq!((status.trust, reasons.len()), (Trust::No, 2), "{reasons:?}");
+    assert_eq!((status.trust, reasons.len()), (Trust::No, 3), "{reasons:?}");
     assert_eq!(reasons[0], "nodes ship, but the newest stored event is old: large (none in a day)");
     assert_eq!(
         reasons[1],
         "500 of 1500 nodes are silent: n1499 (20 min), n1000 (10 min), n1001 (10 min), and 497 more"
     );
+    assert_eq!(reasons[2], "no aggregator says how it is, in 1 cluster whose nodes ship: large");
 
     world.stop_engine();
     let status = world.status();

@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    was_left: bool,
     /// Held for its lock.
     _lock: File,
 }
@@ -36,7 +37,8 @@ impl Folder {
                 path.display()
             );
         }
-        if path.exists() {
+        let was_left = path.exists();
+        if was_left {
             fs::remove_dir_all(&path).with_context(|| format!("cannot empty {}", path.display()))?;
         }
         // Keys and passwords of the run are in here.
@@ -44,13 +46,19 @@ impl Folder {
             .mode(0o711)
             .create(&path)
             .with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, was_left, _lock: lock })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether an earlier run with the same seed had left logs, which are removed now.
+    #[must_use]
+    pub fn was_left(&self) -> bool {
+        self.was_left
     }
 
     /// Removes the folder, and the root where that is then empty.
@@ -87,6 +95,7 @@ mod tests {
         let other = Folder::create(&root, 5).unwrap();
         drop(first);
         let again = Folder::create(&root, 4).unwrap();
+        assert!(again.was_left() && !other.was_left());
         assert!(!again.path().join("left").exists());
         again.remove().unwrap();
         assert!(root.exists());

@@ -42,6 +42,7 @@ pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params)
         kind: params.one_of("kind", EventKind::ALL, EventKind::as_str).map(EventKind::code),
         severity_min: params.one_of("severity_min", Severity::ALL, Severity::as_str).map(Severity::code),
         container_id: params.text("container_id"),
+        pod: params.text("pod"),
         pod_uid: params.text("pod_uid"),
         trace_id: trace_id(&mut params),
         since: params.time("since").unwrap_or_else(|| params.now().minus(SINCE_DEFAULT)),
@@ -56,6 +57,10 @@ pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params)
 fn trace_id(params: &mut Params) -> Option<String> {
     let id = params.text("trace_id")?.to_ascii_lowercase();
     let is_hex = id.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if id.len() == TRACE_DIGITS_MAX && id.bytes().all(|digit| digit == b'0') {
+        params.refuse("trace_id", "all zeros stand for no trace");
+        return None;
+    }
     if is_hex && (TRACE_DIGITS_MIN..=TRACE_DIGITS_MAX).contains(&id.len()) {
         return Some(id);
     }

@@ -26,7 +26,7 @@ pub(crate) const LIST: &str = "nodes";
 pub(crate) async fn list(State(state): State<Arc<ApiState>>, mut params: Params) -> Result<Answer, Problem> {
     let now = params.now();
     let page = params.page(LIST);
-    let (cluster, node) = (params.text("cluster"), None);
+    let (cluster, node) = (params.text("cluster"), params.text("node"));
     let state_wanted = params.one_of("state", NodeState::ALL, NodeState::as_str);
     let since = params.time("since").unwrap_or_else(|| losses_since(params.now()));
     let filter =

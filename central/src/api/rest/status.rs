@@ -1,7 +1,7 @@
 //! `GET /status`: whether to trust the system now, with what speaks against it. Judged here, by one clock, over the
 //! whole fleet; what cannot be asked speaks against it too.
 
-use std::{cmp::Reverse, fmt::Display, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeSet, fmt::Display, sync::Arc};
 
 use axum::extract::State;
 use schemars::JsonSchema;
@@ -18,7 +18,7 @@ use crate::{
         HistoryError,
         clusters::{FINDINGS_SINCE, NodeCounts},
         findings::FindingFilter,
-        status::{ClusterStatus, LossStatus, NAMED_MAX, NamedNode, TierStatus, is_on_node},
+        status::{ClusterStatus, LossStatus, NAMED_MAX, NamedNode, TIERS_MAX, TierStatus, is_on_node},
     },
 };
 
@@ -133,6 +133,8 @@ pub(crate) async fn status(State(state): State<Arc<ApiState>>, params: Params) -
         ..Fleet::default()
     };
     let mut reasons = unknown.reasons();
+    let unknown_tiers = clusters.as_ref().zip(tiers.as_ref());
+    let unknown_tiers = unknown_tiers.map(|(clusters, tiers)| of_unknown_tiers(clusters, tiers));
     if let Some(mut clusters) = clusters {
         clusters.sort_by_key(|cluster| Reverse(badness(cluster, now)));
         reasons.extend(of_clusters(&clusters, fleet.silent.as_deref().unwrap_or_default(), now));
@@ -142,6 +144,7 @@ pub(crate) async fn status(State(state): State<Arc<ApiState>>, params: Params) -
         clusters.truncate(NAMED_MAX);
         fleet.clusters = Some(clusters);
     }
+    reasons.extend(unknown_tiers.into_iter().flatten());
     if let Some(mut tiers) = tiers {
         reasons.extend(of_tiers(&tiers, now));
         tiers.truncate(NAMED_MAX);
@@ -263,7 +266,7 @@ fn of_clusters(clusters: &[ClusterStatus], silent: &[NamedNode], now: UnixMicros
 
 fn of_tiers(tiers: &[TierStatus], now: UnixMicros) -> Vec<Reason> {
     let mut reasons = Vec::new();
-    let quiet: Vec<_> = tiers.iter().filter(|tier| now.since(tier.reported_at) > TIER_SILENT_AFTER).collect();
+    let quiet: Vec<_> = tiers.iter().filter(|tier| !is_heard(tier, now)).collect();
     if !quiet.is_empty() {
         let names = quiet
             .iter()
@@ -271,13 +274,41 @@ fn of_tiers(tiers: &[TierStatus], now: UnixMicros) -> Vec<Reason> {
         let of = format!("{} of {}", quiet.len(), counted(tiers.len() as u64, "aggregator"));
         reasons.push((Trust::Partly, format!("nothing is heard of {of}: {}", named(names, quiet.len()))));
     }
-    let is_heard = |tier: &&TierStatus| now.since(tier.reported_at) <= TIER_SILENT_AFTER;
-    let unwell = tiers.iter().filter(is_heard).filter(|tier| tier.status != "healthy");
-    for tier in unwell.take(NAMED) {
+    let unwell: Vec<_> =
+        tiers.iter().filter(|tier| is_heard(tier, now) && tier.status != "healthy").collect();
+    for tier in unwell.iter().take(NAMED) {
         let why = tier.reasons.first().map_or("it does not say why", String::as_str);
         reasons.push((Trust::Partly, format!("the aggregator of {} is not well: {why}", tier.cluster)));
     }
+    if let Some(more) = unwell.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        reasons.push((Trust::Partly, format!("{} more are not well", counted(more as u64, "aggregator"))));
+    }
     reasons
+}
+
+fn is_heard(tier: &TierStatus, now: UnixMicros) -> bool {
+    now.since(tier.reported_at) <= TIER_SILENT_AFTER
+}
+
+/// Clusters whose nodes ship, while no aggregator of them was heard for an hour or ever: whether anything is found there
+/// is not known.
+fn of_unknown_tiers(clusters: &[ClusterStatus], tiers: &[TierStatus]) -> Vec<Reason> {
+    if tiers.len() >= TIERS_MAX {
+        return vec![(
+            Trust::Partly,
+            format!("of more than {TIERS_MAX} aggregators the healthy ones are not looked at"),
+        )];
+    }
+    let known: BTreeSet<&str> = tiers.iter().map(|tier| tier.cluster.as_str()).collect();
+    let is_unknown =
+        |cluster: &&ClusterStatus| !is_dark(cluster) && !known.contains(cluster.cluster.as_str());
+    let unknown: Vec<_> = clusters.iter().filter(is_unknown).collect();
+    if unknown.is_empty() {
+        return Vec::new();
+    }
+    let names = named(unknown.iter().map(|cluster| &cluster.cluster), unknown.len());
+    let of = counted(unknown.len() as u64, "cluster");
+    vec![(Trust::Partly, format!("no aggregator says how it is, in {of} whose nodes ship: {names}"))]
 }
 
 fn of_losses(losses: &LossStatus) -> Vec<Reason> {
@@ -289,7 +320,10 @@ fn of_losses(losses: &LossStatus) -> Vec<Reason> {
             let whose = if line.node.is_empty() { &line.cluster } else { &line.node };
             format!("{whose} {} {} at {} ({})", line.count, line.subject, line.stage, line.reason)
         });
-        said.collect::<Vec<_>>().join(", ")
+        match said.collect::<Vec<_>>() {
+            none if none.is_empty() => "not named here".to_owned(),
+            some => some.join(", "),
+        }
     };
     if *lost_records > 0 {
         let is_much = lost_records.saturating_mul(LOST_PARTS_MAX) > *records;
@@ -300,7 +334,9 @@ fn of_losses(losses: &LossStatus) -> Vec<Reason> {
         ));
     }
     if *lost_behind > 0 {
-        reasons.push((Trust::Partly, format!("lost behind the nodes in 5 minutes: {}", lines(false))));
+        let said =
+            format!("lost {lost_behind} behind the nodes in 5 minutes, most of them: {}", lines(false));
+        reasons.push((Trust::Partly, said));
     }
     reasons
 }
@@ -380,6 +416,28 @@ mod tests {
         );
     }
 
+    /// Scenario: clusters whose nodes ship, with an aggregator that was heard, with one that fell silent, and with none; one
+    /// that is dark; more aggregators than are looked at.
+    /// Guarantees: where nothing is known of the aggregator, that is said; nobody takes it for well.
+    #[test]
+    fn unknown_aggregators_are_not_well() {
+        let tier = |cluster: &str, ago| TierStatus {
+            cluster: cluster.to_owned(),
+            name: format!("aggregator-{cluster}"),
+            version: "0.1.0".to_owned(),
+            status: "healthy".to_owned(),
+            reasons: Vec::new(),
+            reported_at: before(ago),
+        };
+        let clusters = [cluster("c1", 2, 0), cluster("c2", 2, 0), cluster("c3", 2, 0), cluster("c4", 0, 2)];
+        let told = of_unknown_tiers(&clusters, &[tier("c1", 5), tier("c2", 300)]);
+        let expected = "no aggregator says how it is, in 1 cluster whose nodes ship: c3".to_owned();
+        assert_eq!(told, [(Trust::Partly, expected)]);
+        assert!(of_unknown_tiers(&clusters[..2], &[tier("c1", 5), tier("c2", 300)]).is_empty());
+        let many: Vec<_> = (0..TIERS_MAX).map(|_| tier("c1", 5)).collect();
+        assert!(of_unknown_tiers(&clusters[..1], &many)[0].1.contains("are not looked at"));
+    }
+
     fn judge(clusters: &[ClusterStatus], losses: &LossStatus) -> (Trust, Vec<String>) {
         let silent = [NamedNode { cluster: "c1".to_owned(), node: "n1".to_owned(), last_seen: before(500) }];
         let mut reasons = of_clusters(clusters, &silent, NOW);
@@ -452,7 +510,7 @@ mod tests {
         one("lost 10 of 1000 records", Trust::Partly, judge(&well, &lost(1_000, 10, 0)));
         one("lost 11 of 1000 records", Trust::No, judge(&well, &lost(1_000, 11, 0)));
         one(
-            "lost behind the nodes in 5 minutes: n1 40 payload at engine",
+            "lost 40 behind the nodes in 5 minutes, most of them: n1 40 payload at engine",
             Trust::Partly,
             judge(&well, &lost(9, 0, 40)),
         );

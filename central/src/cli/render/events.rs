@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use tapio_schemas::{event::UnifiedEvent, units::UnixMicros};
+use tapio_schemas::units::UnixMicros;
 
 use super::clock;
 use crate::{api::rest::page::List, history::events::StoredEvent};
@@ -41,19 +41,21 @@ pub(crate) fn line(stored: &StoredEvent, out: &mut dyn Write) -> io::Result<()> 
     if core.count > 1 {
         write!(out, " x{}", core.count)?;
     }
-    for particular in particulars(&stored.event) {
+    for particular in particulars(stored) {
         write!(out, " {particular}")?;
     }
     writeln!(out)
 }
 
 /// What a person asks next: who, which program, which file, which request.
-fn particulars(event: &UnifiedEvent) -> Vec<String> {
+fn particulars(stored: &StoredEvent) -> Vec<String> {
     let mut found = Vec::new();
+    let event = &stored.event;
     if let Some(entity) = &event.entity {
-        let named = [("container", &entity.container_id), ("pod", &entity.pod_uid)];
-        let named = named.into_iter().filter(|(_, id)| !id.is_empty());
-        found.extend(named.map(|(name, id)| format!("{name}={}", id.get(..SHORT_CHARS).unwrap_or(id))));
+        let short = |id: &str| id.get(..SHORT_CHARS).unwrap_or(id).to_owned();
+        let pod = stored.pod.clone().unwrap_or_else(|| short(&entity.pod_uid));
+        let named = [("pod", pod), ("container", short(&entity.container_id))];
+        found.extend(named.iter().filter(|(_, id)| !id.is_empty()).map(|(name, id)| format!("{name}={id}")));
     }
     if let Some(kernel) = &event.kernel {
         if !kernel.command.is_empty() {
@@ -68,13 +70,13 @@ fn particulars(event: &UnifiedEvent) -> Vec<String> {
     }
     if let Some(network) = &event.network {
         if !network.method.is_empty() {
-            found.push(format!("{} {} {}", network.method, network.route, network.status));
+            let status = if network.status == 0 { "no answer".into() } else { network.status.to_string() };
+            found.push(format!("{} {} {status}", network.method, network.route));
         }
         if network.remote_port != 0 {
-            found.push(format!(
-                "to {}",
-                render_peer(&network.remote_address.to_string(), network.remote_port)
-            ));
+            let way = if network.direction == "in" { "from" } else { "to" };
+            let peer = render_peer(&network.remote_address.to_string(), network.remote_port);
+            found.push(format!("{way} {peer}"));
         }
     }
     found

@@ -50,11 +50,18 @@ pub(crate) fn is_same_line(a: &Finding, b: &Finding) -> bool {
 /// The last revision of each finding, as a story.
 pub(crate) fn stories<'a>(
     findings: impl Iterator<Item = &'a Finding>,
+    lacks_some: bool,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     for finding in findings {
         writeln!(out)?;
         explain(finding, out)?;
+    }
+    if lacks_some {
+        writeln!(
+            out,
+            "\nthere are more findings: those that came first are told; --json gives every revision"
+        )?;
     }
     writeln!(out)
 }
@@ -62,7 +69,7 @@ pub(crate) fn stories<'a>(
 /// What was not announced, and why not.
 pub(crate) fn hypotheses(
     hypotheses: impl ExactSizeIterator<Item = Verdict>,
-    left_out: u64,
+    lacks_some: bool,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     if hypotheses.len() == 0 {
@@ -86,8 +93,8 @@ pub(crate) fn hypotheses(
             writeln!(out, "      missing: {} ({})", missing.step, missing.why)?;
         }
     }
-    if left_out > 0 {
-        writeln!(out, "  and {} times others, which are left out", grouped(left_out))?;
+    if lacks_some {
+        writeln!(out, "  there are more: those that came first are told")?;
     }
     Ok(())
 }
@@ -160,33 +167,41 @@ fn differs(difference: &Difference, out: &mut dyn Write) -> io::Result<()> {
     match (read(live), read(replayed)) {
         (Some(live), None) => writeln!(out, "{} was announced, and the replay has none", name(&live)),
         (None, Some(replayed)) => writeln!(out, "the replay has {}, and none was announced", name(&replayed)),
-        (Some(live), Some(replayed)) => {
-            let (path, was, is) = first_difference(&live, &replayed).unwrap_or_default();
-            writeln!(out, "{}{path} was {was}, and is {is}", name(&live))
-        }
+        (Some(was), Some(is)) => match first_difference(Some(&was), Some(&is)) {
+            Some((path, now_was, now_is)) => {
+                writeln!(out, "{}{path} was {now_was}, and is {now_is}", name(&was))
+            }
+            None => {
+                let [a, b] = [live, replayed].map(|bytes| bytes.as_deref().unwrap_or_default());
+                let byte = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+                writeln!(out, "{} says the same in other bytes, from byte {byte} on", name(&was))
+            }
+        },
         (None, None) => writeln!(out, "a revision is not what was announced"),
     }
 }
 
-/// Where two values first differ, and what stands there.
-fn first_difference(was: &Value, is: &Value) -> Option<(String, String, String)> {
-    let inside = |key: &str, was: &Value, is: &Value| {
+/// Where two values first differ, and what stands there; of objects and arrays also what only one of them has.
+fn first_difference(was: Option<&Value>, is: Option<&Value>) -> Option<(String, String, String)> {
+    let inside = |key: &str, was: Option<&Value>, is: Option<&Value>| {
         first_difference(was, is).map(|(path, was, is)| (format!("/{key}{path}"), was, is))
     };
     match (was, is) {
-        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
-            a.iter().find_map(|(key, was)| inside(key, was, b.get(key)?))
+        (Some(Value::Object(a)), Some(Value::Object(b))) => {
+            let added = b.keys().filter(|key| !a.contains_key(*key));
+            a.keys().chain(added).find_map(|key| inside(key, a.get(key), b.get(key)))
         }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            a.iter().zip(b).enumerate().find_map(|(index, (was, is))| inside(&index.to_string(), was, is))
+        (Some(Value::Array(a)), Some(Value::Array(b))) => {
+            (0..a.len().max(b.len())).find_map(|index| inside(&index.to_string(), a.get(index), b.get(index)))
         }
         _ if was == is => None,
         _ => Some((String::new(), cut(was), cut(is))),
     }
 }
 
-fn cut(value: &Value) -> String {
-    value.to_string().chars().take(VALUE_CHARS_MAX).collect()
+fn cut(value: Option<&Value>) -> String {
+    let text = value.map_or_else(|| "absent".to_owned(), Value::to_string);
+    text.chars().take(VALUE_CHARS_MAX).collect()
 }
 
 fn text(value: &Value) -> &str {
@@ -196,18 +211,38 @@ fn text(value: &Value) -> &str {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tapio_schemas::units::UnixMicros;
 
     use super::*;
 
-    /// Scenario: two documents that differ deep inside; two that do not; two of other shapes.
-    /// Guarantees: the first place that differs is named, with both values.
+    /// Scenario: documents that differ deep inside, in what only one of them has, in their shape, in their bytes alone,
+    /// and not at all.
+    /// Guarantees: the first place that differs is named, with both values, also where what is before it is long.
     #[test]
     fn the_first_difference_is_found() {
         let was = json!({"a": 1, "b": {"c": [1, {"d": "x"}]}});
         let is = json!({"a": 1, "b": {"c": [1, {"d": "y"}]}});
-        let found = first_difference(&was, &is).unwrap();
-        assert_eq!(found, ("/b/c/1/d".to_owned(), "\"x\"".to_owned(), "\"y\"".to_owned()));
-        assert_eq!(first_difference(&was, &was), None);
-        assert_eq!(first_difference(&json!([1]), &json!([1, 2])).unwrap().0, "");
+        let difference = |was: &Value, is: &Value| {
+            first_difference(Some(was), Some(is)).map(|(path, was, is)| format!("{path}: {was}, {is}"))
+        };
+        assert_eq!(difference(&was, &is).unwrap(), "/b/c/1/d: \"x\", \"y\"");
+        assert_eq!(difference(&was, &was), None);
+        let long = "x".repeat(VALUE_CHARS_MAX);
+        for (was, is, expected) in [
+            (json!([long]), json!([long, 2]), "/1: absent, 2"),
+            (json!([long, 2]), json!([long]), "/1: 2, absent"),
+            (json!({"a": long, "b": 1}), json!({"a": long}), "/b: 1, absent"),
+            (json!({"a": long}), json!({"a": long, "b": 1}), "/b: absent, 1"),
+            (json!([]), json!({}), ": [], {}"),
+        ] {
+            assert_eq!(difference(&was, &is).unwrap(), expected);
+        }
+        let [live, replayed] = ["{\"id\":\"f-1\",\"x\":1}", "{\"id\":\"f-1\",\"x\": 1}"];
+        let bytes = |text: &str| Some(text.as_bytes().to_vec());
+        let difference = Difference { now: UnixMicros(0), live: bytes(live), replayed: bytes(replayed) };
+        let mut said = Vec::new();
+        differs(&difference, &mut said).unwrap();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.ends_with(" says the same in other bytes, from byte 16 on\n"), "{said}");
     }
 }

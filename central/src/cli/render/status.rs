@@ -12,8 +12,10 @@ use crate::{api::rest::status::StatusAnswer, history::status::ClusterStatus};
 /// The screen, in columns and lines, as terminals open by default.
 const COLUMNS: usize = 80;
 const LINES: usize = 24;
-/// Lines for the reasons, where each of them has two.
-const REASON_LINES: usize = 8;
+/// Lines for the reasons; the other parts of the screen and the prompt leave so many.
+const REASON_LINES: usize = 12;
+/// Lines for one of them.
+const LINES_PER_REASON: usize = 8;
 /// Of clusters so many are named.
 const NAMED: usize = 3;
 
@@ -23,11 +25,7 @@ const NAMED: usize = 3;
 /// When `out` cannot be written.
 pub fn status(status: &StatusAnswer, out: &mut dyn Write) -> io::Result<()> {
     let mut lines = vec![format!("trust: {}", status.trust.as_str())];
-    // Few reasons have room to say all that they say.
-    let most = (REASON_LINES / status.reasons.len().max(1)).clamp(2, REASON_LINES);
-    for reason in &status.reasons {
-        wrap(reason, most, &mut lines);
-    }
+    reasons(&status.reasons, &mut lines);
     lines.push(format!("central   {} {}", status.central, status.version));
     let fleet = &status.fleet;
     if let Some(nodes) = fleet.nodes {
@@ -71,6 +69,19 @@ fn of_cluster(cluster: &ClusterStatus, now: UnixMicros) -> String {
     format!("  {}  heard {heard} ago, {event}", cluster.cluster)
 }
 
+/// The reasons, the heaviest first: few of them have room to say all that they say, and of too many the last are counted.
+fn reasons(all: &[String], lines: &mut Vec<String>) {
+    let end = lines.len() + REASON_LINES;
+    let told = if all.len() <= REASON_LINES { all.len() } else { REASON_LINES - 1 };
+    for (place, reason) in all.iter().take(told).enumerate() {
+        let (room, others) = (end.saturating_sub(lines.len()), told - place);
+        wrap(reason, (room / others).clamp(1, LINES_PER_REASON), lines);
+    }
+    if let Some(more) = all.len().checked_sub(told).filter(|more| *more > 0) {
+        lines.push(format!("  and {more} more reasons: tapio status --json"));
+    }
+}
+
 /// A reason over at most so many lines: what it begins with says what it is.
 fn wrap(reason: &str, most: usize, lines: &mut Vec<String>) {
     let mut line = String::from(" ");
@@ -106,7 +117,8 @@ mod tests {
     const NOW: UnixMicros = UnixMicros(1_000_000_000_000);
 
     /// Scenario: a fleet with everything wrong: long reasons of every kind, clusters with long names, many findings.
-    /// Guarantees: the screen is 80 columns by 24 lines, begins with the answer, and counts what it does not name.
+    /// Guarantees: the screen is 80 columns by 24 lines, the prompt's included, begins with the answer, and counts what it
+    /// does not name.
     #[test]
     fn a_fleet_fits_one_screen() {
         let cluster = |number| ClusterStatus {
@@ -116,9 +128,9 @@ mod tests {
             last_seen: NOW.minus(Micros::from_secs(1)),
             last_event: None,
         };
-        let answer = StatusAnswer {
+        let answer = |reasons: usize| StatusAnswer {
             trust: Trust::No,
-            reasons: vec!["what speaks against it ".repeat(20); 6],
+            reasons: vec!["what speaks against it ".repeat(20); reasons],
             central: "central".to_owned(),
             version: "0.1.0".to_owned(),
             at: NOW,
@@ -133,17 +145,27 @@ mod tests {
                 newest_findings: Some(Vec::new()),
             },
         };
-        let mut text = Vec::new();
-        status(&answer, &mut text).unwrap();
-        let text = String::from_utf8(text).unwrap();
-        assert!(text.starts_with("trust: no\n"), "{text}");
-        assert!(
-            text.lines().count() <= LINES && text.lines().all(|line| line.chars().count() <= COLUMNS),
-            "{text}"
-        );
-        for expected in ["50,000 live, 50,000 silent", "and 97 more clusters", "4,000 open", "and 4,000 more"]
-        {
-            assert!(text.contains(expected), "{expected}: {text}");
+        for reasons in [1, 6, 10, 12, 13, 40] {
+            let mut text = Vec::new();
+            status(&answer(reasons), &mut text).unwrap();
+            let text = String::from_utf8(text).unwrap();
+            assert!(text.starts_with("trust: no\n"), "{text}");
+            assert!(
+                text.lines().count() < LINES && text.lines().all(|line| line.chars().count() <= COLUMNS),
+                "{text}"
+            );
+            let told = text.matches("\n  what speaks").count();
+            assert_eq!(told, if reasons > 12 { 11 } else { reasons }, "{text}");
+            assert_eq!(
+                text.contains(&format!("and {} more reasons", reasons - told)),
+                reasons > 12,
+                "{text}"
+            );
+            for expected in
+                ["50,000 live, 50,000 silent", "and 97 more clusters", "4,000 open", "and 4,000 more"]
+            {
+                assert!(text.contains(expected), "{expected}: {text}");
+            }
         }
     }
 }

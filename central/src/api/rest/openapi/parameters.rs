@@ -125,11 +125,12 @@ pub(super) fn events() -> Vec<Parameter> {
         one_of("kind", "Only of this kind.", EventKind::ALL.iter().map(|kind| kind.as_str())),
         one_of("severity_min", "At least this severe.", Severity::ALL.iter().map(|one| one.as_str())),
         text("container_id", "Only about this container: its id, or enough of its beginning."),
+        text("pod", "Only about this pod: its name, namespace/name, or the beginning of its uid."),
         text("pod_uid", "Only about this pod: its uid, or enough of its beginning."),
         query(
             "trace_id",
             "Only of this trace: its id, or its first digits.",
-            json!({ "type": "string", "pattern": "^[0-9a-fA-F]{4,32}$" }),
+            json!({ "type": "string", "pattern": "^(?!0{32}$)[0-9a-fA-F]{4,32}$" }),
         ),
         time("since", "Not before; without it, in the last hour."),
         time("until", "Before."),
@@ -169,6 +170,7 @@ pub(super) fn nodes() -> Vec<Parameter> {
     let mut parameters = Vec::from(page(nodes::LIST, ESCAPED_ID));
     parameters.extend([
         cluster_filter(),
+        text("node", "Only with this name."),
         one_of("state", "Only in this state now.", NodeState::ALL.iter().map(|state| state.as_str())),
         time("since", "Heard, and losses counted, not before; without it, in the last day."),
     ]);
