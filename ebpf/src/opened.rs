@@ -2,7 +2,7 @@
 //!
 //! Programs look for many files that need not be there, before and behind the one that they cannot do without; what
 //! tells that one from the others is that it was there before. So what programs open for reading while they start is
-//! remembered per pod and command line, for as long as there is room: this is no count. What was forgotten costs an
+//! remembered per pod and command line (without its numbers, which may change), for as long as there is room: this is no count. What was forgotten costs an
 //! answer; a wrong one it gives only of a file that came and went, and whose first absence is the one that was forgotten.
 //! What a program looked for in vain first, or made itself, may be absent; and so may what it has lived without since.
 
@@ -110,8 +110,14 @@ unsafe fn key_of(record: *const FailedSyscall) -> Option<FileKey> {
             return None;
         }
         let mut file = 0;
+        let mut taken = 0;
         for word in task::command_line()? {
-            file = mixed(file, word);
+            for byte in word.to_le_bytes() {
+                // Without branches, each of which the kernel would follow.
+                let is_wanted = !is_digit(byte) & is_below(taken, COMMAND_LINE_CHARS);
+                file ^= (mixed(file, u64::from(byte)) ^ file) & is_wanted;
+                taken += is_wanted & 1;
+            }
         }
         let words = (&raw const (*record).path).cast::<u64>();
         for index in 0..PATH_BYTES / 8 {
@@ -119,6 +125,18 @@ unsafe fn key_of(record: *const FailedSyscall) -> Option<FileKey> {
         }
         Some(FileKey { pod: task::parent_cgroup_id()?, file })
     }
+}
+
+/// All bits where `a` is below `b`, else none; both are small.
+#[inline(always)]
+fn is_below(a: u64, b: u64) -> u64 {
+    0u64.wrapping_sub(a.wrapping_sub(b) >> 63)
+}
+
+/// All bits where a byte is a decimal digit, else none.
+#[inline(always)]
+fn is_digit(byte: u8) -> u64 {
+    is_below(u64::from(byte).wrapping_sub(0x30) & 0xff, 10)
 }
 
 /// A step of a hash. Not against somebody who seeks collisions: all that those would win is about their own processes.

@@ -214,6 +214,9 @@ fn a_state_change_that_interrupts_another_is_not_lost() {
     }
     clients.into_iter().for_each(|client| client.join().unwrap());
     server.join().unwrap();
+    let ended =
+        |seen: &[Seen]| states(seen, address.port()).iter().filter(|of| of.new_state == CLOSE).count();
+    watch.until("the last end", |seen| ended(seen) >= STORM_CONNECTIONS * STORM_THREADS);
     watch.settle();
     let counters = watch.probes.stats().unwrap();
     let tcp = counters.iter().find(|of| of.probe == ProbeId::TcpState).unwrap();
@@ -221,8 +224,7 @@ fn a_state_change_that_interrupts_another_is_not_lost() {
     assert_eq!((tcp.stats.ring_full, run.recursion_misses), (0, 0), "{tcp:?}");
     let made = states(&watch.seen, address.port()).iter().filter(|of| of.new_state == ESTABLISHED).count();
     assert_eq!(made, STORM_CONNECTIONS * STORM_THREADS);
-    let ended = states(&watch.seen, address.port()).iter().filter(|of| of.new_state == CLOSE).count();
-    assert_eq!(ended, STORM_CONNECTIONS * STORM_THREADS);
+    assert_eq!(ended(&watch.seen), STORM_CONNECTIONS * STORM_THREADS);
     match run.taken_by_second {
         0 => println!("not shown: of {} hits none came while another was under way", tcp.stats.hits),
         taken => println!("{taken} of {} hits came while another was under way", tcp.stats.hits),

@@ -108,14 +108,14 @@ impl PodCgroup {
         self.run_as("--nocapture", container, made, needed)
     }
 
-    /// The same, with another last argument.
+    /// The same, with another argument.
     fn run_as(&self, argument: &str, container: &str, made: &[&Path], needed: &[&Path]) -> u32 {
         let cgroup = self.0.join(container);
         std::fs::create_dir(&cgroup).unwrap();
         let list =
             |paths: &[&Path]| paths.iter().map(|path| path.to_str().unwrap()).collect::<Vec<_>>().join(":");
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "program", argument])
+            .args([argument, "--exact", "program"])
             .envs([("TAPIO_TEST_MADE", list(made)), ("TAPIO_TEST_NEEDED", list(needed))])
             .env("TAPIO_TEST_CGROUP", &cgroup)
             .stdout(Stdio::null())

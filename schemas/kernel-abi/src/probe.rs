@@ -172,8 +172,11 @@ pub const OPENS_HOW: u8 = 3;
 
 /// A process starts for so long: what it opens then is what it needs, or looks for, to run at all.
 pub const STARTING_NANOS: u64 = 30_000_000_000;
-/// Bytes of a command line that tell programs of a pod apart.
+/// Bytes of a command line that are looked at.
 pub const COMMAND_LINE_BYTES: usize = 128;
+/// Of these so many tell programs of a pod apart, the first that are no digits: ports, numbers of processes and times may
+/// be others at each start, and of other lengths.
+pub const COMMAND_LINE_CHARS: u64 = 96;
 /// Starts that a file is missing at follow each other sooner than this where it is why they fail: who was not restarted
 /// for longer did without it. (Kubernetes waits for at most five minutes before it restarts a container.)
 pub const LIVED_NANOS: u64 = 600_000_000_000;
