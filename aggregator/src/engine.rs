@@ -49,7 +49,7 @@ use crate::{
     metrics::EngineMetrics,
     pipeline::{
         record::{Kind, Record},
-        store::lost_records,
+        writer::lost_records,
     },
     recent::Recent,
     recording::Recorder,

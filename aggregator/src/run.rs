@@ -6,7 +6,6 @@
 
 mod base;
 mod error;
-mod replay;
 mod threads;
 
 use std::{
@@ -17,7 +16,7 @@ use std::{
 
 use tapio_daemon::{Failure, Health, Registry, config::paths, shutdown};
 use tapio_schemas::ids::RuleSetVersion;
-use tapio_spool::{Ordinal, QuotaPolicy, Spool, SpoolConfig, SyncPolicy};
+use tapio_spool::{Ordinal, QuotaPolicy, SpoolConfig, SyncPolicy, disk::RealDisk};
 use tapio_store::client::BlockWriter;
 use tokio::{
     runtime::Handle,
@@ -29,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 pub use self::error::RunError;
 use self::{
     base::{Base, Fed, Listening},
-    replay::Scanned,
     threads::Threads,
 };
 use crate::{
@@ -41,16 +39,17 @@ use crate::{
     live,
     losses::Losses,
     pipeline::{
-        cut::{Cut, Marks, Stored},
         encode::{Encoder, Own},
         history::History,
+        journal::{Journal, Shared},
         positions::Positions,
-        spooler::{self, Command, Shared, Spooler},
-        store::Feeder,
+        spooler::{self, Command, Spooler},
+        start::{self, Opened, StartError},
+        store::{Feeder, Road},
+        writer::{self, Writer},
     },
     recent::Recent,
     rules::Rules,
-    source::Announcement,
     state::StateDirectory,
     store_link::{self, StoreLink},
     tasks,
@@ -147,49 +146,52 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let given_up = base.stop.clone().drop_guard();
     let Opened { spool, marks, stored, pending, announcements } = read_state(&state, &config, &base).await?;
     let link = StoreLink::open(&config.store, &state).await?;
-    let writer = BlockWriter::new(link.writer().clone(), INSERT_TIME_MAX);
+    let blocks = BlockWriter::new(link.writer().clone(), INSERT_TIME_MAX);
 
     let mut threads = Threads::new();
     let (ready_sender, ready) = watch::channel(false);
     let shared = Arc::new(Shared::default());
-    shared.set_synced(spool.synced());
     let (spooler, queue) = mpsc::channel(spooler::QUEUE_RECORDS_MAX);
     let (engine, engine_queue) = engine::queue::queue();
 
     let mut encoder = Encoder::new(own(&config), base.context.clone())?;
     base.remember(&mut encoder, &announcements);
     let fed = Fed { announcements, queue: engine_queue, record: config.record.as_ref() };
-    let tape = base.start_engine(&mut threads, &state, &spool, fed, &writer, ready.clone())?;
+    let tape = base.start_engine(&mut threads, &state, &spool, fed, &blocks, ready.clone())?;
     // Until the schema is up neither has anything to do.
     let storing = base.health.component("store", SILENCE_MAX);
     storing.idle();
-    let feeder = Feeder {
+    let parts = writer::Parts {
         reader: spool.read_from(Ordinal(stored.until)),
-        shared: Arc::clone(&shared),
-        spooler: spooler.clone(),
         marks,
         stored,
         pending,
         encoder,
-        writer: writer.clone(),
-        history: History::new(link.writer(), config.tenant.as_str(), config.cluster.as_str()),
-        runtime: Handle::current(),
         positions: Arc::clone(&base.positions),
         losses: Arc::clone(&base.losses),
+        metrics: base.metrics.store.clone(),
+        replay_window: base.replay_window,
+    };
+    let road = Road {
+        shared: Arc::clone(&shared),
+        spooler: spooler.clone(),
+        blocks: blocks.clone(),
+        history: History::new(link.writer(), config.tenant.as_str(), config.cluster.as_str()),
+        runtime: Handle::current(),
         metrics: base.metrics.store.clone(),
         progress: storing,
         drain: base.drain.clone(),
         stop: base.stop.clone(),
-        replay_window: base.replay_window,
         replay_bytes_max: config.state.spool_bytes_max / 2,
-        let_go_at: Instant::now(),
     };
+    let feeder = Feeder { writer: Writer::new(parts, Instant::now()), road };
     let wait = threads::until_ready(ready.clone(), base.stop.clone());
     let reader =
         threads.spawn("store", move || if wait() { feeder.run().map_err(RunError::from) } else { Ok(()) })?;
+    let journal = Journal::new(spool, Arc::clone(&shared));
     let progress = base.health.component("spool", SILENCE_MAX);
     let metrics = base.metrics.spool.clone();
-    let thread = Spooler { spool, commands: queue, shared: Arc::clone(&shared), progress, metrics, reader };
+    let thread = Spooler { journal, commands: queue, shared: Arc::clone(&shared), progress, metrics, reader };
     threads.spawn("spool", move || thread.run().map_err(RunError::from))?;
 
     let (live, tap, distributor) =
@@ -206,7 +208,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
             Ok(())
         });
     }
-    base.start_tasks(&mut tasks, &config, http_listener, writer, &spooler);
+    base.start_tasks(&mut tasks, &config, http_listener, blocks, &spooler);
     let (grpc_addr, dashboard_addr) = (grpc.address, dashboard.address);
     base.start_servers(&mut tasks, &config, (grpc, dashboard), live);
     let mut sessions = JoinSet::new();
@@ -264,7 +266,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
 async fn read_state(state: &StateDirectory, config: &Config, base: &Base) -> Result<Opened, RunError> {
     let (state, config, positions) = (state.clone(), spool_config(config), Arc::clone(&base.positions));
     let opened = tokio::task::spawn_blocking(move || open(&state, config, &positions)).await;
-    opened.map_err(|_panicked| RunError::Panicked { name: "start" })?
+    Ok(opened.map_err(|_panicked| RunError::Panicked { name: "start" })??)
 }
 
 impl Running {
@@ -363,83 +365,22 @@ fn own(config: &Config) -> Own {
     }
 }
 
-/// What the state directory holds of the road.
-struct Opened {
-    spool: Spool,
-    marks: Marks,
-    stored: Stored,
-    pending: Option<Cut>,
-    announcements: Vec<(String, Announcement)>,
-}
-
 /// Opens the spool and sets how far each source's frames are received and stored.
-fn open(state: &StateDirectory, config: SpoolConfig, positions: &Positions) -> Result<Opened, RunError> {
-    let (spool, _recovery) = Spool::open(&state.spool(), config)?;
-    let marks = Marks::new(state);
-    let (mut stored, mut pending) = load_marks(&marks, &spool)?;
-    for (source, position) in stored.positions() {
-        positions.stored(source, position);
-    }
-    let Scanned { announcements, sent_again } = replay::scan(&spool, positions, &stored)?;
-    if stored.sent_again != sent_again {
-        if let Some(range) = sent_again {
-            tracing::error!(
-                from = range.from,
-                until = range.until,
-                "records of the spool are damaged and not stored: frames from there on are sent again"
-            );
-            // A block that cannot be cut again the same must not have the token of the first: the store is asked
-            // instead whether it was stored.
-            if pending.take_if(|cut| cut.until > range.from).is_some() {
-                stored.spool = new_number()?;
-                stored.is_anew = true;
-                marks.forget_cut()?;
-            }
-        }
-        stored.sent_again = sent_again;
-        marks.write_stored(&stored)?;
-    }
-    Ok(Opened { spool, marks, stored, pending, announcements })
-}
-
-/// A number of 128 random bits, as text.
-fn new_number() -> Result<String, RunError> {
-    let mut number = [0; 16];
-    getrandom::fill(&mut number).map_err(|error| RunError::System {
-        doing: "get a random number",
-        source: std::io::Error::other(error.to_string()),
-    })?;
-    Ok(format!("{:032x}", u128::from_be_bytes(number)))
-}
-
-/// The marks of this spool. One that is shorter than its mark is another spool: it gets a number of its own, so that
-/// its blocks are not taken for those of the one before.
-fn load_marks(marks: &Marks, spool: &Spool) -> Result<(Stored, Option<Cut>), RunError> {
-    let (stored, cut) = marks.load()?;
-    match stored {
-        Some(mut stored) if stored.until <= spool.next().0 => {
-            stored.date(now());
-            let cut = cut.filter(|cut| cut.from == stored.until && cut.until <= spool.next().0);
-            Ok((stored, cut))
-        }
-        other => {
-            if other.is_some() {
-                tracing::error!("the spool is not the one that the stored mark speaks of: it starts anew");
-            }
-            let other = other.unwrap_or_default();
-            let mut stored = Stored {
-                spool: new_number()?,
-                until: spool.first().0,
-                sent_again: None,
-                is_anew: true,
-                ..other
-            };
-            stored.date(now());
-            marks.forget_cut()?;
-            marks.write_stored(&stored)?;
-            Ok((stored, None))
-        }
-    }
+fn open(state: &StateDirectory, config: SpoolConfig, positions: &Positions) -> Result<Opened, StartError> {
+    let mut random = || {
+        let mut number = [0; 16];
+        getrandom::fill(&mut number).map_err(|error| error.to_string())?;
+        Ok(u128::from_be_bytes(number))
+    };
+    let place = start::Place {
+        disk: Arc::new(RealDisk),
+        root: state.root(),
+        spool: &state.spool(),
+        config,
+        now: now(),
+        random: &mut random,
+    };
+    start::open(place, positions)
 }
 
 /// All that is wrong with what the configuration names, without starting or changing anything: rules, certificates,

@@ -4,13 +4,13 @@
 //! the pipeline for its small durable files.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tapio_spool::disk::{self, Disk, RealDisk};
 use thiserror::Error;
 
 /// No small durable file is larger; one that is was not written by us.
@@ -107,14 +107,16 @@ impl StateDirectory {
     /// one are told apart.
     pub(crate) fn findings_log(&self) -> Result<u64, StateError> {
         let path = self.findings_spool().join("log.json");
-        if let Some(Log { number }) = read_json(&path, "remove it: who follows findings then begins anew")? {
+        if let Some(Log { number }) =
+            read_json(&RealDisk, &path, "remove it: who follows findings then begins anew")?
+        {
             return Ok(number);
         }
         let number = getrandom::u64().map_err(|error| {
             let error = io::Error::other(error.to_string());
             StateError::io("get a random number for", &path, error)
         })?;
-        replace_json(&path, &Log { number })?;
+        replace_json(&RealDisk, &path, &Log { number })?;
         Ok(number)
     }
 
@@ -134,51 +136,38 @@ fn make(path: &Path, mode: u32) -> Result<(), StateError> {
 
 /// Reads a small durable file; `None` when it was never written.
 pub(crate) fn read_json<T: DeserializeOwned>(
+    disk: &dyn Disk,
     path: &Path,
     advice: &'static str,
 ) -> Result<Option<T>, StateError> {
     let damaged = |reason: String| StateError::Damaged { path: path.to_owned(), reason, advice };
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
-            return Err(damaged(format!("it has {} bytes", metadata.len())));
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+    let bytes = match disk::read(disk, path, FILE_BYTES_MAX) {
+        Ok(None) => return Ok(None),
+        Ok(Some(bytes)) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(damaged(error.to_string())),
         Err(error) => return Err(StateError::io("read", path, error)),
-    }
-    let bytes = fs::read(path).map_err(|error| StateError::io("read", path, error))?;
+    };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(error.to_string()))
 }
 
 /// Replaces a small file so that a crash leaves either the old or the new content, on the disk when this returns.
-pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
+pub(crate) fn replace_json<T: Serialize>(disk: &dyn Disk, path: &Path, value: &T) -> Result<(), StateError> {
     let bytes = serde_json::to_vec(value).map_err(|error| StateError::io("write", path, error.into()))?;
-    replace(path, &bytes)
+    replace(disk, path, &bytes)
 }
 
 /// Replaces a small file, readable by its owner only; see [`replace_json`].
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    let beside = path.with_extension("new");
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let write = || {
-        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        File::open(directory)?.sync_all()
-    };
-    write().map_err(|error| StateError::io("write", path, error))
+pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    disk::replace(disk, path, bytes).map_err(|error| StateError::io("write", path, error))
 }
 
 /// Removes a small file; that there is none is fine. On the disk when this returns.
-pub(crate) fn remove(path: &Path) -> Result<(), StateError> {
-    match fs::remove_file(path) {
+pub(crate) fn remove(disk: &dyn Disk, path: &Path) -> Result<(), StateError> {
+    match disk.remove(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(StateError::io("remove", path, error)),
     }
     let directory = path.parent().unwrap_or(Path::new("."));
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| StateError::io("sync", directory, error))
+    disk.sync_dir(directory).map_err(|error| StateError::io("sync", directory, error))
 }

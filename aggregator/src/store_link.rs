@@ -11,6 +11,7 @@ use std::{
 
 use serde::Serialize;
 use tapio_daemon::Progress;
+use tapio_spool::disk::RealDisk;
 use tapio_store::{
     client::{ClientError, Credentials, Endpoint, ReadLimits, Reader},
     engine::{EmbeddedEngine, EngineConfig, EngineError, EngineState},
@@ -111,7 +112,7 @@ impl StoreLink {
             }
         };
         // One of an earlier start names ports that are others' now.
-        state::remove(&connection_file(state))?;
+        state::remove(&RealDisk, &connection_file(state))?;
         Ok(Self { engine, writer, reader, connection_file: connection_file(state) })
     }
 
@@ -196,7 +197,7 @@ fn write_connection(path: &Path, reader: &Endpoint) -> Result<(), StateError> {
         reason: error.to_string(),
         advice: "choose another password",
     })?;
-    state::replace(path, text.as_bytes())
+    state::replace(&RealDisk, path, text.as_bytes())
 }
 
 async fn bring_schema_up(

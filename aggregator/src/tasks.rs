@@ -22,8 +22,9 @@ use crate::{
     losses::Losses,
     metrics::{StoreMetrics, Table},
     pipeline::{
+        journal::Append,
         record::{self, Kind},
-        spooler::{Append, Command},
+        spooler::Command,
     },
     run::RunError,
 };

@@ -13,7 +13,7 @@ use std::{
     io,
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tapio_daemon::{Failure, Health, Progress, Registry, config::paths};
@@ -24,7 +24,7 @@ use tapio_schemas::{
     intent::{self, EventKind, Severity},
     units::BootNanos,
 };
-use tapio_spool::SpoolError;
+use tapio_spool::{SpoolError, disk::RealDisk};
 use tapio_wire::{frame::FrameFault, message::Host};
 use thiserror::Error;
 use tokio::{net::TcpListener, task::JoinSet};
@@ -140,7 +140,9 @@ impl Agent {
         let shared = Arc::new(Shared::default());
         let directory = config.state_directory.join("spool");
         let losses = Arc::clone(&shared.losses);
-        let shelf = Arc::new(Shelf::open(&directory, config.spool_quota_bytes, source, losses)?);
+        let (disk, quota_bytes) = (Arc::new(RealDisk), config.spool_quota_bytes);
+        let shelf = Shelf::open(disk, &directory, quota_bytes, source, losses, Instant::now())?;
+        let shelf = Arc::new(shelf);
         // A child, so that the agent can end its own threads without ending whoever started it.
         let shutdown = shutdown.child_token();
 
@@ -300,7 +302,7 @@ impl Agent {
         self.finished.cancel();
         self.telemetry.cancel();
         tapio_daemon::shutdown::drain(&mut self.tasks, THREADS_END_MAX).await;
-        if let Err(error) = self.shelf.end() {
+        if let Err(error) = self.shelf.end(Instant::now()) {
             tracing::error!(%error, "the spool's end is not on the disk");
         }
     }

@@ -22,7 +22,9 @@ use std::{
 
 use bytes::Bytes;
 use tapio_schemas::ids::{Incarnation, Sequence, SourceId};
-use tapio_spool::{Item, Ordinal, QuotaPolicy, Reader, Spool, SpoolConfig, SpoolError, SyncPolicy};
+use tapio_spool::{
+    Item, Ordinal, QuotaPolicy, Reader, Spool, SpoolConfig, SpoolError, SyncPolicy, disk::Disk,
+};
 use tapio_wire::{Position, frame::FrameHeader};
 use tokio::sync::Notify;
 
@@ -44,13 +46,14 @@ const REOPEN_MAX: Duration = Duration::from_secs(60);
 
 /// The frames that are not yet stored.
 pub(crate) struct Shelf {
+    device: Arc<dyn Disk>,
     directory: PathBuf,
     config: SpoolConfig,
     /// Whose frames these are.
     source: SourceId,
     losses: Arc<Losses>,
     /// Held during I/O, by the spool's thread alone. Locked before the index, never after it.
-    disk: Mutex<Disk>,
+    disk: Mutex<OnDisk>,
     /// Never held during I/O.
     index: Mutex<Index>,
     /// Rises when the spool was opened again: readers of before see nothing new.
@@ -59,7 +62,7 @@ pub(crate) struct Shelf {
     pub(crate) appended: Notify,
 }
 
-struct Disk {
+struct OnDisk {
     /// None while it cannot be opened.
     spool: Option<Spool>,
     /// It was closed for good.
@@ -103,10 +106,12 @@ impl Shelf {
     /// Opens the spool in `directory` and finds the frames that `source` made in earlier lives. Those of another source,
     /// which the node was before it was renamed, no aggregator takes from this one: they are counted as lost.
     pub(crate) fn open(
+        device: Arc<dyn Disk>,
         directory: &Path,
         quota_bytes: u64,
         source: SourceId,
         losses: Arc<Losses>,
+        now: Instant,
     ) -> Result<Self, SpoolError> {
         let config = SpoolConfig {
             segment_bytes_max: SEGMENT_BYTES_MAX,
@@ -115,7 +120,8 @@ impl Shelf {
             reserve_bytes: 0,
             sync: SyncPolicy::AtMostEvery(SYNC_INTERVAL),
         };
-        let Opened { spool, kept, other_sources, no_frames } = open_spool(directory, &config, source)?;
+        let Opened { spool, kept, other_sources, no_frames } =
+            open_spool(&device, directory, &config, source)?;
         if !other_sources.is_empty() {
             let frames = other_sources.len();
             tracing::warn!(frames, %source, "the spool has frames of another source, they are given up");
@@ -130,8 +136,7 @@ impl Shelf {
             next: spool.next(),
             reader: spool.read_from(spool.first()),
         };
-        let now = Instant::now();
-        let disk = Disk {
+        let disk = OnDisk {
             spool: Some(spool),
             ended: false,
             reopen_at: now,
@@ -139,6 +144,7 @@ impl Shelf {
             trimmed_at: now,
         };
         Ok(Self {
+            device,
             directory: directory.to_owned(),
             config,
             source,
@@ -151,11 +157,17 @@ impl Shelf {
     }
 
     /// Appends a frame of `events` events. One that the spool does not take is counted as lost.
-    pub(crate) fn append(&self, position: Position, events: u32, frame: &[u8]) -> Result<(), SpoolError> {
+    pub(crate) fn append(
+        &self,
+        position: Position,
+        events: u32,
+        frame: &[u8],
+        now: Instant,
+    ) -> Result<(), SpoolError> {
         let mut disk = self.disk();
         let mut written = self.write(&mut disk, frame);
         if matches!(written, Err(SpoolError::Poisoned { .. })) {
-            written = self.reopen(&mut disk).and_then(|()| self.write(&mut disk, frame));
+            written = self.reopen(&mut disk, now).and_then(|()| self.write(&mut disk, frame));
         }
         let (ordinal, first) = written.inspect_err(|_error| self.losses.add(Loss::Refused, events))?;
         let mut index = self.index();
@@ -177,7 +189,7 @@ impl Shelf {
     }
 
     /// Writes a record; returns its ordinal, and the oldest that is still there.
-    fn write(&self, disk: &mut Disk, frame: &[u8]) -> Result<(Ordinal, Ordinal), SpoolError> {
+    fn write(&self, disk: &mut OnDisk, frame: &[u8]) -> Result<(Ordinal, Ordinal), SpoolError> {
         let spool = disk.spool.as_mut().ok_or_else(|| self.closed())?;
         let ordinal = spool.next();
         match spool.append(&[frame]) {
@@ -196,39 +208,41 @@ impl Shelf {
     }
 
     /// Does what is due on the disk: forces it out, forgets what is stored, opens the spool again after a failure.
-    pub(crate) fn tend(&self) -> Result<(), SpoolError> {
+    pub(crate) fn tend(&self, now: Instant) -> Result<(), SpoolError> {
         let mut disk = self.disk();
-        let tended = if disk.trimmed_at.elapsed() >= TRIM_INTERVAL { self.trim(&mut disk) } else { Ok(()) };
+        let is_due = now.saturating_duration_since(disk.trimmed_at) >= TRIM_INTERVAL;
+        let tended = if is_due { self.trim(&mut disk, now) } else { Ok(()) };
         let tended = tended.and_then(|()| {
             let spool = disk.spool.as_mut().ok_or_else(|| self.closed())?;
-            spool.sync_if_due()
+            spool.sync_if_due(now)
         });
         match tended {
-            Err(SpoolError::Poisoned { .. }) => self.reopen(&mut disk),
+            Err(SpoolError::Poisoned { .. }) => self.reopen(&mut disk, now),
             tended => tended,
         }
     }
 
-    fn trim(&self, disk: &mut Disk) -> Result<(), SpoolError> {
-        disk.trimmed_at = Instant::now();
+    fn trim(&self, disk: &mut OnDisk, now: Instant) -> Result<(), SpoolError> {
+        disk.trimmed_at = now;
         let spool = disk.spool.as_mut().ok_or_else(|| self.closed())?;
         let until = self.index().trim;
         until.map_or(Ok(()), |until| spool.trim_until(until))
     }
 
     /// Opens the spool again: only that tells what is on the disk.
-    fn reopen(&self, disk: &mut Disk) -> Result<(), SpoolError> {
-        if disk.ended || Instant::now() < disk.reopen_at {
+    fn reopen(&self, disk: &mut OnDisk, now: Instant) -> Result<(), SpoolError> {
+        if disk.ended || now < disk.reopen_at {
             return Err(self.closed());
         }
         // First, because the lock of its directory goes with it.
         disk.spool = None;
-        let opened = open_spool(&self.directory, &self.config, self.source).inspect_err(|_error| {
-            disk.reopen_at = Instant::now() + disk.reopen_wait;
-            disk.reopen_wait = (disk.reopen_wait * 2).min(REOPEN_MAX);
-        })?;
+        let opened =
+            open_spool(&self.device, &self.directory, &self.config, self.source).inspect_err(|_error| {
+                disk.reopen_at = now + disk.reopen_wait;
+                disk.reopen_wait = (disk.reopen_wait * 2).min(REOPEN_MAX);
+            })?;
         disk.reopen_wait = REOPEN_MIN;
-        disk.reopen_at = Instant::now() + REOPEN_MIN;
+        disk.reopen_at = now + REOPEN_MIN;
         let mut index = self.index();
         let there: HashSet<Position> = opened.kept.iter().map(|kept| kept.position).collect();
         for gone in index.kept.iter().filter(|kept| !there.contains(&kept.position)) {
@@ -303,14 +317,14 @@ impl Shelf {
     }
 
     /// Ends in order. Nothing can be appended any more.
-    pub(crate) fn end(&self) -> Result<(), SpoolError> {
+    pub(crate) fn end(&self, now: Instant) -> Result<(), SpoolError> {
         let mut disk = self.disk();
-        self.trim(&mut disk)?;
+        self.trim(&mut disk, now)?;
         disk.ended = true;
         disk.spool.take().map_or(Ok(()), Spool::close)
     }
 
-    fn disk(&self) -> MutexGuard<'_, Disk> {
+    fn disk(&self) -> MutexGuard<'_, OnDisk> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -319,8 +333,13 @@ impl Shelf {
     }
 }
 
-fn open_spool(directory: &Path, config: &SpoolConfig, source: SourceId) -> Result<Opened, SpoolError> {
-    let (spool, recovery) = Spool::open(directory, config.clone())?;
+fn open_spool(
+    device: &Arc<dyn Disk>,
+    directory: &Path,
+    config: &SpoolConfig,
+    source: SourceId,
+) -> Result<Opened, SpoolError> {
+    let (spool, recovery) = Spool::open_on(Arc::clone(device), directory, config.clone())?;
     tracing::info!(?recovery, "spool is open");
     let (mut kept, mut other_sources, mut no_frames) = (VecDeque::new(), Vec::new(), 0);
     let mut reader = spool.read_from(spool.first());

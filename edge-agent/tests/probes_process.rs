@@ -202,10 +202,10 @@ fn a_file_that_was_there_before_is_told_as_gone() {
 fn an_exit_tells_its_place_in_its_namespace() {
     let Some(mut watch) = watch(&everything()) else { return };
     let mut unshared = Command::new("unshare")
-        .args(["--pid", "--fork", "--kill-child", "sh", "-c", "sh -c 'exit 7'; exit 8"])
+        .args(["-p", "-f", "sh", "-c", "sh -c 'exit 7'; exit 8"])
         .stdout(Stdio::null())
         .spawn()
-        .expect("unshare, which is part of Debian's base system, starts");
+        .expect("unshare, which Debian and busybox have, starts");
     let _status = unshared.wait().unwrap();
     exit_of(&mut watch, unshared.id());
     watch.settle();
@@ -291,7 +291,7 @@ fn a_fatal_signal_is_seen_with_its_sender() {
         .args(["-e", "print unpack('p', pack('Q', 16))"])
         .stdout(Stdio::null())
         .spawn()
-        .expect("perl, which is part of Debian's base system, starts");
+        .expect("perl, which Debian and busybox have, starts");
     assert_eq!(crashed.wait().unwrap().signal(), Some(libc::SIGSEGV));
     let mut killed = Command::new("sleep").arg("1000").spawn().unwrap();
     killed.kill().unwrap();

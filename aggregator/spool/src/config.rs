@@ -12,10 +12,9 @@ use crate::layout::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 pub enum SyncPolicy {
     /// Every append returns only after its records are on the disk.
     EachAppend,
-    /// An append syncs when the last sync is older than this; [`crate::Spool::sync_if_due`] does so
-    /// for a spool that has gone quiet.
+    /// [`crate::Spool::sync_if_due`] does, when the last time is longer ago than this.
     AtMostEvery(Duration),
-    /// Only [`crate::Spool::sync`] does, for callers that commit in groups.
+    /// [`crate::Spool::sync`] does, for callers that commit in groups.
     ByCaller,
     /// Never, not even on `sync`: for disks where a sync would stall something more important.
     Never,

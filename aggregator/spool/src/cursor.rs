@@ -1,9 +1,9 @@
 //! The small file that says how far a spool was trimmed and where it ended when it was closed.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::Ordinal;
+use crate::disk::Disk;
 use crate::error::SpoolError;
 use crate::slots::{SLOT_OFFSETS, Slot, Slots};
 
@@ -29,10 +29,10 @@ pub(crate) struct CursorFile {
 
 impl CursorFile {
     /// Opens the cursor of a spool; a directory without one has never been trimmed.
-    pub(crate) fn open(dir: &Path) -> Result<Self, SpoolError> {
+    pub(crate) fn open(disk: &dyn Disk, dir: &Path) -> Result<Self, SpoolError> {
         let path = dir.join("cursor");
         let failed = |error| SpoolError::write("open", dir, &path, error);
-        let slots = Slots::open(&path, MAGIC).map_err(failed)?;
+        let slots = Slots::open(disk, &path, MAGIC).map_err(failed)?;
         let (generation, cursor) = match slots.read().map_err(failed)? {
             [Slot::Sound(first), Slot::Sound(second)] => decode(first.max(second)),
             [Slot::Sound(one), _] | [_, Slot::Sound(one)] => decode(one),
@@ -52,7 +52,7 @@ impl CursorFile {
             // Both copies get their room now: later the disk may be full.
             file.store(cursor, true)?;
             file.store(cursor, true)?;
-            sync_dir(dir)?;
+            sync_dir(disk, dir)?;
         }
         Ok(file)
     }
@@ -85,6 +85,6 @@ fn decode([generation, low, closed_at]: [u64; 3]) -> (u64, Cursor) {
 }
 
 /// Makes created, renamed and removed names in `dir` survive a power cut.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| SpoolError::write("sync", dir, dir, error))
+pub(crate) fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), SpoolError> {
+    disk.sync_dir(dir).map_err(|error| SpoolError::write("sync", dir, dir, error))
 }

@@ -5,13 +5,11 @@
 //! decay of one. A directory that was wiped starts from the clock's microseconds, so that a reinstalled node
 //! does not repeat its first life, and two that were made of one copied directory do not share a number.
 
-use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FlockOperation, flock};
-
 use crate::cursor::sync_dir;
+use crate::disk::{Disk, RealDisk};
 use crate::error::SpoolError;
 use crate::slots::{SLOT_OFFSETS, Slot, Slots};
 
@@ -24,19 +22,20 @@ const MAGIC: [u8; 4] = *b"tINC";
 /// When the file cannot be written, or both of its slots are damaged.
 pub fn next(dir: &Path) -> Result<u64, SpoolError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    next_at_least(dir, u64::try_from(now.as_micros()).unwrap_or(0))
+    next_at_least(&RealDisk, dir, u64::try_from(now.as_micros()).unwrap_or(0))
 }
 
-/// [`next`], with the lowest number to give out, which `next` takes from the clock.
+/// [`next`] on any disk, with the lowest number to give out, which `next` takes from the clock.
 ///
 /// # Errors
 /// See [`next`].
-pub fn next_at_least(dir: &Path, least: u64) -> Result<u64, SpoolError> {
-    fs::create_dir_all(dir).map_err(|error| SpoolError::write("create", dir, dir, error))?;
+pub fn next_at_least(disk: &dyn Disk, dir: &Path, least: u64) -> Result<u64, SpoolError> {
+    disk.create_dir_all(dir).map_err(|error| SpoolError::write("create", dir, dir, error))?;
     let path = dir.join(FILE);
     let failed = |error| SpoolError::write("write", dir, &path, error);
-    let slots = Slots::open(&path, MAGIC).map_err(failed)?;
-    flock(slots.file(), FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+    // Another agent that starts at the same time waits here.
+    let _lock = disk.lock(&path, true).map_err(failed)?;
+    let slots = Slots::open(disk, &path, MAGIC).map_err(failed)?;
     let last = match slots.read().map_err(failed)? {
         [Slot::Sound([first, ..]), Slot::Sound([second, ..])] => first.max(second),
         [Slot::Sound([number, ..]), _] | [_, Slot::Sound([number, ..])] => number,
@@ -54,12 +53,14 @@ pub fn next_at_least(dir: &Path, least: u64) -> Result<u64, SpoolError> {
     for offset in SLOT_OFFSETS {
         slots.write(offset, [number, 0, 0], true).map_err(failed)?;
     }
-    sync_dir(dir)?;
+    sync_dir(disk, dir)?;
     Ok(number)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -77,7 +78,7 @@ mod tests {
             let path = dir.path().join(FILE);
             let mut last = 0;
             for (slot, byte, flip) in damages {
-                let number = next_at_least(dir.path(), 0).expect("a number");
+                let number = next_at_least(&RealDisk, dir.path(), 0).expect("a number");
                 prop_assert!(number > last);
                 last = number;
                 if let Some(&offset) = SLOT_OFFSETS.get(slot) {
@@ -94,13 +95,13 @@ mod tests {
     #[test]
     fn a_torn_first_write_is_no_obstacle() {
         let whole = tempfile::tempdir().expect("a directory");
-        assert_eq!(next_at_least(whole.path(), 0).expect("a number"), 1);
+        assert_eq!(next_at_least(&RealDisk, whole.path(), 0).expect("a number"), 1);
         let bytes = fs::read(whole.path().join(FILE)).expect("read");
         // Between the copies there is nothing that a cut could split.
         for cut in (0..=SLOT_BYTES + 1).chain(4095..=bytes.len()) {
             let dir = tempfile::tempdir().expect("a directory");
             fs::write(dir.path().join(FILE), &bytes[..cut]).expect("written");
-            let number = next_at_least(dir.path(), 0).expect("a number");
+            let number = next_at_least(&RealDisk, dir.path(), 0).expect("a number");
             assert_eq!(number, if cut < SLOT_BYTES { 1 } else { 2 }, "cut at {cut}");
         }
     }
@@ -111,8 +112,8 @@ mod tests {
     #[test]
     fn both_copies_damaged_is_refused_and_the_clock_only_lifts() {
         let dir = tempfile::tempdir().expect("a directory");
-        assert_eq!(next_at_least(dir.path(), 1_000).expect("a number"), 1_000);
-        assert_eq!(next_at_least(dir.path(), 500).expect("a number"), 1_001);
+        assert_eq!(next_at_least(&RealDisk, dir.path(), 1_000).expect("a number"), 1_000);
+        assert_eq!(next_at_least(&RealDisk, dir.path(), 500).expect("a number"), 1_001);
         assert!(next(dir.path()).expect("a number") > 1_700_000_000);
         fs::write(dir.path().join(FILE), [0; 5000]).expect("written");
         let error = next(dir.path()).expect_err("damaged").to_string();
@@ -140,7 +141,9 @@ mod tests {
     fn callers_at_the_same_time_get_different_numbers() {
         let dir = tempfile::tempdir().expect("a directory");
         let numbers: Vec<u64> = std::thread::scope(|scope| {
-            let ask = || (0..5).map(|_| next_at_least(dir.path(), 0).expect("a number")).collect::<Vec<_>>();
+            let ask = || {
+                (0..5).map(|_| next_at_least(&RealDisk, dir.path(), 0).expect("a number")).collect::<Vec<_>>()
+            };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
             threads.into_iter().flat_map(|thread| thread.join().expect("numbers")).collect()
         });

@@ -8,6 +8,7 @@
 //! order. It blocks: callers give it a thread of its own. The agent's uplink and the aggregator's
 //! intake call it.
 
+pub mod disk;
 pub mod incarnation;
 
 mod config;

@@ -3,12 +3,12 @@
 //! A reader has file handles of its own and takes no lock that is held during I/O, so it never holds
 //! the writer up. What it cannot read it passes over and says so with a [`Gap`].
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::Ordinal;
+use crate::disk::{DiskFile, Open};
 use crate::error::SpoolError;
 use crate::layout::SEGMENT_HEADER_BYTES;
 use crate::segment;
@@ -81,7 +81,7 @@ pub struct Reader {
 #[derive(Debug)]
 struct OpenSegment {
     base: Ordinal,
-    file: File,
+    file: Box<dyn DiskFile>,
     /// Where the record `Reader::next` starts.
     offset: u64,
 }
@@ -174,7 +174,7 @@ impl Reader {
         }
         self.open = None;
         let path = segment::path_of(&self.shared.dir, base);
-        let file = match File::open(&path) {
+        let file = match self.shared.disk.open(&path, Open::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.shared.lists(base) => {
                 return Ok(false);
@@ -183,7 +183,7 @@ impl Reader {
         };
         let (mut ordinal, mut offset) = (base, SEGMENT_HEADER_BYTES);
         while ordinal < self.next {
-            let header = segment::read_record_header(&file, offset, ordinal)
+            let header = segment::read_record_header(&*file, offset, ordinal)
                 .map_err(|error| SpoolError::io("read", &path, error))?;
             // A damaged header is found again by `read`, at this place.
             let Some(header) = header else { break };
@@ -197,7 +197,7 @@ impl Reader {
     /// Reads the next record of the open segment into the payload. False when it is damaged.
     fn read(&mut self) -> Result<bool, SpoolError> {
         let Some(open) = &mut self.open else { return Ok(false) };
-        let next = segment::read_record(&open.file, open.offset, self.next, &mut self.payload)
+        let next = segment::read_record(&*open.file, open.offset, self.next, &mut self.payload)
             .map_err(|error| SpoolError::io("read", &segment::path_of(&self.shared.dir, open.base), error))?;
         if let Some(next) = next {
             open.offset = next;

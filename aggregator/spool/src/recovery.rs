@@ -3,11 +3,11 @@
 //! Only the last segment is read through. The ones before it were complete when the next was made;
 //! their records are checked when they are read.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::Ordinal;
 use crate::cursor::Cursor;
+use crate::disk::{Disk, DiskFile, Open};
 use crate::error::SpoolError;
 use crate::layout::{ORDINALS_PER_SEGMENT_MAX, SegmentHeader};
 use crate::segment::{self, Segment};
@@ -45,7 +45,7 @@ pub struct Damage {
 pub(crate) struct Recovered {
     pub(crate) segments: Vec<Segment>,
     /// The last segment, if the writer may go on in it: file, end of its records.
-    pub(crate) active: Option<(File, u64)>,
+    pub(crate) active: Option<(Box<dyn DiskFile>, u64)>,
     /// Where the last segment's records end.
     pub(crate) end: Ordinal,
     pub(crate) next: Ordinal,
@@ -54,20 +54,21 @@ pub(crate) struct Recovered {
 
 /// Reads what is in `dir` and cuts a torn tail off.
 pub(crate) fn recover(
+    disk: &dyn Disk,
     dir: &Path,
     cursor: &Cursor,
     boot_id: Option<[u8; 16]>,
 ) -> Result<Recovered, SpoolError> {
-    let bases = segment::list(dir)?;
+    let bases = segment::list(disk, dir)?;
     let mut report = Recovery { low: cursor.low, ..Recovery::default() };
     let mut segments: Vec<Segment> = Vec::with_capacity(bases.len());
     let mut last = None;
     for base in bases {
         let path = segment::path_of(dir, base);
         let failed = |error| SpoolError::io("read", &path, error);
-        let file = File::options().read(true).write(true).open(&path).map_err(failed)?;
-        let bytes = file.metadata().map_err(failed)?.len();
-        let header = segment::read_header(&file, base).map_err(failed)?;
+        let file = disk.open(&path, Open::Write).map_err(failed)?;
+        let bytes = file.len().map_err(failed)?;
+        let header = segment::read_header(&*file, base).map_err(failed)?;
         if header.is_none() {
             report.damage.push(Damage { segment: path.clone(), offset: 0 });
         }
@@ -117,7 +118,7 @@ struct Last {
     end: Ordinal,
     /// Whether every ordinal that was handed out is in it.
     is_complete: bool,
-    file: File,
+    file: Box<dyn DiskFile>,
     bytes: u64,
 }
 
@@ -126,14 +127,14 @@ fn open_last(
     dir: &Path,
     cursor: &Cursor,
     boot_id: Option<[u8; 16]>,
-    file: File,
+    file: Box<dyn DiskFile>,
     header: SegmentHeader,
     segment: &mut Segment,
     report: &mut Recovery,
 ) -> Result<Last, SpoolError> {
     let path = segment::path_of(dir, segment.base);
     let (end, offset) =
-        segment::scan(&file, segment.base).map_err(|error| SpoolError::io("read", &path, error))?;
+        segment::scan(&*file, segment.base).map_err(|error| SpoolError::io("read", &path, error))?;
     report.torn_bytes = segment.bytes.saturating_sub(offset);
     // A killed process loses no written byte as long as the machine stays up, so an unbroken file from
     // this boot is complete. After another boot only an orderly close says so.
@@ -142,7 +143,7 @@ fn open_last(
     if report.torn_bytes > 0 {
         let cut = || {
             file.set_len(offset)?;
-            file.sync_all()
+            file.sync()
         };
         cut().map_err(|error| SpoolError::write("cut the torn end of", dir, &path, error))?;
         segment.bytes = offset;
@@ -153,16 +154,4 @@ fn open_last(
 /// An ordinal that nothing in the segment at `base` can have reached.
 fn skip(base: Ordinal) -> Ordinal {
     Ordinal(base.0.saturating_add(ORDINALS_PER_SEGMENT_MAX))
-}
-
-/// The kernel's name for the time since the machine started.
-pub(crate) fn boot_id() -> Option<[u8; 16]> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let mut digits = text.chars().filter_map(|digit| digit.to_digit(16));
-    let mut id = [0u8; 16];
-    for byte in &mut id {
-        let (high, low) = (digits.next()?, digits.next()?);
-        *byte = u8::try_from(high << 4 | low).ok()?;
-    }
-    Some(id)
 }

@@ -1,12 +1,11 @@
 //! Segment files: their names, how one is made, and how one is read through.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Ordinal;
 use crate::cursor::sync_dir;
+use crate::disk::{Disk, DiskFile, Open};
 use crate::error::SpoolError;
 use crate::layout::{RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader};
 
@@ -35,15 +34,13 @@ pub(crate) fn path_of(dir: &Path, base: Ordinal) -> PathBuf {
 }
 
 /// The bases of all segments in `dir`, rising. Removes what a crash left half made.
-pub(crate) fn list(dir: &Path) -> Result<Vec<Ordinal>, SpoolError> {
+pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<Ordinal>, SpoolError> {
     let mut bases = Vec::new();
-    for entry in fs::read_dir(dir).map_err(|error| SpoolError::io("list", dir, error))? {
-        let entry = entry.map_err(|error| SpoolError::io("list", dir, error))?;
-        let name = entry.file_name();
+    for name in disk.list(dir).map_err(|error| SpoolError::io("list", dir, error))? {
         let Some(name) = name.to_str() else { continue };
         if name.ends_with(".new") {
-            let path = entry.path();
-            fs::remove_file(&path).map_err(|error| SpoolError::io("remove", &path, error))?;
+            let path = dir.join(name);
+            disk.remove(&path).map_err(|error| SpoolError::io("remove", &path, error))?;
         } else if let Some(base) = name.strip_suffix(SUFFIX).and_then(|base| base.parse().ok()) {
             bases.push(Ordinal(base));
         }
@@ -53,35 +50,40 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<Ordinal>, SpoolError> {
 }
 
 /// Makes a segment that has its header and no record. The name appears only with the header in place.
-pub(crate) fn create(dir: &Path, header: &SegmentHeader, durable: bool) -> Result<File, SpoolError> {
+pub(crate) fn create(
+    disk: &dyn Disk,
+    dir: &Path,
+    header: &SegmentHeader,
+    durable: bool,
+) -> Result<Box<dyn DiskFile>, SpoolError> {
     let path = path_of(dir, header.base);
     let beside = path.with_extension("seg.new");
     let make = || {
-        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&beside)?;
-        file.write_all(&header.encode())?;
+        let file = disk.open(&beside, Open::Replace)?;
+        file.write_all_at(&header.encode(), 0)?;
         if durable {
-            file.sync_all()?;
+            file.sync()?;
         }
-        fs::rename(&beside, &path)?;
+        disk.rename(&beside, &path)?;
         Ok(file)
     };
     let made = make().map_err(|error| SpoolError::write("create", dir, &path, error)).and_then(|file| {
         if durable {
-            sync_dir(dir)?;
+            sync_dir(disk, dir)?;
         }
         Ok(file)
     });
     if made.is_err() {
         // Best effort: the caller goes on only where the name cannot have appeared, and the next open
         // removes what is half made.
-        drop(fs::remove_file(&beside));
-        drop(fs::remove_file(&path));
+        drop(disk.remove(&beside));
+        drop(disk.remove(&path));
     }
     made
 }
 
 /// Reads a segment's header; `None` when it is missing, damaged, or that of another segment.
-pub(crate) fn read_header(file: &File, base: Ordinal) -> io::Result<Option<SegmentHeader>> {
+pub(crate) fn read_header(file: &dyn DiskFile, base: Ordinal) -> io::Result<Option<SegmentHeader>> {
     let mut bytes = [0; 48];
     match file.read_exact_at(&mut bytes, 0) {
         Ok(()) => Ok(SegmentHeader::decode(&bytes).filter(|header| header.base == base)),
@@ -93,7 +95,7 @@ pub(crate) fn read_header(file: &File, base: Ordinal) -> io::Result<Option<Segme
 /// Reads the record `expected` at `offset` into `payload` and returns where the next one starts.
 /// `None` when there is no such whole, sound record.
 pub(crate) fn read_record(
-    file: &File,
+    file: &dyn DiskFile,
     offset: u64,
     expected: Ordinal,
     payload: &mut Vec<u8>,
@@ -102,7 +104,7 @@ pub(crate) fn read_record(
     let Ok(payload_bytes) = usize::try_from(header.payload_bytes) else { return Ok(None) };
     // The length is not to be believed yet: no more is allocated than the file can hold.
     let end = offset.saturating_add(header.record_bytes());
-    if payload_bytes > payload.capacity() && end > file.metadata()?.len() {
+    if payload_bytes > payload.capacity() && end > file.len()? {
         return Ok(None);
     }
     payload.resize(payload_bytes, 0);
@@ -115,7 +117,7 @@ pub(crate) fn read_record(
 
 /// Reads only the header of the record `expected`; its length has not been checked.
 pub(crate) fn read_record_header(
-    file: &File,
+    file: &dyn DiskFile,
     offset: u64,
     expected: Ordinal,
 ) -> io::Result<Option<RecordHeader>> {
@@ -128,7 +130,7 @@ pub(crate) fn read_record_header(
 }
 
 /// Where the sound records of a segment end: the next ordinal and the offset behind the last one.
-pub(crate) fn scan(file: &File, base: Ordinal) -> io::Result<(Ordinal, u64)> {
+pub(crate) fn scan(file: &dyn DiskFile, base: Ordinal) -> io::Result<(Ordinal, u64)> {
     let (mut ordinal, mut offset) = (base, SEGMENT_HEADER_BYTES);
     let mut payload = Vec::new();
     while let Some(next) = read_record(file, offset, ordinal, &mut payload)? {

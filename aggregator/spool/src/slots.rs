@@ -3,10 +3,10 @@
 //! Each copy has a sector and a checksum of its own, so that a torn write or the decay of one leaves the
 //! other. Overwriting needs no room, so it works on a full disk, where a file beside could not be made.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+
+use crate::disk::{Disk, DiskFile, Open};
 
 /// Bytes of one copy: a magic number, three numbers, a checksum.
 pub(crate) const SLOT_BYTES: usize = 32;
@@ -26,19 +26,14 @@ pub(crate) enum Slot {
 /// The open file.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    file: File,
+    file: Box<dyn DiskFile>,
     magic: [u8; 4],
 }
 
 impl Slots {
     /// Opens the file, making it where there is none. `magic` says what the numbers are.
-    pub(crate) fn open(path: &Path, magic: [u8; 4]) -> io::Result<Self> {
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
-        Ok(Self { file, magic })
-    }
-
-    pub(crate) const fn file(&self) -> &File {
-        &self.file
+    pub(crate) fn open(disk: &dyn Disk, path: &Path, magic: [u8; 4]) -> io::Result<Self> {
+        Ok(Self { file: disk.open(path, Open::Create)?, magic })
     }
 
     pub(crate) fn read(&self) -> io::Result<[Slot; 2]> {
@@ -47,7 +42,7 @@ impl Slots {
     }
 
     fn read_at(&self, offset: u64) -> io::Result<Slot> {
-        if self.file.metadata()?.len() <= offset {
+        if self.file.len()? <= offset {
             return Ok(Slot::Empty);
         }
         let mut bytes = [0; SLOT_BYTES];
@@ -68,7 +63,7 @@ impl Slots {
         let checksum = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
         self.file.write_all_at(&bytes, offset)?;
-        if durable { self.file.sync_all() } else { Ok(()) }
+        if durable { self.file.sync() } else { Ok(()) }
     }
 
     fn decode(&self, bytes: &[u8; SLOT_BYTES]) -> Option<[u64; 3]> {

@@ -1,18 +1,15 @@
 //! The writer: appends, syncs, trims, and keeps within the quota.
 
-use std::fs::{self, File};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use rustix::fs::{FlockOperation, flock};
-
 use crate::Ordinal;
 use crate::config::{QuotaPolicy, SpoolConfig, SyncPolicy};
 use crate::cursor::{Cursor, CursorFile, sync_dir};
+use crate::disk::{Disk, DiskFile, Lock, RealDisk};
 use crate::error::SpoolError;
 use crate::layout::{
     ORDINALS_PER_SEGMENT_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader, encode_record,
@@ -27,14 +24,15 @@ pub struct Spool {
     config: SpoolConfig,
     shared: Arc<Shared>,
     /// Held for as long as the spool lives: the lock goes with it.
-    _lock: File,
+    _lock: Box<dyn Lock>,
     boot_id: Option<[u8; 16]>,
     active: Active,
     cursor: CursorFile,
     /// Bytes of all segments, the active one included.
     used_bytes: u64,
     synced: Ordinal,
-    synced_at: Instant,
+    /// When [`Spool::sync_if_due`] last found everything on the disk.
+    synced_at: Option<Instant>,
     buffer: Vec<u8>,
     stats: SpoolStats,
     poisoned: Option<String>,
@@ -43,6 +41,7 @@ pub struct Spool {
 /// What the writer and the readers both know.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     /// The next ordinal: every record below it is whole in its file.
     committed: AtomicU64,
@@ -53,7 +52,7 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct Active {
     base: Ordinal,
-    file: File,
+    file: Box<dyn DiskFile>,
     bytes: u64,
 }
 
@@ -98,12 +97,24 @@ impl Spool {
     /// # Errors
     /// When the configuration cannot work, another process owns the directory, or the system refuses.
     pub fn open(dir: &Path, config: SpoolConfig) -> Result<(Self, Recovery), SpoolError> {
+        Self::open_on(Arc::new(RealDisk), dir, config)
+    }
+
+    /// [`Spool::open`] on any disk.
+    ///
+    /// # Errors
+    /// See [`Spool::open`].
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        config: SpoolConfig,
+    ) -> Result<(Self, Recovery), SpoolError> {
         config.check()?;
-        fs::create_dir_all(dir).map_err(|error| SpoolError::write("create", dir, dir, error))?;
-        let lock = lock(dir)?;
-        let mut cursor = CursorFile::open(dir)?;
-        let boot_id = recovery::boot_id();
-        let recovered = recovery::recover(dir, &cursor.get(), boot_id)?;
+        disk.create_dir_all(dir).map_err(|error| SpoolError::write("create", dir, dir, error))?;
+        let lock = lock(&*disk, dir)?;
+        let mut cursor = CursorFile::open(&*disk, dir)?;
+        let boot_id = disk.boot_id();
+        let recovered = recovery::recover(&*disk, dir, &cursor.get(), boot_id)?;
         if cursor.get().closed_at.is_some() {
             // From the first append on the orderly end is no longer the end.
             cursor.store(Cursor { closed_at: None, ..cursor.get() }, true)?;
@@ -119,13 +130,14 @@ impl Spool {
                     previous_end: if segments.is_empty() { recovered.next } else { recovered.end },
                     boot_id: boot_id.unwrap_or_default(),
                 };
-                let file = segment::create(dir, &header, durable)?;
+                let file = segment::create(&*disk, dir, &header, durable)?;
                 segments.push(Segment::active(recovered.next));
                 Active { base: recovered.next, file, bytes: SEGMENT_HEADER_BYTES }
             }
         };
         let used_bytes = segments.iter().map(|segment| segment.bytes).sum();
         let shared = Shared {
+            disk,
             dir: dir.to_owned(),
             committed: AtomicU64::new(recovered.next.0),
             segments: Mutex::new(segments),
@@ -139,7 +151,7 @@ impl Spool {
             cursor,
             used_bytes,
             synced: recovered.next,
-            synced_at: Instant::now(),
+            synced_at: None,
             buffer: Vec::new(),
             stats: SpoolStats::default(),
             poisoned: None,
@@ -189,8 +201,7 @@ impl Spool {
         self.stats.appended_bytes += bytes;
         match self.config.sync {
             SyncPolicy::EachAppend => self.force()?,
-            SyncPolicy::AtMostEvery(_) => self.sync_if_due()?,
-            SyncPolicy::ByCaller | SyncPolicy::Never => {}
+            SyncPolicy::AtMostEvery(_) | SyncPolicy::ByCaller | SyncPolicy::Never => {}
         }
         let evicted = Evicted {
             records: self.stats.evicted.records - evicted_before.records,
@@ -210,20 +221,22 @@ impl Spool {
         Ok(self.synced)
     }
 
-    /// Syncs if the policy's interval is over and something was appended since.
+    /// Under [`SyncPolicy::AtMostEvery`]: syncs if something is not on the disk and the interval is over since that was
+    /// last so. To be called after each append, and now and then by whoever has gone quiet.
     ///
     /// # Errors
     /// See [`Spool::sync`].
-    pub fn sync_if_due(&mut self) -> Result<(), SpoolError> {
-        match self.config.sync {
-            SyncPolicy::AtMostEvery(interval)
-                if self.synced < self.next() && self.synced_at.elapsed() >= interval =>
-            {
-                self.check_sound()?;
-                self.force()
-            }
-            _ => Ok(()),
+    pub fn sync_if_due(&mut self, now: Instant) -> Result<(), SpoolError> {
+        let SyncPolicy::AtMostEvery(interval) = self.config.sync else { return Ok(()) };
+        self.check_sound()?;
+        let is_due = self.synced_at.is_some_and(|at| now.saturating_duration_since(at) >= interval);
+        if self.synced < self.next() && is_due {
+            self.force()?;
         }
+        if self.synced == self.next() || self.synced_at.is_none() {
+            self.synced_at = Some(now);
+        }
+        Ok(())
     }
 
     /// Says that records below `ordinal` are no longer needed. Their segments are deleted as soon as
@@ -361,7 +374,7 @@ impl Spool {
 
     fn force(&mut self) -> Result<(), SpoolError> {
         if self.is_durable() {
-            if let Err(error) = self.active.file.sync_data() {
+            if let Err(error) = self.active.file.sync() {
                 // The kernel may have dropped the pages that it could not write, and says so only once.
                 let path = segment::path_of(&self.shared.dir, self.active.base);
                 self.poison(format!("syncing {} failed: {error}", path.display()));
@@ -371,7 +384,6 @@ impl Spool {
             self.stats.syncs += 1;
         }
         self.synced = self.next();
-        self.synced_at = Instant::now();
         Ok(())
     }
 
@@ -380,7 +392,7 @@ impl Spool {
         self.force()?;
         let base = self.next();
         let header = SegmentHeader { base, previous_end: base, boot_id: self.boot_id.unwrap_or_default() };
-        let file = match segment::create(&self.shared.dir, &header, self.is_durable()) {
+        let file = match segment::create(&*self.shared.disk, &self.shared.dir, &header, self.is_durable()) {
             Ok(file) => file,
             Err(error @ SpoolError::DiskFull { .. }) => {
                 self.stats.refused_disk_full += 1;
@@ -430,7 +442,7 @@ impl Spool {
         if reserve_bytes == 0 {
             return Ok(());
         }
-        let Some(free_bytes) = free_bytes(&self.shared.dir) else { return Ok(()) };
+        let Some(free_bytes) = self.shared.disk.free_bytes(&self.shared.dir) else { return Ok(()) };
         if free_bytes >= reserve_bytes.saturating_add(bytes) {
             return Ok(());
         }
@@ -456,7 +468,7 @@ impl Spool {
         while self.remove_first_if(|first| first.end.is_some_and(|end| end <= low))?.is_some() {
             removed = true;
         }
-        if removed && self.is_durable() { sync_dir(&self.shared.dir) } else { Ok(()) }
+        if removed && self.is_durable() { sync_dir(&*self.shared.disk, &self.shared.dir) } else { Ok(()) }
     }
 
     /// Removes the first segment, unless it is the active one or `wanted` says no: from the list first,
@@ -470,7 +482,7 @@ impl Spool {
             }
         };
         let path = segment::path_of(&self.shared.dir, first.base);
-        if let Err(error) = fs::remove_file(&path)
+        if let Err(error) = self.shared.disk.remove(&path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             self.shared.segments().insert(0, first);
@@ -504,21 +516,11 @@ impl Shared {
 /// Bytes that are free for this process on the file system of `path`; `None` where it does not say.
 #[must_use]
 pub fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    RealDisk.free_bytes(path)
 }
 
-fn lock(dir: &Path) -> Result<File, SpoolError> {
+fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Lock>, SpoolError> {
     let path = dir.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|error| SpoolError::write("create", dir, &path, error))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(SpoolError::Locked { dir: dir.to_owned() }),
-        Err(error) => Err(SpoolError::io("lock", &path, error.into())),
-    }
+    let lock = disk.lock(&path, false).map_err(|error| SpoolError::write("lock", dir, &path, error))?;
+    lock.ok_or_else(|| SpoolError::Locked { dir: dir.to_owned() })
 }

@@ -18,7 +18,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tapio_daemon::Progress;
 use tapio_schemas::{finding::Finding, ledger::Stage};
-use tapio_spool::{Item, Ordinal, QuotaPolicy, Reader, Spool, SpoolConfig, SpoolError, SyncPolicy};
+use tapio_spool::{
+    Item, Ordinal, QuotaPolicy, Reader, Spool, SpoolConfig, SpoolError, SyncPolicy, disk::RealDisk,
+};
 use tapio_store::{
     client::{Advice, BlockWriter, ClientError, DeduplicationToken},
     native::{BlockBuilder, BlockError, EncodedBlock},
@@ -30,7 +32,7 @@ use crate::{
     losses::Losses,
     metrics::EngineMetrics,
     patience::Patience,
-    pipeline::store::lost_records,
+    pipeline::writer::lost_records,
     state::{self, StateDirectory, StateError},
 };
 
@@ -211,7 +213,7 @@ impl Outbox {
         parts: Parts,
     ) -> Result<(Self, StoredUntil), OutboxError> {
         let mark = state.root().join(STORED);
-        let from = state::read_json::<Stored>(&mark, ADVICE)?.unwrap_or_default().until;
+        let from = state::read_json::<Stored>(&RealDisk, &mark, ADVICE)?.unwrap_or_default().until;
         let stored = StoredUntil(Arc::new(AtomicU64::new(from)));
         let Parts { writer, runtime, losses, metrics, progress, drain, stop } = parts;
         let outbox = Self {
@@ -295,7 +297,8 @@ impl Outbox {
 
     /// Notes, durably, that nothing below `until` is to be stored any more; false when stopped before.
     fn advance(&self, until: u64) -> Result<bool, StateError> {
-        let is_written = self.patience().write(|| state::replace_json(&self.mark, &Stored { until }))?;
+        let is_written =
+            self.patience().write(|| state::replace_json(&RealDisk, &self.mark, &Stored { until }))?;
         if is_written {
             self.stored.0.store(until, Ordering::Release);
         }

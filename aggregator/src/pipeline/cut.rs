@@ -1,15 +1,21 @@
 //! The cut record and the stored mark: which frames make the next block, and up to where all are stored.
 //!
 //! A cut is on the disk before the first of its inserts, so that a crash in the middle leads to the very same blocks,
-//! which their tokens then keep from being inserted twice. Written by [`super::store`] only.
+//! which their tokens then keep from being inserted twice. Written by [`super::writer`] and, at a start, by
+//! [`super::start`].
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use tapio_schemas::{ids::SourceId, units::UnixMicros};
+use tapio_spool::disk::Disk;
 use tapio_wire::Position;
 
-use crate::state::{self, StateDirectory, StateError};
+use crate::state::{self, StateError};
 
 /// The version of the encoder: what rows a frame becomes. Raised when the same frame would give other rows.
 pub(crate) const ENCODER_VERSION: u32 = 1;
@@ -120,19 +126,21 @@ impl Stored {
 /// The two small files.
 #[derive(Debug)]
 pub(crate) struct Marks {
+    disk: Arc<dyn Disk>,
     stored_path: PathBuf,
     cut_path: PathBuf,
 }
 
 impl Marks {
-    pub(crate) fn new(state: &StateDirectory) -> Self {
-        Self { stored_path: state.root().join(STORED), cut_path: state.root().join(CUT) }
+    /// Those of the state directory `root`.
+    pub(crate) fn new(disk: Arc<dyn Disk>, root: &Path) -> Self {
+        Self { disk, stored_path: root.join(STORED), cut_path: root.join(CUT) }
     }
 
     /// Reads both; a cut that is already stored is none.
     pub(crate) fn load(&self) -> Result<(Option<Stored>, Option<Cut>), StateError> {
-        let stored = state::read_json::<Stored>(&self.stored_path, ADVICE)?;
-        let cut = state::read_json::<Cut>(&self.cut_path, ADVICE)?;
+        let stored = state::read_json::<Stored>(&*self.disk, &self.stored_path, ADVICE)?;
+        let cut = state::read_json::<Cut>(&*self.disk, &self.cut_path, ADVICE)?;
         let until = stored.as_ref().map_or(0, |stored| stored.until);
         let cut = cut.filter(|cut| cut.until > until);
         match &cut {
@@ -151,17 +159,17 @@ impl Marks {
 
     /// Writes the cut; on the disk when this returns.
     pub(crate) fn write_cut(&self, cut: &Cut) -> Result<(), StateError> {
-        state::replace_json(&self.cut_path, cut)
+        state::replace_json(&*self.disk, &self.cut_path, cut)
     }
 
     /// Writes how far everything is stored; on the disk when this returns.
     pub(crate) fn write_stored(&self, stored: &Stored) -> Result<(), StateError> {
-        state::replace_json(&self.stored_path, stored)
+        state::replace_json(&*self.disk, &self.stored_path, stored)
     }
 
     /// Forgets a cut of a spool that is gone.
     pub(crate) fn forget_cut(&self) -> Result<(), StateError> {
-        state::remove(&self.cut_path)
+        state::remove(&*self.disk, &self.cut_path)
     }
 }
 
@@ -172,24 +180,29 @@ pub(crate) fn token(spool: &str, cut: &Cut, table: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tapio_spool::disk::RealDisk;
+
     use super::*;
+
+    fn marks(directory: &tempfile::TempDir) -> Marks {
+        Marks::new(Arc::new(RealDisk), directory.path())
+    }
 
     /// Scenario: a cut is written, the process ends, a second one reads it; then its block is stored.
     /// Guarantees: the same cut comes back until it is stored, and then none; its token does not change.
     #[test]
     fn a_cut_outlives_the_process_until_it_is_stored() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(directory.path()).unwrap();
         let cut = Cut { from: 3, until: 9, encoder: ENCODER_VERSION, tables: vec!["events".into()] };
-        let marks = Marks::new(&state);
-        marks.write_cut(&cut).unwrap();
-        let (stored, again) = Marks::new(&state).load().unwrap();
+        let written = marks(&directory);
+        written.write_cut(&cut).unwrap();
+        let (stored, again) = marks(&directory).load().unwrap();
         assert_eq!((stored, again.clone()), (None, Some(cut.clone())));
         assert_eq!(token("aa", &cut, "events"), token("aa", &again.unwrap(), "events"));
         let mut stored = Stored { spool: "aa".into(), until: 9, ..Stored::default() };
         stored.note(SourceId([1; 16]), Position::new(2, 5), UnixMicros(7));
-        marks.write_stored(&stored).unwrap();
-        assert_eq!(Marks::new(&state).load().unwrap(), (Some(stored), None));
+        written.write_stored(&stored).unwrap();
+        assert_eq!(marks(&directory).load().unwrap(), (Some(stored), None));
     }
 
     /// Scenario: a release with another encoder cut a block and ended before it was stored; then it was stored.
@@ -197,14 +210,13 @@ mod tests {
     #[test]
     fn a_cut_of_another_encoder_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDirectory::open(directory.path()).unwrap();
-        let marks = Marks::new(&state);
+        let written = marks(&directory);
         let cut = Cut { from: 0, until: 9, encoder: ENCODER_VERSION + 1, tables: Vec::new() };
-        marks.write_cut(&cut).unwrap();
-        let refused = marks.load().unwrap_err().to_string();
+        written.write_cut(&cut).unwrap();
+        let refused = written.load().unwrap_err().to_string();
         assert!(refused.contains("encoder version 2") && refused.contains("keep clickhouse/"), "{refused}");
-        marks.write_stored(&Stored { until: 9, ..Stored::default() }).unwrap();
-        assert_eq!(marks.load().unwrap().1, None);
+        written.write_stored(&Stored { until: 9, ..Stored::default() }).unwrap();
+        assert_eq!(marks(&directory).load().unwrap().1, None);
     }
 
     /// Scenario: a mark of an earlier release, without times; then the sources are silent for long, one with a session.

@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::{
     engine::{EngineThreadError, outbox::OutboxError},
     grpc::GrpcError,
-    pipeline::{encode::EncoderError, store::FeedError},
+    pipeline::{encode::EncoderError, start::StartError, writer::WriterError},
     recording::files::FilesError,
     rules::RulesError,
     state::StateError,
@@ -69,6 +69,9 @@ pub enum RunError {
     /// Events cannot be given to subscribers.
     #[error("events cannot be given to subscribers")]
     Live(#[source] FrameFault),
+    /// What is on the disk cannot be used.
+    #[error("what is on the disk cannot be used")]
+    Start(#[from] StartError),
     /// The spool failed.
     #[error("the spool failed")]
     Spool(#[from] SpoolError),
@@ -77,7 +80,7 @@ pub enum RunError {
     Store(#[from] StoreLinkError),
     /// The way into the store cannot go on.
     #[error("the way into the store ended")]
-    Feed(#[from] FeedError),
+    Feed(#[from] WriterError),
     /// Findings cannot be kept.
     #[error("findings cannot be kept")]
     Outbox(#[from] OutboxError),

@@ -6,7 +6,7 @@ use std::{
         atomic::AtomicU64,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -65,7 +65,7 @@ impl Spooler {
         loop {
             let (appended, is_frame) = match self.outbound.recv_timeout(TURN) {
                 Ok(Outbound { position, events, bytes, ledger }) => {
-                    let appended = self.shelf.append(position, events, &bytes);
+                    let appended = self.shelf.append(position, events, &bytes, Instant::now());
                     if appended.is_err() {
                         self.losses.tell_again(ledger);
                     }
@@ -74,7 +74,7 @@ impl Spooler {
                 Err(RecvTimeoutError::Timeout) => (Ok(()), false),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            match appended.and_then(|()| self.shelf.tend()) {
+            match appended.and_then(|()| self.shelf.tend(Instant::now())) {
                 // That nothing fails is not enough: only a frame that is taken shows that there is room.
                 Ok(()) if !is_well && is_frame => {
                     is_well = true;

@@ -1,4 +1,5 @@
 use tapio_schemas::ids::FrameId;
+use tapio_spool::disk::RealDisk;
 use tapio_wire::frame::{FrameEncoder, FrameLimits, FrameMeta};
 
 use super::*;
@@ -22,11 +23,11 @@ fn frame(source: SourceId, position: Position, events: u32) -> Vec<u8> {
 
 fn open(folder: &Path) -> (Shelf, Arc<Losses>) {
     let losses = Arc::new(Losses::default());
-    (Shelf::open(folder, 0, SOURCE, Arc::clone(&losses)).unwrap(), losses)
+    (Shelf::open(Arc::new(RealDisk), folder, 0, SOURCE, Arc::clone(&losses), Instant::now()).unwrap(), losses)
 }
 
 fn append(shelf: &Shelf, position: Position) {
-    shelf.append(position, 3, &frame(SOURCE, position, 3)).unwrap();
+    shelf.append(position, 3, &frame(SOURCE, position, 3), Instant::now()).unwrap();
 }
 
 fn positions(mut frames: Frames) -> Vec<Position> {
@@ -52,7 +53,7 @@ fn frames_stay_until_they_are_stored() {
     assert_eq!(positions(shelf.read_after(Position::START)), all);
     assert_eq!(positions(shelf.read_after(all[1])), all[2..]);
     shelf.stored(all[0]);
-    shelf.end().unwrap();
+    shelf.end(Instant::now()).unwrap();
     drop(shelf);
     let (shelf, losses) = open(folder.path());
     assert_eq!((shelf.frames(), shelf.oldest_or_next(Incarnation(11))), (3, all[1]));
@@ -63,8 +64,8 @@ fn frames_stay_until_they_are_stored() {
     append(&shelf, next);
     shelf.stored(next);
     assert_eq!(shelf.oldest_or_next(Incarnation(11)), Position::new(11, 2));
-    shelf.end().unwrap();
-    assert!(shelf.append(next, 0, b"late").is_err());
+    shelf.end(Instant::now()).unwrap();
+    assert!(shelf.append(next, 0, b"late", Instant::now()).is_err());
     assert_eq!(told(&losses), []);
 }
 
@@ -88,10 +89,10 @@ fn an_acknowledgement_does_not_wait_for_the_disk() {
     );
     assert_eq!(disk.spool.as_ref().unwrap().low(), low);
     drop(disk);
-    shelf.tend().unwrap();
+    shelf.tend(Instant::now()).unwrap();
     assert_eq!(shelf.disk().spool.as_ref().unwrap().low(), low, "trimmed before the interval was over");
     shelf.disk().trimmed_at -= TRIM_INTERVAL;
-    shelf.tend().unwrap();
+    shelf.tend(Instant::now()).unwrap();
     assert_eq!(shelf.disk().spool.as_ref().unwrap().low(), low.next());
 }
 
@@ -104,19 +105,19 @@ fn frames_of_another_source_are_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let at = |sequence| Position::new(7, sequence);
     let (shelf, _) = open(folder.path());
-    shelf.append(at(1), 5, &frame(OTHER, at(1), 5)).unwrap();
-    shelf.append(at(2), 0, b"no frame").unwrap();
+    shelf.append(at(1), 5, &frame(OTHER, at(1), 5), Instant::now()).unwrap();
+    shelf.append(at(2), 0, b"no frame", Instant::now()).unwrap();
     append(&shelf, at(3));
-    shelf.append(at(4), 2, &frame(OTHER, at(4), 2)).unwrap();
+    shelf.append(at(4), 2, &frame(OTHER, at(4), 2), Instant::now()).unwrap();
     append(&shelf, at(5));
-    shelf.end().unwrap();
+    shelf.end(Instant::now()).unwrap();
     let (shelf, losses) = open(folder.path());
     assert_eq!((shelf.frames(), shelf.oldest_or_next(Incarnation(8))), (2, at(3)));
     assert_eq!(positions(shelf.read_after(Position::START)), [at(3), at(5)]);
     assert_eq!(told(&losses), [("events", "other-source", 7), ("frames", "no-frame", 1)]);
     assert_eq!((told(&losses), losses.frames(Loss::OtherSource)), (vec![], 2));
     shelf.stored(at(5));
-    shelf.end().unwrap();
+    shelf.end(Instant::now()).unwrap();
     let (shelf, losses) = open(folder.path());
     assert_eq!((shelf.frames(), told(&losses)), (0, vec![]));
 }
@@ -129,7 +130,7 @@ fn what_is_lost_is_counted_in_events() {
     let (shelf, losses) = open(folder.path());
     let large = vec![7; 3 << 20];
     for sequence in 1..=8 {
-        shelf.append(Position::new(7, sequence), 10, &large).unwrap();
+        shelf.append(Position::new(7, sequence), 10, &large, Instant::now()).unwrap();
     }
     // Two frames to a segment of 8 MiB, two segments to the quota: the third begins where the first goes.
     let kept = shelf.frames();
@@ -153,7 +154,7 @@ fn a_poisoned_spool_is_opened_again() {
     let poison = |from: u64| {
         std::fs::remove_dir_all(&directory).unwrap();
         (from..from + 4)
-            .find(|sequence| shelf.append(Position::new(7, *sequence), 10, &large).is_err())
+            .find(|sequence| shelf.append(Position::new(7, *sequence), 10, &large, Instant::now()).is_err())
             .unwrap()
     };
     let refused = poison(1);
@@ -167,11 +168,14 @@ fn a_poisoned_spool_is_opened_again() {
 
     let refused = poison(refused + 2);
     std::fs::write(&directory, "in the way").unwrap();
-    assert!(shelf.tend().is_err() || shelf.append(Position::new(7, refused + 1), 10, &large).is_err());
-    assert!(shelf.append(Position::new(7, refused + 2), 10, &large).is_err());
+    assert!(
+        shelf.tend(Instant::now()).is_err()
+            || shelf.append(Position::new(7, refused + 1), 10, &large, Instant::now()).is_err()
+    );
+    assert!(shelf.append(Position::new(7, refused + 2), 10, &large, Instant::now()).is_err());
     std::fs::remove_file(&directory).unwrap();
     shelf.disk().reopen_at = Instant::now();
-    shelf.tend().unwrap();
+    shelf.tend(Instant::now()).unwrap();
     let next = Position::new(7, refused + 3);
     append(&shelf, next);
     assert_eq!(positions(shelf.read_after(Position::START)), [next]);

@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use tapio_correlation::RuleSet as Rules;
 use tapio_daemon::Health;
 use tapio_identity::{
@@ -8,6 +10,7 @@ use tapio_schemas::{
     batch::{AlignedVec, BatchBuilder},
     ids::FrameId,
 };
+use tapio_spool::disk::RealDisk;
 use tapio_wire::{
     frame::{FrameEncoder, FrameLimits, FrameMeta},
     session::{AggregatorConfig, AggregatorEvent, AggregatorSession, SourceState},
@@ -66,7 +69,15 @@ impl World {
         let endpoint = quic::server_endpoint(socket, &credentials).unwrap();
         let shared = Arc::new(Shared::default());
         let losses = Arc::clone(&shared.losses);
-        let shelf = Shelf::open(&folder.path().join("spool"), 0, node.source_id(), losses).unwrap();
+        let shelf = Shelf::open(
+            Arc::new(RealDisk),
+            &folder.path().join("spool"),
+            0,
+            node.source_id(),
+            losses,
+            Instant::now(),
+        )
+        .unwrap();
         Self { folder, authority, node, endpoint, address, shelf: Arc::new(shelf), shared }
     }
 
@@ -97,7 +108,7 @@ impl World {
     }
 
     fn append(&self, position: Position) {
-        self.shelf.append(position, 0, &frame(&self.node, position)).unwrap();
+        self.shelf.append(position, 0, &frame(&self.node, position), Instant::now()).unwrap();
     }
 }
 

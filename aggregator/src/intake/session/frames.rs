@@ -26,8 +26,9 @@ use crate::{
     intake::check::Refusal,
     metrics::Outcome,
     pipeline::{
+        journal::{Append, Receipt},
         record::{self, Kind},
-        spooler::{Append, Command, Receipt},
+        spooler::Command,
     },
     source::GivenUp,
 };
