@@ -27,6 +27,7 @@ use crate::{
     live::{self, EventFilter},
     metrics::Metrics,
     pipeline::{
+        cut::Fragments,
         encode::{Encoder, Own},
         record::{self, Kind, Record},
     },
@@ -160,6 +161,7 @@ fn encoding_rows_allocates_per_frame_only() {
         tenant: "default".to_owned(),
         cluster: "demo".to_owned(),
         node_prefix: "spiffe://t/".to_owned(),
+        name: "a".to_owned(),
         source,
     };
     let mut encoder = Encoder::new(own, Context::default()).unwrap();
@@ -172,8 +174,8 @@ fn encoding_rows_allocates_per_frame_only() {
     let mut encode = |bytes: &[u8]| {
         encoder.begin(0);
         // Each block learns its dictionary once; the second frame of a block is the steady state.
-        encoder.push(0, &Record::read(bytes).unwrap()).unwrap();
-        count(|| encoder.push(1, &Record::read(bytes).unwrap()).unwrap())
+        encoder.push(0, &Record::read(bytes).unwrap(), &Fragments::default()).unwrap();
+        count(|| encoder.push(1, &Record::read(bytes).unwrap(), &Fragments::default()).unwrap())
     };
     encode(&large);
     encode(&large);

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod recent;
+pub mod road;
 pub mod run;
 
 #[cfg(test)]

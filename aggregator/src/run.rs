@@ -17,7 +17,7 @@ use std::{
 use tapio_daemon::{Failure, Health, Registry, config::paths, shutdown};
 use tapio_schemas::ids::RuleSetVersion;
 use tapio_spool::{Ordinal, QuotaPolicy, SpoolConfig, SyncPolicy, disk::RealDisk};
-use tapio_store::client::BlockWriter;
+use tapio_store::client::{BlockWriter, SessionId};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
@@ -51,7 +51,7 @@ use crate::{
     recent::Recent,
     rules::Rules,
     state::StateDirectory,
-    store_link::{self, StoreLink},
+    store_link::{self, StoreLink, StoreLinkError},
     tasks,
 };
 
@@ -172,11 +172,12 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
         metrics: base.metrics.store.clone(),
         replay_window: base.replay_window,
     };
+    let session = session()?;
     let road = Road {
         shared: Arc::clone(&shared),
         spooler: spooler.clone(),
-        blocks: blocks.clone(),
-        history: History::new(link.writer(), config.tenant.as_str(), config.cluster.as_str()),
+        blocks: blocks.in_session(session.clone()),
+        history: History::new(link.writer(), own(&config), session),
         runtime: Handle::current(),
         metrics: base.metrics.store.clone(),
         progress: storing,
@@ -353,6 +354,19 @@ fn spool_config(config: &Config) -> SpoolConfig {
     }
 }
 
+/// The name of the session that this process inserts in: no other ever has it.
+fn session() -> Result<SessionId, RunError> {
+    let number = random_number().map_err(StartError::Random)?;
+    Ok(SessionId::new(format!("tapio-{number:032x}")).map_err(StoreLinkError::from)?)
+}
+
+/// 128 random bits.
+fn random_number() -> Result<u128, String> {
+    let mut number = [0; 16];
+    getrandom::fill(&mut number).map_err(|error| error.to_string())?;
+    Ok(u128::from_be_bytes(number))
+}
+
 fn own(config: &Config) -> Own {
     let name = config.name.to_string();
     // A node's name differs from its aggregator's in the last two parts.
@@ -362,16 +376,13 @@ fn own(config: &Config) -> Own {
         cluster: config.cluster.as_str().to_owned(),
         node_prefix: format!("{prefix}/node/"),
         source: config.name.source_id(),
+        name,
     }
 }
 
 /// Opens the spool and sets how far each source's frames are received and stored.
 fn open(state: &StateDirectory, config: SpoolConfig, positions: &Positions) -> Result<Opened, StartError> {
-    let mut random = || {
-        let mut number = [0; 16];
-        getrandom::fill(&mut number).map_err(|error| error.to_string())?;
-        Ok(u128::from_be_bytes(number))
-    };
+    let mut random = random_number;
     let place = start::Place {
         disk: Arc::new(RealDisk),
         root: state.root(),

@@ -42,7 +42,7 @@ use crate::{
     pipeline::{MEMORY_SOURCE, Pipeline},
     probes::{Capability, CapabilityState, Probes, ProbesConfig},
     sampler::{Sampler, Watched},
-    shelf::Shelf,
+    shelf::{Room, Shelf},
     uplink::{self, IdentityFiles, Uplink},
 };
 
@@ -140,8 +140,8 @@ impl Agent {
         let shared = Arc::new(Shared::default());
         let directory = config.state_directory.join("spool");
         let losses = Arc::clone(&shared.losses);
-        let (disk, quota_bytes) = (Arc::new(RealDisk), config.spool_quota_bytes);
-        let shelf = Shelf::open(disk, &directory, quota_bytes, source, losses, Instant::now())?;
+        let (disk, room) = (Arc::new(RealDisk), Room::of_quota(config.spool_quota_bytes));
+        let shelf = Shelf::open(disk, &directory, room, source, losses, Instant::now())?;
         let shelf = Arc::new(shelf);
         // A child, so that the agent can end its own threads without ending whoever started it.
         let shutdown = shutdown.child_token();

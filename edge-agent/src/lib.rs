@@ -21,7 +21,7 @@ mod precorrelate;
 pub mod probes;
 mod requests;
 mod sampler;
-mod shelf;
+pub mod shelf;
 mod syscalls;
 mod tally;
 mod uplink;

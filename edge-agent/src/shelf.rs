@@ -8,6 +8,7 @@
 //! unknown what is on it. The uplink, which runs with other tasks, reads through file handles of its own and changes
 //! only the index: it never waits for an fsync.
 
+mod feed;
 mod losses;
 
 use std::{
@@ -28,7 +29,10 @@ use tapio_spool::{
 use tapio_wire::{Position, frame::FrameHeader};
 use tokio::sync::Notify;
 
-pub(crate) use self::losses::{Loss, Losses};
+pub use self::{
+    feed::Feed,
+    losses::{Loss, Losses},
+};
 
 /// A segment of the spool; the quota has room for several.
 const SEGMENT_BYTES_MAX: u64 = 8 << 20;
@@ -44,8 +48,25 @@ const REOPEN_MIN: Duration = Duration::from_millis(500);
 /// The longest wait before it is tried once more.
 const REOPEN_MAX: Duration = Duration::from_secs(60);
 
+/// How much a shelf may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// What is evicted goes by segments of this many bytes.
+    pub segment_bytes_max: u64,
+    /// All segments together stay below this; at least two of them.
+    pub quota_bytes: u64,
+}
+
+impl Room {
+    /// Room for so many bytes, in segments as nodes have them.
+    #[must_use]
+    pub fn of_quota(quota_bytes: u64) -> Self {
+        Self { segment_bytes_max: SEGMENT_BYTES_MAX, quota_bytes: quota_bytes.max(QUOTA_BYTES_MIN) }
+    }
+}
+
 /// The frames that are not yet stored.
-pub(crate) struct Shelf {
+pub struct Shelf {
     device: Arc<dyn Disk>,
     directory: PathBuf,
     config: SpoolConfig,
@@ -59,7 +80,7 @@ pub(crate) struct Shelf {
     /// Rises when the spool was opened again: readers of before see nothing new.
     generation: AtomicU64,
     /// A frame was appended.
-    pub(crate) appended: Notify,
+    pub appended: Notify,
 }
 
 struct OnDisk {
@@ -105,17 +126,17 @@ struct Opened {
 impl Shelf {
     /// Opens the spool in `directory` and finds the frames that `source` made in earlier lives. Those of another source,
     /// which the node was before it was renamed, no aggregator takes from this one: they are counted as lost.
-    pub(crate) fn open(
+    pub fn open(
         device: Arc<dyn Disk>,
         directory: &Path,
-        quota_bytes: u64,
+        room: Room,
         source: SourceId,
         losses: Arc<Losses>,
         now: Instant,
     ) -> Result<Self, SpoolError> {
         let config = SpoolConfig {
-            segment_bytes_max: SEGMENT_BYTES_MAX,
-            quota_bytes: quota_bytes.max(QUOTA_BYTES_MIN),
+            segment_bytes_max: room.segment_bytes_max,
+            quota_bytes: room.quota_bytes,
             quota_policy: QuotaPolicy::EvictOldest,
             reserve_bytes: 0,
             sync: SyncPolicy::AtMostEvery(SYNC_INTERVAL),
@@ -157,7 +178,7 @@ impl Shelf {
     }
 
     /// Appends a frame of `events` events. One that the spool does not take is counted as lost.
-    pub(crate) fn append(
+    pub fn append(
         &self,
         position: Position,
         events: u32,
@@ -208,7 +229,7 @@ impl Shelf {
     }
 
     /// Does what is due on the disk: forces it out, forgets what is stored, opens the spool again after a failure.
-    pub(crate) fn tend(&self, now: Instant) -> Result<(), SpoolError> {
+    pub fn tend(&self, now: Instant) -> Result<(), SpoolError> {
         let mut disk = self.disk();
         let is_due = now.saturating_duration_since(disk.trimmed_at) >= TRIM_INTERVAL;
         let tended = if is_due { self.trim(&mut disk, now) } else { Ok(()) };
@@ -262,7 +283,7 @@ impl Shelf {
     }
 
     /// The oldest frame that is kept; without one, the next that life `incarnation` will make.
-    pub(crate) fn oldest_or_next(&self, incarnation: Incarnation) -> Position {
+    pub fn oldest_or_next(&self, incarnation: Incarnation) -> Position {
         let index = self.index();
         if let Some(oldest) = index.kept.front() {
             return oldest.position;
@@ -273,17 +294,17 @@ impl Shelf {
     }
 
     /// The newest frame that is kept.
-    pub(crate) fn newest(&self) -> Option<Position> {
+    pub fn newest(&self) -> Option<Position> {
         self.index().kept.back().map(|kept| kept.position)
     }
 
     /// How many frames are kept.
-    pub(crate) fn frames(&self) -> u64 {
+    pub fn frames(&self) -> u64 {
         u64::try_from(self.index().kept.len()).unwrap_or(u64::MAX)
     }
 
     /// Everything up to `position` is stored: it may go, and is removed from the disk with the next trim.
-    pub(crate) fn stored(&self, position: Position) {
+    pub fn stored(&self, position: Position) {
         let mut index = self.index();
         index.stored = index.stored.max(position);
         while let Some(stored) = index.kept.front().copied().filter(|kept| kept.position <= position) {
@@ -293,7 +314,7 @@ impl Shelf {
     }
 
     /// The frame at `position` will never be shipped: counts it as lost, once.
-    pub(crate) fn give_up(&self, position: Position, loss: Loss) {
+    pub fn give_up(&self, position: Position, loss: Loss) {
         let mut index = self.index();
         if let Ok(at) = index.kept.binary_search_by_key(&position, |kept| kept.position)
             && let Some(kept) = index.kept.remove(at)
@@ -303,7 +324,7 @@ impl Shelf {
     }
 
     /// A reader of the frames behind `position`.
-    pub(crate) fn read_after(&self, position: Position) -> Frames {
+    pub fn read_after(&self, position: Position) -> Frames {
         let index = self.index();
         let at = index.kept.partition_point(|kept| kept.position <= position);
         let from = index.kept.get(at).map_or(index.next, |kept| kept.ordinal);
@@ -312,12 +333,12 @@ impl Shelf {
     }
 
     /// Whether `frames` reads from the spool as it was opened last.
-    pub(crate) fn is_current(&self, frames: &Frames) -> bool {
+    pub fn is_current(&self, frames: &Frames) -> bool {
         frames.generation == self.generation.load(Ordering::Acquire)
     }
 
     /// Ends in order. Nothing can be appended any more.
-    pub(crate) fn end(&self, now: Instant) -> Result<(), SpoolError> {
+    pub fn end(&self, now: Instant) -> Result<(), SpoolError> {
         let mut disk = self.disk();
         self.trim(&mut disk, now)?;
         disk.ended = true;
@@ -361,7 +382,7 @@ fn open_spool(
 }
 
 /// Reads frames in order.
-pub(crate) struct Frames {
+pub struct Frames {
     reader: Reader,
     source: SourceId,
     generation: u64,
@@ -370,7 +391,7 @@ pub(crate) struct Frames {
 impl Frames {
     /// The next frame of this source; `None` when all were read. A gap (evicted meanwhile, damaged) is passed over: the
     /// other end sees it in the positions.
-    pub(crate) fn next(&mut self) -> Result<Option<(Position, Bytes)>, SpoolError> {
+    pub fn next(&mut self) -> Result<Option<(Position, Bytes)>, SpoolError> {
         loop {
             match self.reader.next_item()? {
                 None => return Ok(None),

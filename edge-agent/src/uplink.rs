@@ -21,9 +21,8 @@ use tapio_daemon::{Progress, Registry, metrics::Drops};
 use tapio_identity::{Credentials, CredentialsError, Expected, NameKind, peer, quic};
 use tapio_schemas::ids::Incarnation;
 use tapio_wire::{
-    Position,
     message::{Host, RuleSet},
-    session::{EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus, OfferRefusal},
+    session::{EdgeConfig, EdgeEvent, EdgeSession, EdgeStatus},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +30,7 @@ use self::ended::Ended;
 use crate::{
     capture::Shared,
     clock, precorrelate,
-    shelf::{Frames, Loss, Shelf},
+    shelf::{Feed, Shelf},
 };
 
 /// The first wait before connecting again; it doubles up to [`BACKOFF_MAX`].
@@ -106,9 +105,7 @@ pub(crate) struct Uplink {
 /// One connection's state beside the session.
 struct Road<'a> {
     session: &'a mut EdgeSession,
-    frames: Option<Frames>,
-    /// Read, but not yet taken by the session.
-    waiting: Option<(Position, bytes::Bytes)>,
+    feed: Feed,
     send: SendStream,
     connection: Connection,
     /// Bytes of the connection that are counted.
@@ -203,8 +200,7 @@ impl Uplink {
         session.connect(self.shelf.oldest_or_next(self.incarnation), clock::now())?;
         let mut road = Road {
             session,
-            frames: None,
-            waiting: None,
+            feed: Feed::default(),
             send,
             connection: connection.clone(),
             counted_bytes: 0,
@@ -224,7 +220,7 @@ impl Uplink {
         let mut lingering = None;
         loop {
             self.events(road, backoff)?;
-            self.offer(road)?;
+            road.feed.offer(&self.shelf, road.session)?;
             if lingering.is_none() && self.finished.is_cancelled() {
                 lingering = Some(tokio::time::Instant::now() + LINGER);
                 road.session.drain("the agent ends")?;
@@ -232,7 +228,7 @@ impl Uplink {
             while let Some(bytes) = road.session.poll_output() {
                 let written = tokio::time::timeout(WRITE_TIME_MAX, road.send.write_chunk(bytes)).await;
                 written.map_err(|_elapsed| Ended::WriteTime)??;
-                self.offer(road)?;
+                road.feed.offer(&self.shelf, road.session)?;
             }
             self.count_sent(road);
             let now = clock::now();
@@ -299,8 +295,7 @@ impl Uplink {
                     if self.is_all_received(road) {
                         self.works(backoff);
                     }
-                    road.frames = None;
-                    road.waiting = None;
+                    road.feed.begin();
                 }
                 EdgeEvent::Received(_) => self.works(backoff),
                 EdgeEvent::Stored(position) => self.shelf.stored(position),
@@ -330,37 +325,6 @@ impl Uplink {
             // The one in force stays; the aggregator sees from the heartbeats that this one does not run.
             Err(reason) => {
                 tracing::error!(version = %pushed.version, reason, "the pushed rule set is not used")
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives the session the frames that it has room for.
-    fn offer(&self, road: &mut Road<'_>) -> Result<(), Ended> {
-        if road.frames.as_ref().is_some_and(|frames| !self.shelf.is_current(frames)) {
-            (road.frames, road.waiting) = (None, None);
-        }
-        while let Some(after) = road.session.offer_after() {
-            let frames = road.frames.get_or_insert_with(|| self.shelf.read_after(after));
-            let (position, frame) = match road.waiting.take() {
-                Some(waiting) => waiting,
-                None => match frames.next()? {
-                    Some(next) => next,
-                    None => return Ok(()),
-                },
-            };
-            match road.session.offer(position, frame.clone()) {
-                Ok(()) => {}
-                Err(OfferRefusal::WindowFull | OfferRefusal::NotOpen) => {
-                    road.waiting = Some((position, frame));
-                    return Ok(());
-                }
-                // The aggregator has it already.
-                Err(OfferRefusal::OutOfOrder { .. }) => {}
-                Err(refusal @ OfferRefusal::TooLarge) => {
-                    self.shelf.give_up(position, Loss::TooLarge);
-                    tracing::error!(%position, %refusal, "a frame cannot be shipped");
-                }
             }
         }
         Ok(())

@@ -18,6 +18,7 @@ pub mod random;
 pub mod run_record;
 pub mod scenario;
 pub mod service;
+pub mod simulation;
 pub mod tier;
 pub mod trace_parent;
 pub mod truth_log;

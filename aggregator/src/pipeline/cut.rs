@@ -5,7 +5,7 @@
 //! [`super::start`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -35,6 +35,9 @@ pub(crate) struct Cut {
     pub(crate) from: u64,
     /// The first record behind it.
     pub(crate) until: u64,
+    /// How many records are in between; ordinals may be missing. An earlier release did not say it.
+    #[serde(default)]
+    pub(crate) records: Option<u64>,
     /// The encoder that cut it.
     pub(crate) encoder: u32,
     /// The tables that it goes to.
@@ -61,6 +64,79 @@ pub(crate) struct Stored {
     /// Whether the store may hold frames that this does not know of, because it was made anew.
     #[serde(default)]
     pub(crate) is_anew: bool,
+    /// Frames of which some tables have their rows, and which are not complete.
+    #[serde(default, skip_serializing_if = "Fragments::is_empty")]
+    pub(crate) fragments: Fragments,
+}
+
+/// What some tables have of frames that are not complete. Whoever stores such a frame leaves that out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Fragment>", into = "Vec<Fragment>")]
+pub(crate) struct Fragments(BTreeMap<(SourceId, u64, u64), BTreeSet<Place>>);
+
+/// A table, or a day of one, where rows of a frame go as a whole or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// The events of a day, counted since 1970.
+    Events(u32),
+    /// The ledger.
+    Ledger,
+}
+
+/// Rows of a frame that is not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fragment {
+    /// Whose frame.
+    pub source: SourceId,
+    /// Of which life.
+    pub incarnation: u64,
+    /// Its place there.
+    pub sequence: u64,
+    /// Where the rows are.
+    pub place: Place,
+}
+
+impl Fragments {
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What is there of a frame.
+    pub(crate) fn of(&self, source: SourceId, position: Position) -> Option<&BTreeSet<Place>> {
+        self.0.get(&(source, position.incarnation.0, position.sequence.0))
+    }
+
+    /// Forgets what was there of a frame: it is complete.
+    pub(crate) fn completed(&mut self, source: SourceId, position: Position) {
+        self.0.remove(&(source, position.incarnation.0, position.sequence.0));
+    }
+
+    /// Forgets a source.
+    fn let_go(&mut self, source: SourceId) {
+        self.0.retain(|(of, ..), _| *of != source);
+    }
+}
+
+impl From<Vec<Fragment>> for Fragments {
+    fn from(all: Vec<Fragment>) -> Self {
+        let mut fragments = Self::default();
+        for Fragment { source, incarnation, sequence, place } in all {
+            fragments.0.entry((source, incarnation, sequence)).or_default().insert(place);
+        }
+        fragments
+    }
+}
+
+impl From<Fragments> for Vec<Fragment> {
+    fn from(fragments: Fragments) -> Self {
+        let each = |((source, incarnation, sequence), places): (_, BTreeSet<Place>)| {
+            places.into_iter().map(move |place| Fragment { source, incarnation, sequence, place })
+        };
+        fragments.0.into_iter().flat_map(each).collect()
+    }
 }
 
 /// Records of the spool whose frames are sent again.
@@ -111,6 +187,7 @@ impl Stored {
         for source in &old {
             self.stored_at.remove(source);
             self.sources.remove(source);
+            self.fragments.let_go(*source);
         }
         old.len() as u64
     }
@@ -193,7 +270,13 @@ mod tests {
     #[test]
     fn a_cut_outlives_the_process_until_it_is_stored() {
         let directory = tempfile::tempdir().unwrap();
-        let cut = Cut { from: 3, until: 9, encoder: ENCODER_VERSION, tables: vec!["events".into()] };
+        let cut = Cut {
+            from: 3,
+            until: 9,
+            records: Some(6),
+            encoder: ENCODER_VERSION,
+            tables: vec!["events".into()],
+        };
         let written = marks(&directory);
         written.write_cut(&cut).unwrap();
         let (stored, again) = marks(&directory).load().unwrap();
@@ -211,7 +294,7 @@ mod tests {
     fn a_cut_of_another_encoder_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let written = marks(&directory);
-        let cut = Cut { from: 0, until: 9, encoder: ENCODER_VERSION + 1, tables: Vec::new() };
+        let cut = Cut { from: 0, until: 9, records: None, encoder: ENCODER_VERSION + 1, tables: Vec::new() };
         written.write_cut(&cut).unwrap();
         let refused = written.load().unwrap_err().to_string();
         assert!(refused.contains("encoder version 2") && refused.contains("keep clickhouse/"), "{refused}");

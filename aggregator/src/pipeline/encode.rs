@@ -7,7 +7,7 @@
 mod capabilities;
 mod events;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tapio_schemas::{
     batch::BatchView,
@@ -26,7 +26,10 @@ use self::{
     capabilities::{Capabilities, Described},
     events::EventRows,
 };
-use super::record::{Kind, Record};
+use super::{
+    cut::{Fragments, Place},
+    record::{Kind, Record},
+};
 use crate::{
     context::Context,
     source::{Announcement, GivenUp},
@@ -66,7 +69,7 @@ const SOURCE_COLUMNS: [(&str, &str); 12] = [
     ("last_seen", "DateTime64(6, 'UTC')"),
 ];
 
-const FRAME_COLUMNS: [(&str, &str); 10] = [
+const FRAME_COLUMNS: [(&str, &str); 11] = [
     ("tenant", "LowCardinality(String)"),
     ("cluster", "LowCardinality(String)"),
     ("node", "LowCardinality(String)"),
@@ -77,6 +80,7 @@ const FRAME_COLUMNS: [(&str, &str); 10] = [
     ("batch_version", "UInt16"),
     ("received_at", "DateTime64(6, 'UTC')"),
     ("cut", "UInt64"),
+    ("aggregator", "LowCardinality(String)"),
 ];
 
 /// What all rows of a frame share.
@@ -95,6 +99,8 @@ pub(crate) struct Own {
     pub(crate) cluster: String,
     /// The SPIFFE URI up to a node's name, which is what a node's record has to add.
     pub(crate) node_prefix: String,
+    /// Its own name.
+    pub(crate) name: String,
     /// Its own source id.
     pub(crate) source: SourceId,
 }
@@ -187,10 +193,15 @@ impl Encoder {
         self.frames.iter().chain(&self.given_up).copied()
     }
 
-    /// Adds a record, the `ordinal`-th of the spool.
-    pub(crate) fn push(&mut self, ordinal: u64, record: &Record<'_>) -> Result<(), String> {
+    /// Adds a record, the `ordinal`-th of the spool, but for what `fragments` says that the store has of it.
+    pub(crate) fn push(
+        &mut self,
+        ordinal: u64,
+        record: &Record<'_>,
+        fragments: &Fragments,
+    ) -> Result<(), String> {
         match record.kind {
-            Kind::Frame => self.push_frame(record),
+            Kind::Frame => self.push_frame(record, fragments),
             Kind::OwnLedger => {
                 let ledger: Ledger =
                     serde_json::from_slice(record.body).map_err(|error| error.to_string())?;
@@ -221,7 +232,9 @@ impl Encoder {
                 let events = u64::from(given_up.events.max(1));
                 ledger.add(Stage::Intake, Fate::Lost, "events", &given_up.fault, events);
                 let id = position.of_source(given_up.source);
-                push_ledger(&mut self.ledger, &self.own, record.name, id, &ledger);
+                if !has_ledger(fragments.of(given_up.source, position)) {
+                    push_ledger(&mut self.ledger, &self.own, record.name, id, &ledger);
+                }
                 self.given_up.push((given_up.source, position));
                 Ok(())
             }
@@ -240,14 +253,17 @@ impl Encoder {
         self.capabilities.put(announcement.source, announcement.incarnation.0, described);
     }
 
-    fn push_frame(&mut self, record: &Record<'_>) -> Result<(), String> {
+    fn push_frame(&mut self, record: &Record<'_>, fragments: &Fragments) -> Result<(), String> {
         let Self { own, context, decoder, events, ledger, frames_block, cut, .. } = self;
         let (header, view) = decoder.decode(record.body, None).map_err(|error| error.to_string())?;
         let (id, view) = (header.meta.id, &view);
         let scope = FrameScope { tenant: &own.tenant, cluster: &own.cluster, node: record.name, id };
-        events.push(&scope, view, &context.pods());
-        push_ledger(ledger, own, record.name, id, &view.ledger());
-        push_frame_row(frames_block, &scope, view, record.arrival, *cut);
+        let present = fragments.of(id.source, id.into());
+        events.push(&scope, view, &context.pods(), present);
+        if !has_ledger(present) {
+            push_ledger(ledger, own, record.name, id, &view.ledger());
+        }
+        push_frame_row(frames_block, own, &scope, view, record.arrival, *cut);
         self.frames.push((id.source, id.into()));
         let row = self.sources.entry((id.source, id.incarnation.0)).or_default();
         if row.node.is_empty() {
@@ -298,6 +314,10 @@ impl Encoder {
     }
 }
 
+fn has_ledger(present: Option<&BTreeSet<Place>>) -> bool {
+    present.is_some_and(|present| present.contains(&Place::Ledger))
+}
+
 fn push_ledger(block: &mut BlockBuilder, own: &Own, node: &str, id: FrameId, ledger: &Ledger) {
     for entry in &ledger.entries {
         for (name, column) in block.columns() {
@@ -322,6 +342,7 @@ fn push_ledger(block: &mut BlockBuilder, own: &Own, node: &str, id: FrameId, led
 
 fn push_frame_row(
     block: &mut BlockBuilder,
+    own: &Own,
     scope: &FrameScope<'_>,
     view: &BatchView<'_>,
     arrival: UnixMicros,
@@ -338,6 +359,7 @@ fn push_frame_row(
             "events" => column.push_unsigned(u64::from(view.rows())),
             "batch_version" => column.push_unsigned(u64::from(view.version())),
             "received_at" => column.push_unsigned(arrival.0),
+            "aggregator" => column.push_bytes(own.name.as_bytes()),
             _ => column.push_unsigned(cut),
         }
     }

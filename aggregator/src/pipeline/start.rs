@@ -66,26 +66,29 @@ pub(crate) fn open(place: Place<'_>, positions: &Positions) -> Result<Opened, St
     for (source, position) in stored.positions() {
         positions.stored(source, position);
     }
-    let Scanned { announcements, sent_again } = scan(&spool, positions, &stored)?;
-    if stored.sent_again != sent_again {
-        if let Some(range) = sent_again {
-            tracing::error!(
-                from = range.from,
-                until = range.until,
-                "records of the spool are damaged and not stored: frames from there on are sent again"
-            );
-            // A block that cannot be cut again the same must not have the token of the first: the store is asked
-            // instead whether it was stored.
-            if pending.take_if(|cut| cut.until > range.from).is_some() {
-                stored.spool = new_number(random)?;
-                stored.is_anew = true;
-                marks.forget_cut()?;
-            }
-        }
-        stored.sent_again = sent_again;
+    let scanned = scan(&spool, positions, &stored, pending.as_ref())?;
+    let is_damaged = stored.sent_again != scanned.sent_again;
+    if let Some(range) = scanned.sent_again.filter(|_| is_damaged) {
+        tracing::error!(
+            from = range.from,
+            until = range.until,
+            "records of the spool are damaged and not stored: frames from there on are sent again"
+        );
+    }
+    // A block that cannot be cut again the same must not have the token of the first: the store is asked instead what it
+    // has of it.
+    let is_other = pending.take_if(|cut| !scanned.has_whole(cut, &stored, &spool)).is_some();
+    if is_other {
+        tracing::error!("a block that was cut is no longer whole: the store is asked what it has of it");
+        stored.spool = new_number(random)?;
+        stored.is_anew = true;
+        marks.forget_cut()?;
+    }
+    if is_damaged || is_other {
+        stored.sent_again = scanned.sent_again;
         marks.write_stored(&stored)?;
     }
-    Ok(Opened { spool, marks, stored, pending, announcements })
+    Ok(Opened { spool, marks, stored, pending, announcements: scanned.announcements })
 }
 
 /// A number of 128 random bits, as text.
@@ -105,7 +108,6 @@ fn load_marks(
     match stored {
         Some(mut stored) if stored.until <= spool.next().0 => {
             stored.date(now);
-            let cut = cut.filter(|cut| cut.from == stored.until && cut.until <= spool.next().0);
             Ok((stored, cut))
         }
         other => {
@@ -133,18 +135,35 @@ fn load_marks(
 struct Scanned {
     /// The latest announcement of each source, with its node's name.
     announcements: Vec<(String, Announcement)>,
+    /// How many records of the pending cut are there.
+    of_cut: u64,
     /// Frames that their sources have to send again, because what stands before them is damaged and not stored.
     sent_again: Option<SentAgain>,
+}
+
+impl Scanned {
+    /// Whether the same records make the same block as when it was cut.
+    fn has_whole(&self, cut: &Cut, stored: &Stored, spool: &Spool) -> bool {
+        cut.from == stored.until
+            && cut.until <= spool.next().0
+            && cut.records.is_none_or(|records| records == self.of_cut)
+            && !self.sent_again.is_some_and(|range| range.from < cut.until && range.until > cut.from)
+    }
 }
 
 /// Reads all records, frames by their headers only: sets how far each source is received. Frames behind damage that is
 /// not stored do not count as received, and those that are in the spool now must not be stored: their sources send all
 /// of them again, in order.
-fn scan(spool: &Spool, positions: &Positions, stored: &Stored) -> Result<Scanned, SpoolError> {
+fn scan(
+    spool: &Spool,
+    positions: &Positions,
+    stored: &Stored,
+    pending: Option<&Cut>,
+) -> Result<Scanned, SpoolError> {
     let mut reader = spool.read_from(spool.first());
     let mut received: HashMap<SourceId, Position> = HashMap::new();
     let mut announcements: HashMap<SourceId, (String, Announcement)> = HashMap::new();
-    let mut sent_again = stored.sent_again;
+    let (mut sent_again, mut of_cut) = (stored.sent_again, 0);
     while let Some(item) = reader.next_item()? {
         let (ordinal, payload) = match item {
             Item::Record { ordinal, payload } => (ordinal, payload),
@@ -157,6 +176,7 @@ fn scan(spool: &Spool, positions: &Positions, stored: &Stored) -> Result<Scanned
                 continue;
             }
         };
+        of_cut += u64::from(pending.is_some_and(|cut| (cut.from..cut.until).contains(&ordinal.0)));
         let counts = !sent_again.is_some_and(|range| range.contains(ordinal.0));
         let Ok(record) = Record::read(payload) else {
             // The feeder meets it too, and counts it.
@@ -187,5 +207,5 @@ fn scan(spool: &Spool, positions: &Positions, stored: &Stored) -> Result<Scanned
     for (source, position) in received {
         positions.received(source, position);
     }
-    Ok(Scanned { announcements: announcements.into_values().collect(), sent_again })
+    Ok(Scanned { announcements: announcements.into_values().collect(), of_cut, sent_again })
 }

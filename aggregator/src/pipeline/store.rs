@@ -55,6 +55,15 @@ pub(crate) struct Road {
     pub(crate) replay_bytes_max: u64,
 }
 
+/// How an insert ended.
+enum Inserting {
+    Done,
+    /// The time is over.
+    Stopped,
+    /// Another process of this aggregator has taken over.
+    Superseded,
+}
+
 impl Feeder {
     /// Works until stopped, or until everything is stored and no more comes.
     ///
@@ -90,21 +99,40 @@ impl Feeder {
                         thread::park_timeout(wait);
                     }
                 }
+                Step::Fence => {
+                    let Some(_done) = road.ask("to close earlier sessions", History::fence) else { break };
+                    writer.fenced();
+                }
+                Step::AskFragments => {
+                    let asked = road.ask("what it has of unfinished frames", History::fragments);
+                    let Some(fragments) = asked else { break };
+                    writer.gathered(fragments);
+                }
+                Step::Reconcile(fragments) => {
+                    let asked =
+                        road.ask("to make roll-ups true", async |history| history.reconcile(fragments).await);
+                    let Some(()) = asked else { break };
+                    writer.reconciled();
+                }
                 Step::AskLastFrames => {
-                    let Some(answer) = road.ask(async |history| history.last_frames().await) else { break };
-                    writer.learned(answer.unwrap_or_default(), clock::now());
+                    let Some(frames) = road.ask("which frames it has", History::last_frames) else { break };
+                    writer.learned(frames, clock::now());
                 }
                 Step::AskFramesOfCut(from) => {
-                    let answer = road.ask(async |history| history.frames_of_cut(from).await);
-                    let Some(answer) = answer else { break };
-                    writer.checked(&answer.unwrap_or_default())?;
+                    let asked = road.ask("which frames of a block it has", async |history| {
+                        history.frames_of_cut(from).await
+                    });
+                    let Some(frames) = asked else { break };
+                    writer.checked(&frames)?;
                 }
                 Step::Insert { table, block, token } => {
                     road.progress.busy();
                     let started = Instant::now();
                     let inserting = || road.blocks.insert(table, block, &token);
-                    if !road.insert(table, stored_until, inserting) {
-                        break;
+                    match road.insert(table, stored_until, inserting) {
+                        Inserting::Done => {}
+                        Inserting::Stopped => break,
+                        Inserting::Superseded => return Err(WriterError::Superseded),
                     }
                     road.metrics.rows.get_or_create(&Table { table }).inc_by(block.rows() as u64);
                     road.metrics.insert_seconds.observe(started.elapsed().as_secs_f64());
@@ -144,24 +172,29 @@ impl Road {
         true
     }
 
-    /// Inserts until it is in; false when stopped before.
-    fn insert<F, T>(&self, table: &str, stored_until: u64, inserting: impl Fn() -> F) -> bool
+    /// Inserts until it is in.
+    fn insert<F, T>(&self, table: &str, stored_until: u64, inserting: impl Fn() -> F) -> Inserting
     where
         F: Future<Output = Result<T, ClientError>>,
     {
         let mut pause = RETRY_PAUSE_MIN;
-        loop {
+        while !self.stop.is_cancelled() {
             // Not cancel-safe, and need not be: whether the insert happened does not matter, as the same one follows
             // after the next start.
             match self.patience().answer(&format!("an insert into {table}"), inserting()) {
-                None => return false,
-                Some(Ok(_inserted)) => return true,
+                None => break,
+                Some(Ok(_inserted)) => return Inserting::Done,
+                Some(Err(error)) if error.is_session_closed() => {
+                    match self.ask("to open the session again", History::reopen) {
+                        None => break,
+                        Some(true) => {}
+                        Some(false) => return Inserting::Superseded,
+                    }
+                }
                 Some(Err(error)) => self.retry(table, stored_until, &error, &mut pause),
             }
-            if self.stop.is_cancelled() {
-                return false;
-            }
         }
+        Inserting::Stopped
     }
 
     /// Says what is wrong and waits; the same block comes again.
@@ -183,29 +216,29 @@ impl Road {
         *pause = (*pause * 2).min(RETRY_PAUSE_MAX);
     }
 
-    /// Asks the store until it answers; `None` when stopped before, `Some(None)` when it will not answer.
-    fn ask<T>(&self, question: impl AsyncFn(&History) -> Result<T, ClientError>) -> Option<Option<T>> {
+    /// Asks the store until it answers; `None` when stopped before. A store that refuses is asked again too: without the
+    /// answer nothing may be stored.
+    fn ask<T>(&self, what: &str, question: impl AsyncFn(&History) -> Result<T, ClientError>) -> Option<T> {
         let mut pause = RETRY_PAUSE_MIN;
-        loop {
-            // A question that is dropped does nothing.
-            match self.patience().answer("which frames it has", question(&self.history)) {
-                None => return None,
+        while !self.stop.is_cancelled() {
+            // A question that is dropped is asked again.
+            match self.patience().answer(what, question(&self.history)) {
+                None => break,
                 Some(Ok(answer)) => {
                     self.progress.clear();
-                    return Some(Some(answer));
-                }
-                Some(Err(error)) if error.advice() == Advice::Stop => {
-                    tracing::error!(%error, "the store does not say which frames it has: some may be stored twice");
-                    return Some(None);
+                    return Some(answer);
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "the store is asked again which frames it has");
-                    self.progress.fault(format!("the store does not say which frames it has: {error}"));
+                    tracing::warn!(%error, what, "the store does not answer, and is asked again");
+                    self.progress.fault(format!(
+                        "the store does not answer {what}, and nothing is stored before: {error}"
+                    ));
                     self.pause(pause);
                     pause = (pause * 2).min(RETRY_PAUSE_MAX);
                 }
             }
         }
+        None
     }
 
     /// How many records are on the disk and not stored.

@@ -26,7 +26,7 @@ use thiserror::Error;
 
 pub(crate) use self::reading::lost_records;
 use super::{
-    cut::{self, Cut, Marks, Stored},
+    cut::{self, Cut, Fragment, Marks, Stored},
     encode::{Encoder, TABLES, TableBlock},
     positions::Positions,
 };
@@ -61,6 +61,12 @@ pub enum WriterError {
     /// A block's token is none: a fault of this program.
     #[error("a block's token cannot be used")]
     Token(#[source] ClientError),
+    /// Another process runs as this aggregator.
+    #[error(
+        "another process has begun to store as this aggregator: stop one of the two, or give it a name and a state \
+         directory of its own"
+    )]
+    Superseded,
     /// Records are damaged that are not stored.
     #[error(
         "records {from} to {until} of the spool are damaged and not stored: start again, agents then send again what \
@@ -99,6 +105,8 @@ pub(crate) struct Writer {
     metrics: StoreMetrics,
     /// A cut of an earlier life that is not known to be stored.
     pending: Option<Cut>,
+    /// Records that were read for the block.
+    records: u64,
     state: State,
     retained: VecDeque<(Instant, u64)>,
     replay_window: Duration,
@@ -107,28 +115,36 @@ pub(crate) struct Writer {
 
 /// What the moment is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
+pub struct Moment {
     /// The clock that never steps.
-    pub(crate) now: Instant,
+    pub now: Instant,
     /// The wall clock.
-    pub(crate) unix: UnixMicros,
+    pub unix: UnixMicros,
     /// Every record below is on the disk.
-    pub(crate) synced: u64,
+    pub synced: u64,
     /// No more records come: what waits is stored at once, and then nothing is left to do.
-    pub(crate) is_draining: bool,
+    pub is_draining: bool,
 }
 
 /// What is to be done next.
 #[derive(Debug)]
-pub(crate) enum Step<'a> {
+pub enum Step<'a> {
     /// Nothing, for so long, unless more is synced before.
     Wait(Duration),
-    /// The store is to be asked for the last complete frame of each source; answer with [`Writer::learned`].
+    /// No insert of an earlier life of this aggregator may reach the store any more: whoever made them is gone, and what
+    /// is still on its way is to be refused. Answer with `fenced`.
+    Fence,
+    /// The store is to be asked for the last complete frame of each source; answer with `learned`.
     AskLastFrames,
+    /// The store is to be asked for what it has of frames that are not complete; answer with `gathered`.
+    AskFragments,
+    /// The roll-ups of the minutes of the events of these frames are to be made what the events say: whether they were
+    /// rolled up is not known. Answer with `reconciled`.
+    Reconcile(&'a [Fragment]),
     /// The store is to be asked for the complete frames of the cut that began at this record; answer with
-    /// [`Writer::checked`].
+    /// `checked`.
     AskFramesOfCut(u64),
-    /// A block is to be inserted, again and again until it is in; answer with [`Writer::inserted`].
+    /// A block is to be inserted, again and again until it is in; answer with `inserted`.
     Insert {
         /// Into which table.
         table: &'static str,
@@ -153,10 +169,18 @@ struct Block {
 
 #[derive(Debug)]
 enum State {
+    /// Earlier lives may still insert.
+    Fencing,
     /// The marks are new: what the store has is not known.
     Learning,
+    /// Its complete frames are known, and not those that are not.
+    Gathering,
+    /// What it has of those is known, and not whether that is in the roll-ups.
+    Reconciling(Vec<Fragment>),
     /// What the store has is known, and not noted yet.
-    Learned,
+    Learned(Vec<Fragment>),
+    /// It is known, and to be noted.
+    Noted,
     /// A cut of an earlier life is to be read again.
     Refilling(Cut),
     /// It is read, and the store is asked whether it is complete.
@@ -179,7 +203,6 @@ impl Writer {
     pub(crate) fn new(parts: Parts, now: Instant) -> Self {
         let Parts { reader, marks, stored, pending, encoder, positions, losses, metrics, replay_window } =
             parts;
-        let state = if stored.is_anew { State::Learning } else { State::Empty };
         // How long ago that was stored is not known any more: the whole window starts again.
         let retained = (stored.until > 0).then_some((now, stored.until)).into_iter().collect();
         Self {
@@ -191,7 +214,8 @@ impl Writer {
             losses,
             metrics,
             pending,
-            state,
+            records: 0,
+            state: State::Fencing,
             retained,
             replay_window,
             let_go_at: None,
@@ -205,8 +229,16 @@ impl Writer {
     pub(crate) fn step(&mut self, at: Moment) -> Result<Step<'_>, WriterError> {
         loop {
             match &mut self.state {
+                State::Fencing => return Ok(Step::Fence),
                 State::Learning => return Ok(Step::AskLastFrames),
-                State::Learned => {
+                State::Gathering => return Ok(Step::AskFragments),
+                State::Reconciling(_) => return Ok(self.reconcile()),
+                State::Learned(fragments) => {
+                    self.stored.fragments = std::mem::take(fragments).into();
+                    self.stored.is_anew = false;
+                    self.state = State::Noted;
+                }
+                State::Noted => {
                     self.note_stored()?;
                     self.state = State::Empty;
                 }
@@ -236,6 +268,7 @@ impl Writer {
                         return Ok(step);
                     }
                     self.encoder.begin(self.stored.until);
+                    self.records = 0;
                     self.state = State::Filling { since: at.now, bytes: 0 };
                 }
                 State::Filling { .. } => {
@@ -271,6 +304,13 @@ impl Writer {
         }
     }
 
+    /// No insert of an earlier life can reach the store any more.
+    pub(crate) fn fenced(&mut self) {
+        if matches!(self.state, State::Fencing) {
+            self.state = if self.stored.is_anew { State::Learning } else { State::Empty };
+        }
+    }
+
     /// The last complete frames of all sources, as the store has them.
     pub(crate) fn learned(&mut self, frames: Vec<(SourceId, Position)>, unix: UnixMicros) {
         if !matches!(self.state, State::Learning) {
@@ -286,8 +326,32 @@ impl Writer {
             self.stored.note(source, position, unix);
             self.positions.stored(source, position);
         }
-        self.stored.is_anew = false;
-        self.state = State::Learned;
+        self.state = State::Gathering;
+    }
+
+    /// What the store has of frames that are not complete.
+    pub(crate) fn gathered(&mut self, fragments: Vec<Fragment>) {
+        if !matches!(self.state, State::Gathering) {
+            return;
+        }
+        if !fragments.is_empty() {
+            tracing::warn!(fragments = fragments.len(), "frames that the store has in part are completed");
+        }
+        self.state = State::Reconciling(fragments);
+    }
+
+    /// The roll-ups say what the events say.
+    pub(crate) fn reconciled(&mut self) {
+        if let State::Reconciling(fragments) = &mut self.state {
+            self.state = State::Learned(std::mem::take(fragments));
+        }
+    }
+
+    fn reconcile(&mut self) -> Step<'_> {
+        match &mut self.state {
+            State::Reconciling(fragments) => Step::Reconcile(fragments),
+            _ => Step::Wait(IDLE_PAUSE),
+        }
     }
 
     /// The complete frames of the cut that was asked for: if all are there, it needs no insert.
@@ -354,6 +418,7 @@ impl Writer {
     fn note(&mut self, cut: &Cut, at: Moment) -> Result<(), WriterError> {
         for (source, position) in self.encoder.positions() {
             self.stored.note(source, position, at.unix);
+            self.stored.fragments.completed(source, position);
         }
         self.stored.until = cut.until;
         self.stored.sent_again = self.stored.sent_again.filter(|range| range.until > cut.until);
@@ -393,6 +458,7 @@ impl Writer {
         Cut {
             from: self.stored.until,
             until,
+            records: Some(self.records),
             encoder: cut::ENCODER_VERSION,
             tables: TABLES.iter().map(|table| (*table).to_owned()).collect(),
         }

@@ -7,10 +7,12 @@
 pub mod error;
 pub mod insert;
 pub mod read;
+pub mod session;
 
 pub use error::{Advice, ClientError};
 pub use insert::{BlockWriter, DeduplicationToken, Inserted};
 pub use read::{Parameter, ReadLimits, Reader};
+pub use session::SessionId;
 
 use std::fmt;
 

@@ -34,7 +34,7 @@ macro_rules! migrations {
 
 /// Every step that this build knows, in order.
 pub const MIGRATIONS: &[Migration] =
-    migrations![1 "0001_spine", 2 "0002_readable", 3 "0003_hosts", 4 "0004_tiers"];
+    migrations![1 "0001_spine", 2 "0002_readable", 3 "0003_hosts", 4 "0004_tiers", 5 "0005_writers"];
 
 /// Why the schema cannot be used.
 #[derive(Debug, thiserror::Error)]

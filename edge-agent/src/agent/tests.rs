@@ -3,9 +3,15 @@ use super::*;
 /// An agent without probes and network: what ends it is left.
 fn agent(threads: Vec<JoinHandle<()>>, finished: &CancellationToken, folder: &std::path::Path) -> Agent {
     let source = tapio_schemas::ids::SourceId([1; 16]);
-    let shelf =
-        Shelf::open(Arc::new(RealDisk), &folder.join("spool"), 0, source, Arc::default(), Instant::now())
-            .unwrap();
+    let shelf = Shelf::open(
+        Arc::new(RealDisk),
+        &folder.join("spool"),
+        Room::of_quota(0),
+        source,
+        Arc::default(),
+        Instant::now(),
+    )
+    .unwrap();
     Agent {
         tasks: JoinSet::new(),
         threads,
@@ -30,7 +36,7 @@ async fn an_agent_does_not_outlive_its_pipeline() {
     let source = tapio_schemas::ids::SourceId([1; 16]);
     let losses = Arc::default();
     let (own, device, now) = (folder.path().join("own"), Arc::new(RealDisk), Instant::now());
-    let shelf = Shelf::open(device, &own, 0, source, Arc::clone(&losses), now).unwrap();
+    let shelf = Shelf::open(device, &own, Room::of_quota(0), source, Arc::clone(&losses), now).unwrap();
     let spooler = Spooler {
         outbound,
         shelf: Arc::new(shelf),

@@ -11,7 +11,7 @@ use tapio_schemas::ledger::LedgerEntry;
 
 /// Why a frame did not stay until it was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Loss {
+pub enum Loss {
     /// The spool did not take it.
     Refused,
     /// The quota forced it out.
@@ -27,11 +27,12 @@ pub(crate) enum Loss {
 }
 
 impl Loss {
-    pub(crate) const ALL: [Self; 6] =
+    /// All of them.
+    pub const ALL: [Self; 6] =
         [Self::Refused, Self::Quota, Self::OtherSource, Self::Damaged, Self::NoFrame, Self::TooLarge];
 
     /// The reason in the ledger and in metrics.
-    pub(crate) const fn label(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Refused => "spool-refused",
             Self::Quota => "quota",
@@ -53,7 +54,7 @@ struct Count {
 
 /// What was lost.
 #[derive(Debug, Default)]
-pub(crate) struct Losses {
+pub struct Losses {
     counts: [Count; Loss::ALL.len()],
     /// Lines of the ledgers of refused frames, each once: as many as there are subjects and reasons.
     untold: Mutex<Vec<LedgerEntry>>,
@@ -61,7 +62,7 @@ pub(crate) struct Losses {
 
 impl Losses {
     /// Counts a frame of so many events.
-    pub(crate) fn add(&self, loss: Loss, events: u32) {
+    pub fn add(&self, loss: Loss, events: u32) {
         let Some(count) = self.counts.get(loss as usize) else { return };
         count.frames.fetch_add(1, Ordering::Relaxed);
         // How many events were in what cannot be read is not known: it counts as one.
@@ -70,7 +71,7 @@ impl Losses {
     }
 
     /// What is to be told in the ledger: subject, reason, count. It is told once.
-    pub(crate) fn take(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+    pub fn take(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
         Loss::ALL.into_iter().zip(&self.counts).map(|(loss, count)| {
             let subject = if loss == Loss::NoFrame { "frames" } else { "events" };
             (subject, loss.label(), count.untold.swap(0, Ordering::Relaxed))
@@ -78,7 +79,7 @@ impl Losses {
     }
 
     /// Keeps what a refused frame would have told for the next.
-    pub(crate) fn tell_again(&self, ledger: Vec<LedgerEntry>) {
+    pub fn tell_again(&self, ledger: Vec<LedgerEntry>) {
         let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
         for entry in ledger {
             let key = |entry: &LedgerEntry| (entry.stage, entry.fate);
@@ -93,12 +94,12 @@ impl Losses {
     }
 
     /// What refused frames would have told. It is told once.
-    pub(crate) fn take_untold(&self) -> Vec<LedgerEntry> {
+    pub fn take_untold(&self) -> Vec<LedgerEntry> {
         std::mem::take(&mut self.untold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Frames lost since the start.
-    pub(crate) fn frames(&self, loss: Loss) -> u64 {
+    pub fn frames(&self, loss: Loss) -> u64 {
         self.counts.get(loss as usize).map_or(0, |count| count.frames.load(Ordering::Relaxed))
     }
 }

@@ -23,7 +23,18 @@ fn frame(source: SourceId, position: Position, events: u32) -> Vec<u8> {
 
 fn open(folder: &Path) -> (Shelf, Arc<Losses>) {
     let losses = Arc::new(Losses::default());
-    (Shelf::open(Arc::new(RealDisk), folder, 0, SOURCE, Arc::clone(&losses), Instant::now()).unwrap(), losses)
+    (
+        Shelf::open(
+            Arc::new(RealDisk),
+            folder,
+            Room::of_quota(0),
+            SOURCE,
+            Arc::clone(&losses),
+            Instant::now(),
+        )
+        .unwrap(),
+        losses,
+    )
 }
 
 fn append(shelf: &Shelf, position: Position) {

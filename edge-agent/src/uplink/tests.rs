@@ -12,6 +12,7 @@ use tapio_schemas::{
 };
 use tapio_spool::disk::RealDisk;
 use tapio_wire::{
+    Position,
     frame::{FrameEncoder, FrameLimits, FrameMeta},
     session::{AggregatorConfig, AggregatorEvent, AggregatorSession, SourceState},
 };
@@ -72,7 +73,7 @@ impl World {
         let shelf = Shelf::open(
             Arc::new(RealDisk),
             &folder.path().join("spool"),
-            0,
+            Room::of_quota(0),
             node.source_id(),
             losses,
             Instant::now(),

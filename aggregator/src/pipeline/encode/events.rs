@@ -3,17 +3,21 @@
 //! The columns are those of [`tapio_store::events::columns`], in that order. Symbols of a batch become keys of a block's dictionary, each looked up once per frame and
 //! column. Called by [`super::Encoder`] with views that were checked.
 
+use std::collections::BTreeSet;
+
+use tapio_correlation::Pods;
 use tapio_schemas::{
     batch::BatchView,
     field::{CellType, FIELDS, FieldSpec, column},
 };
 use tapio_store::native::{AnyColumn, BlockBuilder, BlockError, EncodedBlock};
 
-use super::FrameScope;
-use tapio_correlation::Pods;
+use super::{FrameScope, Place};
 
 /// A symbol that has no key in the block's dictionary yet.
 const NO_KEY: u32 = u32::MAX;
+/// The table is partitioned by days.
+const DAY_MICROS: u64 = 86_400_000_000;
 
 /// How a field's cells lie in a block.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,8 @@ pub(super) struct EventRows {
     bytes: Vec<u8>,
     /// By symbol code: the key in the block's dictionary.
     keys: Vec<u32>,
+    /// The rows to append, where they are not all.
+    chosen: Option<Vec<u32>>,
 }
 
 impl EventRows {
@@ -52,7 +58,7 @@ impl EventRows {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { block, shapes, words: Vec::new(), bytes: Vec::new(), keys: Vec::new() })
+        Ok(Self { block, shapes, words: Vec::new(), bytes: Vec::new(), keys: Vec::new(), chosen: None })
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -63,13 +69,37 @@ impl EventRows {
         self.block.clear();
     }
 
+    /// Chooses the rows to append: all, or those of days that are not present.
+    fn choose(&mut self, view: &BatchView<'_>, present: Option<&BTreeSet<Place>>) {
+        self.chosen = None;
+        let Some(present) = present.filter(|present| present.iter().any(|place| *place != Place::Ledger))
+        else {
+            return;
+        };
+        copy_rows(view, column::core::time_micros, None, &mut self.words);
+        let is_absent = |time: u64| {
+            let day = u32::try_from(time / DAY_MICROS).unwrap_or(u32::MAX);
+            !present.contains(&Place::Events(day))
+        };
+        let rows = (0..view.rows()).zip(&self.words);
+        self.chosen = Some(rows.filter(|(_, time)| is_absent(**time)).map(|(row, _)| row).collect());
+    }
+
     pub(super) fn encode(&self) -> Result<EncodedBlock, BlockError> {
         self.block.encode()
     }
 
-    /// Appends all rows of a frame.
-    pub(super) fn push(&mut self, scope: &FrameScope<'_>, view: &BatchView<'_>, pods: &Pods) {
-        let rows = view.rows() as usize;
+    /// Appends the rows of a frame, but for those of the days of which the store has them.
+    pub(super) fn push(
+        &mut self,
+        scope: &FrameScope<'_>,
+        view: &BatchView<'_>,
+        pods: &Pods,
+        present: Option<&BTreeSet<Place>>,
+    ) {
+        self.choose(view, present);
+        let rows = self.chosen.as_ref().map_or(view.rows() as usize, Vec::len);
+        let chosen = self.chosen.as_deref();
         let mut columns = self.block.columns().map(|(_, column)| column);
         for text in [scope.tenant, scope.cluster, scope.node] {
             if let Some(AnyColumn::LowCardinality(column)) = columns.next() {
@@ -83,10 +113,15 @@ impl EventRows {
         repeat(columns.next(), &id.sequence.0.to_le_bytes(), rows, &mut self.bytes);
         if let Some(column) = columns.next().and_then(AnyColumn::fixed) {
             self.bytes.clear();
-            (0..view.rows()).for_each(|row| self.bytes.extend_from_slice(&row.to_le_bytes()));
+            match chosen {
+                None => (0..view.rows()).for_each(|row| self.bytes.extend_from_slice(&row.to_le_bytes())),
+                Some(chosen) => {
+                    chosen.iter().for_each(|row| self.bytes.extend_from_slice(&row.to_le_bytes()))
+                }
+            }
             column.extend(&self.bytes);
         }
-        copy_rows(view, column::entity::pod_uid, &mut self.words);
+        copy_rows(view, column::entity::pod_uid, chosen, &mut self.words);
         for name in [NamePart::Namespace, NamePart::Pod, NamePart::Workload, NamePart::Service] {
             if let Some(AnyColumn::LowCardinality(column)) = columns.next() {
                 self.keys.clear();
@@ -103,7 +138,7 @@ impl EventRows {
         for ((spec, shape), into) in FIELDS.iter().zip(&self.shapes).zip(columns) {
             let absent = view.column(spec.id).is_none();
             if !absent {
-                copy_rows(view, spec.id, &mut self.words);
+                copy_rows(view, spec.id, chosen, &mut self.words);
             }
             match (shape, &mut *into) {
                 (Shape::Integer(width), AnyColumn::Fixed(_)) => {
@@ -206,10 +241,17 @@ fn repeat(column: Option<&mut AnyColumn>, cell: &[u8], rows: usize, scratch: &mu
     }
 }
 
-/// The words of a column by row. Always as many as the batch has rows: a block whose columns differ is never stored.
-fn copy_rows(view: &BatchView<'_>, id: u16, words: &mut Vec<u64>) {
+/// The words of a column by row. Always as many as there are rows to append: a block whose columns differ is never stored.
+fn copy_rows(view: &BatchView<'_>, id: u16, chosen: Option<&[u32]>, words: &mut Vec<u64>) {
     view.copy_rows(id, words);
     words.resize(view.rows() as usize, 0);
+    if let Some(chosen) = chosen {
+        // Rising, so that what is read was not overwritten yet.
+        for (to, row) in chosen.iter().enumerate() {
+            words.swap(to, *row as usize);
+        }
+        words.truncate(chosen.len());
+    }
 }
 
 fn symbol_code(word: u64) -> u32 {

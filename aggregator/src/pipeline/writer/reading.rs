@@ -102,12 +102,13 @@ impl Writer {
                 return Ok(Read::Bytes(0));
             }
             Some(Item::Record { ordinal, payload }) => {
+                self.records += 1;
                 let (encoder, stored) = (&mut self.encoder, &self.stored);
                 let pushed = Record::read(payload).map_err(|error| error.to_string()).and_then(|record| {
                     if is_left_out(&record, ordinal, stored) {
                         return Ok(false);
                     }
-                    encoder.push(ordinal.0, &record).map(|()| true)
+                    encoder.push(ordinal.0, &record, &stored.fragments).map(|()| true)
                 });
                 if pushed == Ok(false) {
                     self.losses.folded(Stage::Store, "frames", "sent-again", 1);

@@ -100,6 +100,8 @@ pub enum ClientError {
     Request(String),
 }
 
+/// ClickHouse's `SESSION_NOT_FOUND`.
+const SESSION_NOT_FOUND: u32 = 372;
 /// ClickHouse's `TOO_MANY_PARTS`.
 const TOO_MANY_PARTS: u32 = 252;
 
@@ -123,6 +125,7 @@ const PASSING: &[u32] = &[
     286, // UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE
     289, // REPLICA_IS_NOT_IN_QUORUM
     319, // UNKNOWN_STATUS_OF_INSERT
+    373, // SESSION_IS_LOCKED
     394, // QUERY_WAS_CANCELLED
     439, // CANNOT_SCHEDULE_TASK
     473, // DEADLOCK_AVOIDED
@@ -163,6 +166,12 @@ impl ClientError {
 }
 
 impl ClientError {
+    /// Whether the session of the request is not open: it was closed, was idle for too long, or the server was restarted.
+    #[must_use]
+    pub const fn is_session_closed(&self) -> bool {
+        matches!(self, Self::Server { code: SESSION_NOT_FOUND, .. })
+    }
+
     /// Whether a read asked for more than one may cost: less of it would be answered.
     #[must_use]
     pub fn is_too_costly(&self) -> bool {

@@ -17,6 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 
 use super::error::{ClientError, code_in, cut};
+use super::session::{SESSION_TIME_MAX, SessionId};
 use super::{DATABASE, Endpoint};
 use crate::native::EncodedBlock;
 
@@ -76,6 +77,7 @@ pub struct Inserted {
 #[derive(Debug, Clone)]
 pub struct BlockWriter {
     endpoint: Endpoint,
+    session: Option<SessionId>,
     client: Client<HttpConnector, Full<Bytes>>,
     timeout: Duration,
 }
@@ -91,7 +93,13 @@ impl BlockWriter {
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .pool_idle_timeout(IDLE_TIME_MAX)
             .build(connector);
-        Self { endpoint, client, timeout }
+        Self { endpoint, session: None, client, timeout }
+    }
+
+    /// The same writer inside a session: where that is not open, the server refuses every insert.
+    #[must_use]
+    pub fn in_session(&self, session: SessionId) -> Self {
+        Self { session: Some(session), ..self.clone() }
     }
 
     /// Inserts `block` into `table` of the database `tapio`.
@@ -137,6 +145,11 @@ impl BlockWriter {
              &min_insert_block_size_rows=0&min_insert_block_size_bytes=0&wait_end_of_query=1\
              &throw_on_max_partitions_per_insert_block=0&input_format_null_as_default=0&input_format_skip_unknown_fields=0",
         );
+        if let Some(session) = &self.session {
+            uri.push_str("&session_check=1&session_id=");
+            percent_encode(&mut uri, session.as_str());
+            write!(uri, "&session_timeout={}", SESSION_TIME_MAX.as_secs()).map_err(request_fault)?;
+        }
         let credentials = self.endpoint.credentials();
         Request::builder()
             .method(Method::POST)

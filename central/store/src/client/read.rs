@@ -187,6 +187,20 @@ impl Reader {
         self.within(limit, async { query.execute().await.map_err(|error| self.fault(&error)) }).await
     }
 
+    /// Runs a statement that gives no rows with settings of the request.
+    pub(super) async fn execute_with(
+        &self,
+        statement: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<(), ClientError> {
+        let mut query = self.client.query_raw(statement).with_setting("wait_end_of_query", "1");
+        for (name, value) in settings {
+            query = query.with_setting(*name, *value);
+        }
+        let limit = self.limits.time_max + GRACE;
+        self.within(limit, async { query.execute().await.map_err(|error| self.fault(&error)) }).await
+    }
+
     async fn within<T>(
         &self,
         limit: Duration,
