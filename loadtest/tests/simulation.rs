@@ -6,7 +6,7 @@
 
 use tapio_loadtest::simulation::{self, Faults, Sums};
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 1_500;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

@@ -82,11 +82,14 @@ pub(crate) fn open(place: Place<'_>, positions: &Positions) -> Result<Opened, St
         tracing::error!("a block that was cut is no longer whole: the store is asked what it has of it");
         stored.spool = new_number(random)?;
         stored.is_anew = true;
-        marks.forget_cut()?;
     }
     if is_damaged || is_other {
         stored.sent_again = scanned.sent_again;
         marks.write_stored(&stored)?;
+    }
+    if stored.is_anew {
+        // Only now: without it, and without a mark that is anew, nobody would ask what the store has of it.
+        marks.forget_cut()?;
     }
     Ok(Opened { spool, marks, stored, pending, announcements: scanned.announcements })
 }
@@ -108,6 +111,8 @@ fn load_marks(
     match stored {
         Some(mut stored) if stored.until <= spool.next().0 => {
             stored.date(now);
+            // A cut of before the mark was made anew is of no use: its token is not ours any more.
+            let cut = cut.filter(|_| !stored.is_anew);
             Ok((stored, cut))
         }
         other => {
@@ -123,7 +128,6 @@ fn load_marks(
                 ..other
             };
             stored.date(now);
-            marks.forget_cut()?;
             marks.write_stored(&stored)?;
             Ok((stored, None))
         }
