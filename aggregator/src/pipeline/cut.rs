@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -60,7 +61,7 @@ pub(crate) struct Stored {
     /// Frames that are not stored although they are in the spool, because frames before them are damaged: their
     /// sources send all of them again.
     #[serde(default)]
-    pub(crate) sent_again: Option<SentAgain>,
+    pub(crate) sent_again: SentAgain,
     /// Whether the store may hold frames that this does not know of, because it was made anew.
     #[serde(default)]
     pub(crate) is_anew: bool,
@@ -139,24 +140,68 @@ impl From<Fragments> for Vec<Fragment> {
     }
 }
 
-/// Records of the spool whose frames are sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SentAgain {
-    /// The first damaged record that was not stored.
-    pub(crate) from: u64,
-    /// The first record behind those that were in the spool when the damage was found.
-    pub(crate) until: u64,
+/// Records of the spool whose frames are sent again: for each damage, from there to the end of what was in the spool when
+/// it was found. Rising, and apart from each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "SentAgainForms")]
+pub(crate) struct SentAgain(Vec<Range<u64>>);
+
+/// The forms that releases have written it in.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SentAgainForms {
+    All(Vec<Range<u64>>),
+    One { from: u64, until: u64 },
+    None(()),
+}
+
+impl From<SentAgainForms> for SentAgain {
+    fn from(form: SentAgainForms) -> Self {
+        match form {
+            SentAgainForms::All(ranges) => Self(ranges),
+            SentAgainForms::One { from, until } => Self(vec![from..until]),
+            SentAgainForms::None(()) => Self::default(),
+        }
+    }
 }
 
 impl SentAgain {
     /// Whether a record is one of them.
-    pub(crate) const fn contains(&self, ordinal: u64) -> bool {
-        self.from <= ordinal && ordinal < self.until
+    pub(crate) fn contains(&self, ordinal: u64) -> bool {
+        self.0.iter().any(|range| range.contains(&ordinal))
+    }
+
+    /// Whether one of them is in between.
+    pub(crate) fn overlaps(&self, from: u64, until: u64) -> bool {
+        self.0.iter().any(|range| range.start < until && range.end > from)
+    }
+
+    /// Adds a damage, found when the spool ended at `end`. What stands between two damages was sent again after the first,
+    /// and is sound: it stays out.
+    pub(crate) fn add(&mut self, damage: Range<u64>, end: u64) {
+        let mut from = damage.start;
+        while let Some(known) = self.0.iter().find(|range| range.contains(&from)) {
+            from = known.end;
+        }
+        if from < damage.end {
+            self.0.retain(|range| range.end <= from);
+            self.0.push(from..end);
+        }
+    }
+
+    /// Forgets those that everything behind is stored of.
+    fn trim(&mut self, stored_until: u64) {
+        self.0.retain(|range| range.end > stored_until);
     }
 }
 
 impl Stored {
+    /// Notes that every record below `until` is stored.
+    pub(crate) fn advance(&mut self, until: u64) {
+        self.until = until;
+        self.sent_again.trim(until);
+    }
+
     /// Notes that a source's frames up to `position` are stored.
     pub(crate) fn note(&mut self, source: SourceId, position: Position, now: UnixMicros) {
         let last = self.sources.entry(source).or_default();
@@ -313,12 +358,34 @@ mod tests {
             source(2)
         );
         let mut stored: Stored = serde_json::from_str(&text).unwrap();
-        assert!(!stored.is_anew && stored.sent_again.is_none());
+        assert!(!stored.is_anew && stored.sent_again == SentAgain::default());
         stored.date(UnixMicros(100));
         assert_eq!(stored.let_go(UnixMicros(100), |_| true), 0);
         stored.note(source(3), Position::new(1, 1), UnixMicros(200));
         assert_eq!(stored.let_go(UnixMicros(150), |at| at == source(2)), 1);
         assert!(stored.has(source(1), Position::new(1, 2)) && !stored.has(source(1), Position::new(1, 3)));
         assert!(!stored.has(source(2), Position::new(1, 1)) && stored.has(source(3), Position::new(1, 1)));
+    }
+
+    /// Scenario: marks of earlier releases; damage; the same again at the next start; more behind what was sent again, also
+    /// such that begins in what was damaged before; damage in front of all.
+    /// Guarantees: all forms are read; what was sent again and is sound is not sent once more; everything behind what is
+    /// newly damaged is.
+    #[test]
+    fn only_what_is_behind_new_damage_is_sent_again() {
+        let read = |text: &str| serde_json::from_str::<SentAgain>(text).unwrap();
+        assert_eq!(read("null"), SentAgain::default());
+        let mut again = read("{\"from\":10,\"until\":20}");
+        assert_eq!(read(&serde_json::to_string(&again).unwrap()), again);
+        again.add(10..15, 30);
+        assert!(again.contains(19) && !again.contains(20));
+        again.add(18..24, 30);
+        assert!(again.contains(20) && again.contains(29) && !again.contains(30));
+        again.add(40..41, 50);
+        assert!(!again.contains(30) && !again.contains(39) && again.contains(49) && again.overlaps(38, 41));
+        again.trim(30);
+        assert!(!again.contains(19) && again.contains(49));
+        again.add(5..6, 60);
+        assert!(again.contains(5) && again.contains(35) && again.contains(59));
     }
 }

@@ -68,10 +68,9 @@ pub(crate) fn open(place: Place<'_>, positions: &Positions) -> Result<Opened, St
     }
     let scanned = scan(&spool, positions, &stored, pending.as_ref())?;
     let is_damaged = stored.sent_again != scanned.sent_again;
-    if let Some(range) = scanned.sent_again.filter(|_| is_damaged) {
+    if is_damaged {
         tracing::error!(
-            from = range.from,
-            until = range.until,
+            ranges = ?scanned.sent_again,
             "records of the spool are damaged and not stored: frames from there on are sent again"
         );
     }
@@ -123,7 +122,7 @@ fn load_marks(
             let mut stored = Stored {
                 spool: new_number(random)?,
                 until: spool.first().0,
-                sent_again: None,
+                sent_again: SentAgain::default(),
                 is_anew: true,
                 ..other
             };
@@ -142,7 +141,7 @@ struct Scanned {
     /// How many records of the pending cut are there.
     of_cut: u64,
     /// Frames that their sources have to send again, because what stands before them is damaged and not stored.
-    sent_again: Option<SentAgain>,
+    sent_again: SentAgain,
 }
 
 impl Scanned {
@@ -151,7 +150,7 @@ impl Scanned {
         cut.from == stored.until
             && cut.until <= spool.next().0
             && cut.records.is_none_or(|records| records == self.of_cut)
-            && !self.sent_again.is_some_and(|range| range.from < cut.until && range.until > cut.from)
+            && !self.sent_again.overlaps(cut.from, cut.until)
     }
 }
 
@@ -167,21 +166,19 @@ fn scan(
     let mut reader = spool.read_from(spool.first());
     let mut received: HashMap<SourceId, Position> = HashMap::new();
     let mut announcements: HashMap<SourceId, (String, Announcement)> = HashMap::new();
-    let (mut sent_again, mut of_cut) = (stored.sent_again, 0);
+    let (mut sent_again, mut of_cut) = (stored.sent_again.clone(), 0);
     while let Some(item) = reader.next_item()? {
         let (ordinal, payload) = match item {
             Item::Record { ordinal, payload } => (ordinal, payload),
             Item::Gap(gap) => {
                 if matches!(gap.reason, GapReason::Damaged { .. }) && gap.until.0 > stored.until {
-                    let from = gap.from.0.max(stored.until);
-                    let from = sent_again.map_or(from, |range| range.from.min(from));
-                    sent_again = Some(SentAgain { from, until: spool.next().0 });
+                    sent_again.add(gap.from.0.max(stored.until)..gap.until.0, spool.next().0);
                 }
                 continue;
             }
         };
         of_cut += u64::from(pending.is_some_and(|cut| (cut.from..cut.until).contains(&ordinal.0)));
-        let counts = !sent_again.is_some_and(|range| range.contains(ordinal.0));
+        let counts = !sent_again.contains(ordinal.0);
         let Ok(record) = Record::read(payload) else {
             // The feeder meets it too, and counts it.
             tracing::warn!(%ordinal, "a record of the spool cannot be read");

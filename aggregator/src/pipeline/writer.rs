@@ -420,8 +420,7 @@ impl Writer {
             self.stored.note(source, position, at.unix);
             self.stored.fragments.completed(source, position);
         }
-        self.stored.until = cut.until;
-        self.stored.sent_again = self.stored.sent_again.filter(|range| range.until > cut.until);
+        self.stored.advance(cut.until);
         self.let_go(at);
         self.note_stored()?;
         for (source, position) in self.encoder.positions() {

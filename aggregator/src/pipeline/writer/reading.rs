@@ -75,12 +75,10 @@ impl Writer {
 
     /// Reads the next record, or gap, into the encoder; returns the record's bytes.
     fn read_one(&mut self) -> Result<Read, WriterError> {
-        let sent_again = self.stored.sent_again;
-        let is_sent_again = |ordinal| sent_again.is_some_and(|range| range.contains(ordinal));
         let (ordinal, bytes, dropped) = match self.reader.next_item()? {
             None => return Ok(Read::Bytes(0)),
             Some(Item::Gap(gap)) if matches!(gap.reason, GapReason::Damaged { .. }) => {
-                if !is_sent_again(gap.from.0) {
+                if !self.stored.sent_again.contains(gap.from.0) {
                     return Ok(Read::Damaged(gap));
                 }
                 tracing::error!(from = gap.from.0, until = gap.until.0, "records of the spool are damaged");
@@ -130,7 +128,7 @@ impl Writer {
 /// Whether a record is of a frame that is stored already, or that its source sends again.
 fn is_left_out(record: &Record<'_>, ordinal: Ordinal, stored: &Stored) -> bool {
     frame_of(record).is_some_and(|(source, position)| {
-        stored.has(source, position) || stored.sent_again.is_some_and(|range| range.contains(ordinal.0))
+        stored.has(source, position) || stored.sent_again.contains(ordinal.0)
     })
 }
 
