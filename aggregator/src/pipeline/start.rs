@@ -178,7 +178,8 @@ fn scan(
             }
         };
         of_cut += u64::from(pending.is_some_and(|cut| (cut.from..cut.until).contains(&ordinal.0)));
-        let counts = !sent_again.contains(ordinal.0);
+        // What was left out below the mark is not stored, and says nothing: the mark knows how far each source came.
+        let counts = ordinal.0 >= stored.until && !sent_again.contains(ordinal.0);
         let Ok(record) = Record::read(payload) else {
             // The feeder meets it too, and counts it.
             tracing::warn!(%ordinal, "a record of the spool cannot be read");
