@@ -16,7 +16,7 @@ fn number(name: &str) -> Option<u64> {
 fn run(name: &str, faults: Faults) -> Sums {
     let alone = number("TAPIO_SIMULATION_SEED");
     let first = alone.or_else(|| number("TAPIO_SEED")).unwrap_or(0);
-    let seeds = if alone.is_some() { 1 } else { SEEDS };
+    let seeds = if alone.is_some() { 1 } else { number("TAPIO_SIMULATION_SEEDS").unwrap_or(SEEDS) };
     let mut sums = Sums::default();
     for seed in (0..seeds).map(|number| first.wrapping_add(number)) {
         match std::panic::catch_unwind(|| simulation::run(seed, faults)) {
@@ -75,4 +75,24 @@ fn disks_are_lost() {
         "lost disks",
         Faults { store: 200, breaks: 5, aggregator_disk: 5, source_disk: 1, ..Faults::default() },
     );
+}
+
+#[test]
+fn everything_fails() {
+    let faults = Faults {
+        breaks: 6,
+        cuts: 2,
+        source_dies: 3,
+        source_power: 1,
+        source_disk: 1,
+        aggregator_dies: 3,
+        aggregator_power: 2,
+        aggregator_disk: 1,
+        rot: 1,
+        full: 3,
+        clock: 5,
+        syncs: 3,
+        store: 150,
+    };
+    run("everything", faults);
 }

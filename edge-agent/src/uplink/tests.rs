@@ -18,6 +18,7 @@ use tapio_wire::{
 };
 
 use super::*;
+use crate::shelf::Room;
 use tapio_schemas::units::Micros;
 
 const FRAMES: u64 = 40;
