@@ -28,6 +28,8 @@ const WINDOW_FRAMES: usize = 9;
 /// What a shelf may hold: little, so that its quota is met.
 const ROOM: Room = Room { segment_bytes_max: 6 << 10, quota_bytes: 40 << 10 };
 const DIRECTORY: &str = "/node";
+/// How far a wall clock is ahead at most.
+pub(super) const AHEAD_MICROS_MAX: u64 = 4_000_000;
 
 /// What became of a frame at its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +149,8 @@ impl Source {
         let received = self.received();
         self.die();
         self.disk.lose();
+        // What its disk knew of its lives only its clock can know now: where that was set back too, it is refused.
+        self.ahead_micros = self.ahead_micros.max(AHEAD_MICROS_MAX);
         for (position, made) in &mut self.made {
             if let Outcome::Shelved(_) = made.outcome {
                 made.outcome = Outcome::Gone { was_received: *position <= received };

@@ -16,7 +16,7 @@ use super::{
     Faults, Sums,
     aggregator::{Aggregator, StoreSide},
     link::{Connection, Lane},
-    source::{Outcome, Source},
+    source::{AHEAD_MICROS_MAX, Outcome, Source},
 };
 use crate::random::Draw;
 
@@ -155,7 +155,7 @@ impl World {
             self.aggregator.disk.set_capacity(4 << 20);
         }
         if self.hits(self.faults.clock) {
-            let step = self.draw.between(0, 4_000_000);
+            let step = self.draw.between(0, AHEAD_MICROS_MAX);
             match self.draw.between(0, u64::from(SOURCES)) {
                 0 => self.aggregator.ahead_micros = step,
                 number => {
