@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::pki_types::ServerName;
 use tapio_daemon::{
     ConfigError, Problems,
     config::{Key, Settings, Tier},
@@ -32,6 +33,13 @@ pub static TIER: Tier = Tier {
         Key::path("identity.certificate", "Its certificate chain, PEM, the leaf first."),
         Key::path("identity.key", "Its private key, PEM."),
         Key::path("identity.authority", "The certificates of the authority that vouches for nodes, PEM."),
+        Key::path(
+            "identity.revocations",
+            "A list of certificates that are taken back before their time: in each line a serial number in hexadecimal \
+             digits, or a name, `spiffe://...`, which takes back all certificates of that machine. Read again when it \
+             changes; sessions that it names end at once.",
+        )
+        .optional(),
         Key::text("intake.listen", "The UDP address where nodes connect.").or("127.0.0.1:7401"),
         Key::integer(
             "intake.connections_max",
@@ -40,6 +48,72 @@ pub static TIER: Tier = Tier {
             "Connections at a time; one more is closed with the reason.",
         )
         .or("1024"),
+        Key::integer(
+            "intake.source_bytes_per_second_max",
+            1 << 20,
+            1 << 30,
+            "Bytes per second that one source may send; one that sends more is slowed down, and counted.",
+        )
+        .or("33554432"),
+        Key::integer(
+            "intake.source_open_frames_max",
+            2,
+            4_096,
+            "Frames that one source may have under way or not yet durable here, as credit; a session that sends more is \
+             ended with the reason.",
+        )
+        .or("64"),
+        Key::integer(
+            "intake.source_open_bytes_max",
+            5 << 20,
+            256 << 20,
+            "Bytes of these frames.",
+        )
+        .or("8388608"),
+        Key::text(
+            "enrolment.listen",
+            "The TCP address where nodes get their certificates. Without it there is no enrolment here.",
+        )
+        .optional(),
+        Key::path("enrolment.certificate", "The certificate chain that enrolment shows to nodes, PEM; it has a DNS name or an address.")
+            .optional(),
+        Key::path("enrolment.key", "Its private key, PEM.").optional(),
+        Key::path(
+            "enrolment.authority_certificate",
+            "The certificate of the authority that issues nodes' certificates, PEM, followed by those between it and one of \
+             `identity.authority`.",
+        )
+        .optional(),
+        Key::path("enrolment.authority_key", "Its private key, PEM (PKCS#8). Whoever reads it can be any node.").optional(),
+        Key::integer(
+            "enrolment.lifetime_secs",
+            10,
+            31_536_000,
+            "Seconds for which a certificate is good; nodes renew it after two thirds of them.",
+        )
+        .or("86400"),
+        Key::text(
+            "enrolment.audience",
+            "The audience of service accounts' tokens that buy a certificate; with it, Kubernetes is asked whose a token is \
+             (`TokenReview`).",
+        )
+        .optional(),
+        Key::text("enrolment.service_account", "The service account of the agents' pods, `namespace/name`.").optional(),
+        Key::text("enrolment.kubernetes_url", "The API server.").or("https://kubernetes.default.svc:443"),
+        Key::path("enrolment.kubernetes_authority", "The certificates of the authority that vouches for it, PEM.")
+            .or("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"),
+        Key::path(
+            "enrolment.kubernetes_token",
+            "The token with which the API server is asked; its account may create `tokenreviews`, and needs no other right.",
+        )
+        .or("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+        Key::path(
+            "enrolment.tokens",
+            "A file of tokens for hosts outside Kubernetes: in each line the SHA-256 of a token, the node that it is for, and \
+             perhaps `keys=N` (for how many keys it is good, one where nothing is said) and `until=<RFC 3339>`. Nodes that it \
+             names renew their certificate with the one that they have.",
+        )
+        .optional(),
         Key::text("grpc.listen", "The TCP address of gRPC (TLS) for programs that ask for findings and events.")
             .or("127.0.0.1:7403"),
         Key::path("grpc.certificate", "The certificate chain that gRPC shows, PEM; where none is named, that of `[identity]`.")
@@ -146,6 +220,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// Where nodes connect.
     pub intake: IntakeConfig,
+    /// Where nodes get their certificates, if they get them here.
+    pub enrolment: Option<EnrolmentConfig>,
     /// Where programs ask for findings and events.
     pub grpc: GrpcConfig,
     /// Where people look at findings.
@@ -175,6 +251,8 @@ pub struct IdentityConfig {
     pub key: PathBuf,
     /// The certificates of the authority.
     pub authority: PathBuf,
+    /// The list of certificates that are taken back, where there is one.
+    pub revocations: Option<PathBuf>,
 }
 
 /// Limits of the intake.
@@ -184,6 +262,59 @@ pub struct IntakeConfig {
     pub listen: SocketAddr,
     /// Connections at a time; one more is closed with the reason.
     pub connections_max: usize,
+    /// What one source may do.
+    pub source: SourceLimits,
+}
+
+/// What one source may do; others do not feel it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLimits {
+    /// Bytes per second that it may send; one that sends more is slowed down.
+    pub bytes_per_second_max: u64,
+    /// Frames that it may have under way or not yet durable here.
+    pub open_frames_max: u32,
+    /// Bytes of these frames.
+    pub open_bytes_max: u64,
+}
+
+/// Where nodes get their certificates.
+#[derive(Clone, Debug)]
+pub struct EnrolmentConfig {
+    /// The TCP address that it listens on.
+    pub listen: SocketAddr,
+    /// The certificate chain that it shows.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The issuing authority's certificate, followed by those between it and one that is believed.
+    pub authority_certificate: PathBuf,
+    /// The issuing authority's private key.
+    pub authority_key: PathBuf,
+    /// For how long a certificate is good.
+    pub lifetime: Duration,
+    /// How Kubernetes is asked whose a service account's token is, where such are taken.
+    pub kubernetes: Option<KubernetesEnrolment>,
+    /// The file of tokens, where such are taken.
+    pub tokens: Option<PathBuf>,
+}
+
+/// How Kubernetes is asked whose a service account's token is.
+#[derive(Clone, Debug)]
+pub struct KubernetesEnrolment {
+    /// The API server's host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The name that its certificate must have.
+    pub server_name: ServerName<'static>,
+    /// The authorities that vouch for it.
+    pub authority: PathBuf,
+    /// The file of the own token.
+    pub token: PathBuf,
+    /// The audience that tokens must be for.
+    pub audience: String,
+    /// The agents' account, `system:serviceaccount:<namespace>:<name>`.
+    pub username: String,
 }
 
 /// gRPC for programs, always over TLS.
@@ -313,12 +444,14 @@ impl Config {
         let instance = settings.parse_text::<Instance>("aggregator.name");
         let domain = settings.parse_text::<TrustDomain>("aggregator.trust_domain");
         let listen = settings.read("intake.listen", socket);
+        let enrolment = check_enrolment(&mut settings);
         let grpc = check_grpc(&mut settings);
         let dashboard = check_dashboard(&mut settings);
         let store = check_store(&mut settings);
         let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
         settings.read(tier::LOG_KEY.path, telemetry::check_filter);
         let (identities, rules) = (settings.path("context.identities"), settings.path("rules.directory"));
+        let revocations = settings.path("identity.revocations");
         let record_bytes_max = settings.integer("record.bytes_max");
         let record = settings
             .path("record.directory")
@@ -330,6 +463,7 @@ impl Config {
             Some(cluster),
             Some(tenant),
             Some(listen),
+            Some(enrolment),
             Some(grpc),
             Some(dashboard),
             Some(store),
@@ -339,6 +473,9 @@ impl Config {
             Some(authority),
             Some(directory),
             Some(connections_max),
+            Some(bytes_per_second_max),
+            Some(open_frames_max),
+            Some(open_bytes_max),
             Some(spool_bytes_max),
             Some(replay_window_secs),
             Some(findings_max),
@@ -348,6 +485,7 @@ impl Config {
             cluster,
             tenant,
             listen,
+            enrolment,
             grpc,
             dashboard,
             store,
@@ -357,6 +495,9 @@ impl Config {
             settings.path("identity.authority"),
             settings.path("state.directory"),
             settings.integer("intake.connections_max"),
+            settings.integer("intake.source_bytes_per_second_max"),
+            settings.integer("intake.source_open_frames_max"),
+            settings.integer("intake.source_open_bytes_max"),
             settings.integer("state.spool_bytes_max"),
             settings.integer("state.replay_window_secs"),
             settings.integer("recent.findings_max"),
@@ -373,8 +514,13 @@ impl Config {
             },
             cluster,
             tenant,
-            identity: IdentityConfig { certificate, key, authority },
-            intake: IntakeConfig { listen, connections_max },
+            identity: IdentityConfig { certificate, key, authority, revocations },
+            intake: IntakeConfig {
+                listen,
+                connections_max,
+                source: SourceLimits { bytes_per_second_max, open_frames_max, open_bytes_max },
+            },
+            enrolment,
             grpc,
             dashboard,
             state: StateConfig {
@@ -394,6 +540,92 @@ impl Config {
 
 fn socket(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_invalid| format!("{text:?} is no address with a port, such as 127.0.0.1:7401"))
+}
+
+/// Keys that enrolment cannot do without.
+const ENROLMENT_KEYS: [&str; 4] =
+    ["enrolment.certificate", "enrolment.key", "enrolment.authority_certificate", "enrolment.authority_key"];
+
+fn check_enrolment(settings: &mut Settings) -> Option<Option<EnrolmentConfig>> {
+    let files = ENROLMENT_KEYS.map(|key| settings.path(key));
+    let lifetime = settings.integer("enrolment.lifetime_secs");
+    let kubernetes = check_kubernetes(settings);
+    let tokens = settings.path("enrolment.tokens");
+    if settings.text("enrolment.listen").is_none() {
+        let others = ["enrolment.audience", "enrolment.service_account", "enrolment.tokens"];
+        for key in ENROLMENT_KEYS.into_iter().chain(others) {
+            settings.require(!settings.is_given(key), key, "means nothing without enrolment.listen");
+        }
+        return Some(None);
+    }
+    let listen = settings.read("enrolment.listen", socket);
+    for (key, file) in ENROLMENT_KEYS.into_iter().zip(&files) {
+        settings.require(file.is_some(), key, "is missing: enrolment needs it");
+    }
+    settings.require(
+        kubernetes.as_ref().is_none_or(Option::is_some) || tokens.is_some(),
+        "enrolment.tokens",
+        "is missing: without it or enrolment.audience, nobody can prove who asks",
+    );
+    let [Some(certificate), Some(key), Some(authority_certificate), Some(authority_key)] = files else {
+        return None;
+    };
+    Some(Some(EnrolmentConfig {
+        listen: listen?,
+        certificate,
+        key,
+        authority_certificate,
+        authority_key,
+        lifetime: Duration::from_secs(lifetime?),
+        kubernetes: kubernetes?,
+        tokens,
+    }))
+}
+
+/// How Kubernetes is asked; nothing inside where it is not, nothing at all where what is said is wrong.
+fn check_kubernetes(settings: &mut Settings) -> Option<Option<KubernetesEnrolment>> {
+    let url = settings.read("enrolment.kubernetes_url", api_server);
+    let authority = settings.path("enrolment.kubernetes_authority");
+    let token = settings.path("enrolment.kubernetes_token");
+    let account = settings.text("enrolment.service_account");
+    let Some(audience) = settings.text("enrolment.audience") else {
+        settings.require(
+            account.is_none(),
+            "enrolment.service_account",
+            "means nothing without enrolment.audience",
+        );
+        return account.is_none().then_some(None);
+    };
+    let names = account.as_deref().and_then(|account| account.split_once('/'));
+    let username = names.map(|(namespace, name)| format!("system:serviceaccount:{namespace}:{name}"));
+    settings.require(
+        username.is_some(),
+        "enrolment.service_account",
+        "must name the service account of the agents' pods, `namespace/name`",
+    );
+    let (host, port, server_name) = url?;
+    Some(Some(KubernetesEnrolment {
+        host,
+        port,
+        server_name,
+        authority: authority?,
+        token: token?,
+        audience,
+        username: username?,
+    }))
+}
+
+/// Host, port and the name in the certificate of `https://host:port`.
+fn api_server(url: &str) -> Result<(String, u16, ServerName<'static>), String> {
+    let fault = || format!("{url:?} is no address such as https://kubernetes.default.svc:443");
+    let place = url.strip_prefix("https://").map(|rest| rest.trim_end_matches('/')).ok_or_else(fault)?;
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_invalid| fault())?),
+        _ => (place, 443),
+    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let server_name = ServerName::try_from(bare).map_err(|_invalid| fault())?;
+    Ok((host.to_owned(), port, server_name))
 }
 
 fn check_grpc(settings: &mut Settings) -> Option<GrpcConfig> {
@@ -574,6 +806,37 @@ mod tests {
         assert!(refusal(listen).contains("127.0.0.1"), "{}", refusal(listen));
         assert!(refusal("key = \"d.key\"").contains("dashboard.certificate"));
         assert!(refusal("certificate = \"d.pem\"").contains("dashboard.key"));
+    }
+
+    /// Scenario: enrolment with all it needs, with half of it, and keys of it without a listener.
+    /// Guarantees: the first is complete; of the others each key that is missing or means nothing is named.
+    #[test]
+    fn enrolment_is_whole_or_absent() {
+        let parse =
+            |section: &str| Config::parse(Path::new("a.toml"), &format!("{GOOD}\n[enrolment]\n{section}"));
+        assert!(parse("").unwrap().enrolment.is_none());
+        let files =
+            "certificate = \"e\"\nkey = \"k\"\nauthority_certificate = \"c\"\nauthority_key = \"d\"\n";
+        let listen = "listen = \"0.0.0.0:7405\"\n";
+        let kubernetes = "audience = \"enrol\"\nservice_account = \"tapio/agent\"\n";
+        let enrolment = parse(&format!("{listen}{files}{kubernetes}")).unwrap().enrolment.unwrap();
+        let api = enrolment.kubernetes.unwrap();
+        assert_eq!((api.host.as_str(), api.port), ("kubernetes.default.svc", 443));
+        assert_eq!(api.username, "system:serviceaccount:tapio:agent");
+        assert_eq!(enrolment.lifetime, Duration::from_secs(86_400));
+        let enrolment = parse(&format!("{listen}{files}tokens = \"t\"")).unwrap().enrolment.unwrap();
+        assert!(enrolment.kubernetes.is_none() && enrolment.tokens.is_some());
+
+        let refusal = |section: &str| parse(section).unwrap_err().to_string();
+        assert!(refusal(files).contains("enrolment.authority_key: means nothing"), "{}", refusal(files));
+        for key in ["enrolment.certificate", "enrolment.authority_certificate", "enrolment.tokens"] {
+            assert!(refusal(listen).contains(key), "{key} in {}", refusal(listen));
+        }
+        let half = format!("{listen}{files}audience = \"enrol\"\nkubernetes_url = \"http://x\"");
+        for key in ["enrolment.service_account", "enrolment.kubernetes_url"] {
+            assert!(refusal(&half).contains(key), "{key} in {}", refusal(&half));
+        }
+        assert_eq!(api_server("https://[::1]:6443/").unwrap().0, "[::1]");
     }
 
     /// Scenario: a file with nine wrong values and one with an unknown key.

@@ -6,29 +6,32 @@
 //! frame, but for the signals among them, which the engine keeps. [`crate::run`] starts it.
 
 pub(crate) mod check;
+mod pace;
 mod registry;
 mod session;
+mod standing;
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::metrics::gauge::Gauge;
-use quinn::{Connection, Endpoint, Incoming, VarInt};
+use quinn::{Endpoint, Incoming, VarInt};
 use tapio_daemon::{Health, Progress};
-use tapio_identity::{Expected, Name, NameKind, peer};
+use tapio_identity::{
+    Expected, Name, NameKind, PeerError, RevocationList, peer,
+    quic::{Refusal, Side},
+};
 use tapio_schemas::ids::Incarnation;
+use tapio_wire::session::AggregatorConfig;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinError, JoinSet},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{registry::Registry, session::Session};
+use self::{pace::Paces, registry::Registry, session::Session, standing::Standing};
 use crate::{
+    config::IntakeConfig,
     engine,
     live::Tap,
     losses::Losses,
@@ -66,7 +69,9 @@ const CLOSE_FULL: VarInt = VarInt::from_u32(0x11);
 pub(crate) struct Parts {
     pub(crate) endpoint: Endpoint,
     pub(crate) own: Name,
-    pub(crate) connections_max: usize,
+    /// Certificates that are taken back.
+    pub(crate) revocations: RevocationList,
+    pub(crate) limits: IntakeConfig,
     pub(crate) positions: Arc<Positions>,
     pub(crate) spooler: mpsc::Sender<Command>,
     pub(crate) engine: engine::queue::Queue,
@@ -95,6 +100,7 @@ pub(crate) struct Intake {
 /// What every session needs.
 struct Shared {
     expected: Expected,
+    revocations: RevocationList,
     registry: Arc<Registry>,
     positions: Arc<Positions>,
     spooler: mpsc::Sender<Command>,
@@ -108,6 +114,9 @@ struct Shared {
     progress: Progress,
     announce_interval: Duration,
     accept: CancellationToken,
+    paces: Paces,
+    /// What is granted to each session.
+    grant: AggregatorConfig,
     /// Bytes that may be under way to the disk.
     room: Arc<Semaphore>,
     /// Connections that may be open, of peers whose certificate was checked.
@@ -128,13 +137,14 @@ impl Drop for Connected {
 
 impl Intake {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { endpoint, own, connections_max, positions, spooler, engine, tap, .. } = parts;
+        let Parts { endpoint, own, limits, positions, spooler, engine, tap, .. } = parts;
         let progress = parts.health.component("intake", SILENCE_MAX);
         progress.idle();
         let identities = parts.health.component("identities", SILENCE_MAX);
         identities.idle();
         let shared = Shared {
             expected: Expected::beside(&own, &[NameKind::Node]),
+            revocations: parts.revocations,
             registry: Arc::new(Registry::default()),
             positions,
             spooler,
@@ -148,8 +158,14 @@ impl Intake {
             progress,
             announce_interval: parts.announce_interval,
             accept: parts.accept,
+            paces: Paces::new(limits.source.bytes_per_second_max),
+            grant: AggregatorConfig {
+                credit_frames: limits.source.open_frames_max,
+                credit_bytes: limits.source.open_bytes_max,
+                ..AggregatorConfig::default()
+            },
             room: Arc::new(Semaphore::new(BYTES_UNDER_WAY_MAX / ROOM_UNIT_BYTES)),
-            connections: Arc::new(Semaphore::new(connections_max)),
+            connections: Arc::new(Semaphore::new(limits.connections_max)),
         };
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         Self { endpoint, handshakes, identities, shared: Arc::new(shared) }
@@ -261,7 +277,9 @@ async fn serve_connection(incoming: Incoming, handshake: OwnedSemaphorePermit, s
     let connection = match connection {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
-            shared.metrics.connections_refused.add("handshake", 1);
+            let refusal = Refusal::of(&error).filter(|refusal| refusal.side == Side::Own);
+            let reason = refusal.map_or("handshake", |refusal| refusal.reason.label());
+            shared.metrics.connections_refused.add(reason, 1);
             tracing::info!(%from, %error, "a connection was not made");
             return;
         }
@@ -271,9 +289,14 @@ async fn serve_connection(incoming: Incoming, handshake: OwnedSemaphorePermit, s
             return;
         }
     };
-    let name = match peer::peer_name(&connection).and_then(|name| shared.expected.check(&name).map(|()| name))
-    {
-        Ok(name) => name,
+    let known = || -> Result<_, PeerError> {
+        let chain = peer::chain_of(&connection)?;
+        let name = peer::name_in_chain(Some(&chain))?;
+        shared.expected.check(&name)?;
+        Ok((name, Standing::of(&chain, &shared.revocations)?))
+    };
+    let (name, standing) = match known() {
+        Ok(known) => known,
         Err(error) => {
             shared.metrics.connections_refused.add(error.label(), 1);
             tracing::warn!(%from, %error, "a peer is refused");
@@ -302,15 +325,8 @@ async fn serve_connection(incoming: Incoming, handshake: OwnedSemaphorePermit, s
         );
     };
     let Some(node) = name.node_id().map(|node| node.as_str().to_owned()) else { return };
-    let expires_at = expiry(&connection);
-    match Session::new(shared, connection, node, place, position, expires_at) {
+    match Session::new(shared, connection, node, place, position, standing) {
         Ok(session) => session.run().await,
         Err(error) => tracing::error!(%error, "a session cannot be opened"),
     }
-}
-
-/// When the certificate of a peer is no longer valid: its session ends then.
-fn expiry(connection: &Connection) -> Option<Instant> {
-    let left = peer::peer_not_after(connection).ok()?.duration_since(SystemTime::now()).unwrap_or_default();
-    Instant::now().checked_add(left)
 }

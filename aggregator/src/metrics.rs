@@ -62,6 +62,7 @@ pub(crate) struct IntakeMetrics {
     pub(crate) bytes: Counter,
     pub(crate) sequences_skipped: Counter,
     pub(crate) contested: Gauge,
+    pub(crate) slowed: Counter,
     pub(crate) queue_depth: Family<Waiting, Gauge>,
     pub(crate) queue_limit: Family<Waiting, Gauge>,
 }
@@ -133,9 +134,34 @@ pub(crate) struct DashboardMetrics {
     pub(crate) missed: Drops,
 }
 
+/// What proved who asked for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Proved {
+    /// `service-account`, `token` or `certificate`.
+    pub(crate) proof: &'static str,
+}
+
+/// Of enrolment.
+#[derive(Clone, Debug)]
+pub(crate) struct EnrolmentMetrics {
+    pub(crate) issued: Family<Proved, Counter>,
+    pub(crate) refused: Drops,
+    pub(crate) connections_refused: Drops,
+}
+
+/// Of the own certificate and those that are taken back.
+#[derive(Clone, Debug)]
+pub(crate) struct IdentityMetrics {
+    pub(crate) certificate_end: Gauge,
+    pub(crate) rotations: Counter,
+    pub(crate) revoked: Gauge,
+}
+
 /// All of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
+    pub(crate) identity: IdentityMetrics,
+    pub(crate) enrolment: EnrolmentMetrics,
     pub(crate) intake: IntakeMetrics,
     pub(crate) spool: SpoolMetrics,
     pub(crate) store: StoreMetrics,
@@ -146,6 +172,35 @@ pub(crate) struct Metrics {
     /// By how many seconds the machine's clock stands behind.
     pub(crate) clock_behind: Gauge,
     pub(crate) dashboard: DashboardMetrics,
+}
+
+impl EnrolmentMetrics {
+    fn register(enrolment: &Registry) -> Self {
+        Self {
+            issued: enrolment.register(
+                "issued",
+                "Certificates that were issued, by proof",
+                Family::default(),
+            ),
+            refused: enrolment.drops("refused", "Requests for certificates that were refused, by reason"),
+            connections_refused: enrolment
+                .drops("connections_refused", "Connections that were closed at once, by reason"),
+        }
+    }
+}
+
+impl IdentityMetrics {
+    fn register(identity: &Registry) -> Self {
+        Self {
+            certificate_end: identity.gauge(
+                "certificate_end_seconds",
+                "When the certificate that nodes are shown ends, in seconds since 1970",
+            ),
+            rotations: identity.counter("rotations", "Certificates that took the place of another"),
+            revoked: identity
+                .gauge("revoked_entries", "Serial numbers and names in the list of revoked certificates"),
+        }
+    }
 }
 
 /// Upper bounds of durations, seconds: from a quick sync to a struggling disk.
@@ -162,6 +217,8 @@ impl Metrics {
         let grpc = registry.subsystem("grpc");
         let dashboard = registry.subsystem("dashboard");
         Self {
+            identity: IdentityMetrics::register(&registry.subsystem("identity")),
+            enrolment: EnrolmentMetrics::register(&registry.subsystem("enrolment")),
             intake: IntakeMetrics {
                 connections: intake.gauge("connections", "Connections of nodes that are open"),
                 connections_refused: intake
@@ -186,6 +243,10 @@ impl Metrics {
                     .counter("sequences_skipped", "Frames that their sources gave up before sending"),
                 contested: intake
                     .gauge("contested_identities", "Nodes whose identity two agents use at once"),
+                slowed: intake.counter(
+                    "slowed_reads",
+                    "Times that a source was not read for a moment, because it sent more than it may",
+                ),
                 queue_depth: intake.register(
                     "queue_depth",
                     "What waits in the queues behind the intake, by queue",

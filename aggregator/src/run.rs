@@ -15,6 +15,7 @@ use std::{
 };
 
 use tapio_daemon::{Failure, Health, Registry, config::paths, shutdown};
+use tapio_identity::RevocationList;
 use tapio_schemas::ids::RuleSetVersion;
 use tapio_spool::{Ordinal, QuotaPolicy, SpoolConfig, SyncPolicy, disk::RealDisk};
 use tapio_store::client::{BlockWriter, SessionId};
@@ -35,6 +36,8 @@ use crate::{
     config::{Config, Password, StoreConfig},
     context::{Context, Watch},
     engine,
+    enrolment::Enrolment,
+    identity::Identity,
     intake::{self, Intake},
     live,
     losses::Losses,
@@ -75,6 +78,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 pub struct Running {
     /// Where nodes connect.
     pub intake_addr: SocketAddr,
+    /// Where nodes get their certificates, if they get them here.
+    pub enrolment_addr: Option<SocketAddr>,
     /// Where metrics and health are.
     pub http_addr: SocketAddr,
     /// Where programs ask for findings and events.
@@ -139,7 +144,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 pub async fn start(config: Config) -> Result<Running, RunError> {
     let rules = Rules::compile(config.rules.as_deref())?;
     let state = StateDirectory::open(&config.state.directory)?;
-    let Listening { endpoint, intake_addr, http_listener, http_addr, grpc, dashboard } =
+    let Listening { identity, enrolment, endpoint, intake_addr, http_listener, http_addr, grpc, dashboard } =
         Listening::bind(&config).await?;
     let base = Base::new(&config, rules);
     // Cancelled when the start fails or is given up, so that no thread waits for a store that never comes.
@@ -213,10 +218,13 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let (grpc_addr, dashboard_addr) = (grpc.address, dashboard.address);
     base.start_servers(&mut tasks, &config, (grpc, dashboard), live);
     let mut sessions = JoinSet::new();
+    let revocations = base.start_identity(&mut tasks, identity, endpoint.clone());
+    let enrolment_addr = base.start_enrolment(&mut tasks, enrolment);
     let intake = Intake::new(intake::Parts {
         endpoint,
         own: config.name.clone(),
-        connections_max: config.intake.connections_max,
+        revocations,
+        limits: config.intake.clone(),
         positions: base.positions,
         spooler: spooler.clone(),
         engine: engine.clone(),
@@ -236,6 +244,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let _started = given_up.disarm();
     Ok(Running {
         intake_addr,
+        enrolment_addr,
         http_addr,
         grpc_addr,
         dashboard_addr,
@@ -399,8 +408,10 @@ fn open(state: &StateDirectory, config: SpoolConfig, positions: &Positions) -> R
 pub fn check(config: &Config) -> Vec<Failure> {
     let mut failures: Vec<Failure> = [
         Rules::compile(config.rules.as_deref()).map(drop).map_err(RunError::from),
-        base::credentials(config).map(drop),
-        base::grpc_tls(config).map(drop),
+        Identity::load(config)
+            .and_then(|identity| Ok(Enrolment::load(config, identity.credentials())?))
+            .map(drop),
+        base::grpc_tls(config, &RevocationList::default()).map(drop),
         base::dashboard_tls(config).map(drop),
     ]
     .into_iter()

@@ -10,6 +10,9 @@ mod checking;
 #[path = "road/dashboard.rs"]
 mod dashboard;
 #[cfg(test)]
+#[path = "road/enrolment.rs"]
+mod enrolment;
+#[cfg(test)]
 #[path = "road/findings.rs"]
 mod findings;
 #[cfg(test)]
@@ -18,6 +21,12 @@ mod grpc;
 #[cfg(test)]
 #[path = "road/grpc_python.rs"]
 mod grpc_python;
+#[cfg(test)]
+#[path = "road/hostile.rs"]
+mod hostile;
+#[cfg(test)]
+#[path = "road/identity.rs"]
+mod identity;
 #[cfg(test)]
 #[path = "road/recording.rs"]
 mod recording;

@@ -34,8 +34,9 @@ use crate::{
     attribute::{Hierarchy, HierarchyError},
     capture::{Capture, Shared},
     clock::{self, NodeClock},
-    config::Config,
+    config::{Config, IdentityConfig},
     connections,
+    enrolment::{self, EnrolError, Renewal},
     event::Event,
     metrics::{Metrics, Probe, probe_gauges},
     outgoing::{FRAMES_WAITING_MAX, Outgoing},
@@ -43,7 +44,7 @@ use crate::{
     probes::{Capability, CapabilityState, Probes, ProbesConfig},
     sampler::{Sampler, Watched},
     shelf::{Room, Shelf},
-    uplink::{self, IdentityFiles, Uplink},
+    uplink::{self, OwnCredentials, Uplink},
 };
 
 use self::spooler::Spooler;
@@ -61,6 +62,9 @@ pub enum AgentError {
     /// The identity cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// There is no certificate, and none is got.
+    #[error(transparent)]
+    Enrolment(#[from] EnrolError),
     /// The certificate is another machine's.
     #[error(
         "the certificate names {certificate}, but node.tenant, node.cluster and node.name say {configured}: correct one of them"
@@ -126,7 +130,7 @@ impl Agent {
     /// # Errors
     /// When it cannot start.
     pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Self, AgentError> {
-        let credentials = credentials(&config)?;
+        let credentials = credentials_or_enrol(&config).await?;
         let source = credentials.name().source_id();
         let hierarchy = Hierarchy::find()?;
         let listener = TcpListener::bind(config.telemetry_listen).await;
@@ -208,14 +212,20 @@ impl Agent {
 
         let host = host(&config);
         let mut tasks = JoinSet::new();
+        if let IdentityConfig::Enrol(enrol) = &config.identity {
+            let metrics = enrolment::Metrics::new(&registry);
+            let progress = health.component("enrolment", SILENCE_MAX);
+            let renewal =
+                Renewal { config: enrol.clone(), credentials: credentials.clone(), metrics, progress };
+            tasks.spawn(renewal.run(finished.clone()));
+        }
         let uplink = Uplink {
-            aggregators: config.aggregators,
-            credentials,
-            files: IdentityFiles {
-                certificate: config.certificate,
-                key: config.key,
-                authority: config.authority,
-            },
+            aggregators: config.aggregators.clone(),
+            credentials: OwnCredentials::new(
+                config.identity.files(),
+                credentials,
+                health.component("identity", SILENCE_MAX),
+            ),
             metrics: uplink::Metrics::new(&registry),
             incarnation,
             node: config.node.as_str().to_owned(),
@@ -319,7 +329,11 @@ fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<Joi
 #[must_use]
 pub fn check(config: &Config) -> Vec<Failure> {
     let failures = [
-        credentials(config).err().map(Failure::config),
+        match config.identity {
+            IdentityConfig::Files(_) => credentials(config).err().map(Failure::config),
+            // What is stored may be missing or over: it is asked for at the start.
+            IdentityConfig::Enrol(ref enrol) => enrolment::check(enrol).err().map(Failure::config),
+        },
         paths::folder("state.directory", &config.state_directory).err().map(Failure::config),
     ];
     failures.into_iter().flatten().collect()
@@ -327,7 +341,18 @@ pub fn check(config: &Config) -> Vec<Failure> {
 
 /// What the node shows to others, which must be its own.
 fn credentials(config: &Config) -> Result<Credentials, AgentError> {
-    let credentials = Credentials::load(&config.certificate, &config.key, &config.authority)?;
+    own(config, config.identity.files().load()?)
+}
+
+/// The same, where it has to be asked for if there is none that can be used.
+async fn credentials_or_enrol(config: &Config) -> Result<Credentials, AgentError> {
+    match &config.identity {
+        IdentityConfig::Files(_) => credentials(config),
+        IdentityConfig::Enrol(enrol) => own(config, enrolment::first(enrol).await?),
+    }
+}
+
+fn own(config: &Config, credentials: Credentials) -> Result<Credentials, AgentError> {
     let name = credentials.name();
     let is_own = name.node_id() == Some(&config.node)
         && name.cluster() == Some(&config.cluster)

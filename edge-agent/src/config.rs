@@ -11,6 +11,10 @@ use tapio_daemon::{
     config::{Key, Settings, Tier},
     telemetry, tier,
 };
+use tapio_identity::{
+    CredentialFiles,
+    enrolment::{Enrolment, ServerName, Stored},
+};
 use tapio_kernel_abi::ProbeId;
 use tapio_schemas::ids::{ClusterId, NodeId, TenantId};
 
@@ -24,12 +28,36 @@ pub static TIER: Tier = Tier {
         Key::text("node.name", "The node's name, as its certificate states it."),
         Key::text("node.cluster", "Its cluster, as its certificate states it."),
         Key::text("node.tenant", "Its tenant.").or("default"),
-        Key::path("identity.certificate", "The node's certificate chain, PEM, the leaf first."),
-        Key::path("identity.key", "Its private key, PEM."),
+        Key::path("identity.certificate", "The node's certificate chain, PEM, the leaf first. Read again when it changes.")
+            .optional(),
+        Key::path("identity.key", "Its private key, PEM.").optional(),
         Key::path(
             "identity.authority",
             "The certificates of the authority that vouches for aggregators, PEM.",
         ),
+        Key::text(
+            "identity.enrol_address",
+            "Where the node gets its certificate and renews it, `host:port`: `[enrolment] listen` of an aggregator. It takes \
+             the place of `identity.certificate` and `identity.key`; both are then kept in `state.directory`.",
+        )
+        .optional(),
+        Key::text("identity.enrol_server_name", "The name in that server's certificate, where it is not the host.")
+            .optional(),
+        Key::path(
+            "identity.enrol_authority",
+            "The certificates of the authority that vouches for that server, PEM; where none is named, \
+             `identity.authority`.",
+        )
+        .optional(),
+        Key::path("identity.enrol_token", "The file of the token that proves which node this is; read for each request.")
+            .optional(),
+        Key::choice(
+            "identity.enrol_proof",
+            &["service-account", "token"],
+            "What that token is: that of a Kubernetes service account (a projected volume with the audience of the \
+             enrolment), or one from the aggregator's file of tokens.",
+        )
+        .or("service-account"),
         Key::list(
             "uplink.aggregators",
             1,
@@ -80,6 +108,39 @@ pub enum Scope {
     All,
 }
 
+/// Where the node's certificate comes from.
+#[derive(Clone, Debug)]
+pub enum IdentityConfig {
+    /// Files that somebody else writes.
+    Files(CredentialFiles),
+    /// It is asked for, and kept in the state directory.
+    Enrol(EnrolConfig),
+}
+
+/// How the node asks for its certificate.
+#[derive(Clone, Debug)]
+pub struct EnrolConfig {
+    /// Who is asked.
+    pub server: Enrolment,
+    /// The file of the token.
+    pub token: PathBuf,
+    /// Whether the token is that of a Kubernetes service account.
+    pub is_service_account: bool,
+    /// Where key and certificate are kept.
+    pub stored: Stored,
+}
+
+impl IdentityConfig {
+    /// The files that credentials are loaded of.
+    #[must_use]
+    pub fn files(&self) -> CredentialFiles {
+        match self {
+            Self::Files(files) => files.clone(),
+            Self::Enrol(enrol) => enrol.stored.files(),
+        }
+    }
+}
+
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -89,12 +150,8 @@ pub struct Config {
     pub cluster: ClusterId,
     /// Its tenant.
     pub tenant: TenantId,
-    /// The certificate's file.
-    pub certificate: PathBuf,
-    /// The key's file.
-    pub key: PathBuf,
-    /// The file of the authority that vouches for aggregators.
-    pub authority: PathBuf,
+    /// Where its certificate comes from.
+    pub identity: IdentityConfig,
     /// Where frames go; the first that answers.
     pub aggregators: Vec<SocketAddr>,
     /// Where the agent keeps what must survive it.
@@ -145,15 +202,14 @@ impl Config {
                 .find(|probe| probe.name() == name)
                 .ok_or_else(|| format!("there is no probe {name:?}, there are {}", names()))
         });
+        let identity = check_identity(&mut settings);
         let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
         settings.read(tier::LOG_KEY.path, telemetry::check_filter);
         let (
             Some(node),
             Some(cluster),
             Some(tenant),
-            Some(certificate),
-            Some(key),
-            Some(authority),
+            Some(identity),
             Some(state_directory),
             Some(scope),
             Some(ring_bytes),
@@ -164,9 +220,7 @@ impl Config {
             node,
             cluster,
             tenant,
-            settings.path("identity.certificate"),
-            settings.path("identity.key"),
-            settings.path("identity.authority"),
+            identity,
             settings.path("state.directory"),
             scope,
             settings.integer("capture.ring_bytes"),
@@ -181,9 +235,7 @@ impl Config {
             node,
             cluster,
             tenant,
-            certificate,
-            key,
-            authority,
+            identity,
             aggregators,
             state_directory,
             scope,
@@ -194,6 +246,60 @@ impl Config {
             telemetry_listen,
         }))
     }
+}
+
+/// Keys that say something of enrolment only.
+const ENROL_KEYS: [&str; 3] =
+    ["identity.enrol_server_name", "identity.enrol_authority", "identity.enrol_token"];
+
+fn check_identity(settings: &mut Settings) -> Option<IdentityConfig> {
+    let (certificate, key) = (settings.path("identity.certificate"), settings.path("identity.key"));
+    let authority = settings.path("identity.authority");
+    let server_name = settings.text("identity.enrol_server_name");
+    let enrol_authority = settings.path("identity.enrol_authority");
+    let token = settings.path("identity.enrol_token");
+    let is_service_account =
+        settings.text("identity.enrol_proof").is_some_and(|word| word == "service-account");
+    let directory = settings.path("state.directory");
+    if settings.text("identity.enrol_address").is_none() {
+        for (path, file) in [("identity.certificate", &certificate), ("identity.key", &key)] {
+            settings.require(
+                file.is_some(),
+                path,
+                "is missing, and so is identity.enrol_address: name one of them",
+            );
+        }
+        for path in ENROL_KEYS {
+            settings.require(!settings.is_given(path), path, "means nothing without identity.enrol_address");
+        }
+        let (certificate, key, authority) = (certificate?, key?, authority?);
+        return Some(IdentityConfig::Files(CredentialFiles { certificate, key, authority }));
+    }
+    for (path, file) in [("identity.certificate", &certificate), ("identity.key", &key)] {
+        settings.require(
+            file.is_none(),
+            path,
+            "means nothing with identity.enrol_address: remove one of them",
+        );
+    }
+    settings.require(token.is_some(), "identity.enrol_token", "is missing: it proves which node asks");
+    let server = settings.read("identity.enrol_address", |address| {
+        let fault = || format!("{address:?} is no `host:port`, such as aggregator.tapio.svc:7405");
+        let (host, port) = address.rsplit_once(':').ok_or_else(fault)?;
+        port.parse::<u16>().map_err(|_invalid| fault())?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = server_name.clone().unwrap_or_else(|| host.to_owned());
+        let name = ServerName::try_from(name).map_err(|_invalid| fault())?;
+        Ok::<_, String>((address.to_owned(), name))
+    });
+    let ((address, server_name), authority) = (server?, authority?);
+    let enrol_authority = enrol_authority.unwrap_or_else(|| authority.clone());
+    Some(IdentityConfig::Enrol(EnrolConfig {
+        server: Enrolment { address, server_name, authority: enrol_authority },
+        token: token?,
+        is_service_account,
+        stored: Stored::new(directory?.join("identity.pem"), authority),
+    }))
 }
 
 #[cfg(test)]
@@ -251,6 +357,17 @@ mod tests {
         ] {
             assert!(error.contains(key), "{key} is not named in: {error}");
         }
+        let enrol = GOOD.replace("certificate = \"node.pem\"", "enrol_address = \"aggregator\"");
+        let error = parse(&enrol).unwrap_err().to_string();
+        for key in ["identity.key", "identity.enrol_token", "identity.enrol_address"] {
+            assert!(error.contains(key), "{key} is not named in: {error}");
+        }
+        let enrol =
+            enrol.replace("key = \"node.key\"", "enrol_token = \"t\"").replace("\"aggregator\"", "\"a:1\"");
+        let Ok(Config { identity: IdentityConfig::Enrol(enrol), .. }) = parse(&enrol) else {
+            panic!("{enrol}")
+        };
+        assert!(enrol.is_service_account && enrol.stored.files().certificate.ends_with("identity.pem"));
         let unknown = GOOD.replace("[state]", "[state]\nfolder = 1");
         assert!(parse(&unknown).unwrap_err().to_string().contains("folder"));
     }

@@ -3,13 +3,14 @@
 //! Reads frames from the shelf, never from the capture side, so that a cut road and a running one differ only in how
 //! far the reader is. A frame leaves the shelf when it is stored at the other end. Must never lose one by itself, and
 //! never decide what is in it. Runs as one task; every wait ends at shutdown. A connection lives no longer than the
-//! certificates that it was made with.
+//! certificates that it was made with; where there are newer ones in time, the session moves to a connection with those.
 
+mod credentials;
 mod ended;
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -18,7 +19,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use tapio_daemon::{Progress, Registry, metrics::Drops};
-use tapio_identity::{Credentials, CredentialsError, Expected, NameKind, peer, quic};
+use tapio_identity::{Expected, NameKind, peer, quic};
 use tapio_schemas::ids::Incarnation;
 use tapio_wire::{
     message::{Host, RuleSet},
@@ -26,7 +27,8 @@ use tapio_wire::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::ended::Ended;
+pub(crate) use self::credentials::OwnCredentials;
+use self::{credentials::MadeWith, ended::Ended};
 use crate::{
     capture::Shared,
     clock, precorrelate,
@@ -48,25 +50,13 @@ const GOODBYE: Duration = Duration::from_millis(200);
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 64 << 10;
 
-/// Where the credentials came from: once they have ended there may be new ones.
-pub(crate) struct IdentityFiles {
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-    pub(crate) authority: PathBuf,
-}
-
-impl IdentityFiles {
-    fn load(&self) -> Result<Credentials, CredentialsError> {
-        Credentials::load(&self.certificate, &self.key, &self.authority)
-    }
-}
-
 /// What the uplink counts.
 pub(crate) struct Metrics {
     sessions: Counter,
     ended: Drops,
     skipped_messages: Counter,
     sent_bytes: Counter,
+    moved: Counter,
 }
 
 impl Metrics {
@@ -76,6 +66,8 @@ impl Metrics {
             sessions: registry.counter("sessions", "Sessions that the aggregator opened"),
             sent_bytes: registry
                 .counter("sent_bytes", "Bytes sent to the aggregator in UDP datagrams, QUIC's own included"),
+            moved: registry
+                .counter("moved_sessions", "Sessions that went on over a connection with newer certificates"),
             ended: registry.drops("ended_connections", "Connections that ended, and attempts that failed"),
             skipped_messages: registry.counter(
                 "skipped_messages",
@@ -88,8 +80,7 @@ impl Metrics {
 /// The uplink's task.
 pub(crate) struct Uplink {
     pub(crate) aggregators: Vec<SocketAddr>,
-    pub(crate) credentials: Credentials,
-    pub(crate) files: IdentityFiles,
+    pub(crate) credentials: OwnCredentials,
     pub(crate) metrics: Metrics,
     pub(crate) incarnation: Incarnation,
     pub(crate) node: String,
@@ -110,13 +101,36 @@ struct Road<'a> {
     connection: Connection,
     /// Bytes of the connection that are counted.
     counted_bytes: u64,
-    /// When the first of the two certificates ends, and whose it is.
-    until: (SystemTime, &'static str),
+    made_with: MadeWith,
+}
+
+/// A connection that stands, and carries no session yet.
+struct Opened {
+    endpoint: Endpoint,
+    connection: Connection,
+    made_with: MadeWith,
+    /// The connection whose session it takes over.
+    left: Option<Left>,
+}
+
+/// A connection that carries no session any more.
+struct Left {
+    endpoint: Endpoint,
+    connection: Connection,
+    send: SendStream,
+}
+
+/// How a session ended that did not fail.
+enum Leave {
+    /// The agent ends.
+    Finished,
+    /// A connection with newer certificates stands.
+    Moved(Box<Opened>),
 }
 
 impl Uplink {
     /// Connects, and connects again, until the agent has ended and its frames are received or the time is over.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
         let mut session = EdgeSession::new(EdgeConfig {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: self.capabilities.clone(),
@@ -125,17 +139,28 @@ impl Uplink {
         });
         let mut attempt = 0_usize;
         let mut backoff = BACKOFF_MIN;
+        let mut moved: Option<Box<Opened>> = None;
         while !self.finished.is_cancelled() {
             let Some(address) = self.aggregators.get(attempt % self.aggregators.len().max(1)).copied() else {
                 break;
             };
-            attempt = attempt.wrapping_add(1);
-            self.renew();
-            let ended = self.connected(&mut session, address, &mut backoff).await;
+            let ended = match moved.take() {
+                Some(opened) => self.connected(&mut session, address, *opened, &mut backoff).await,
+                None => match self.open(address).await {
+                    Ok(Some(opened)) => self.connected(&mut session, address, opened, &mut backoff).await,
+                    Ok(None) => break,
+                    Err(ended) => Err(ended),
+                },
+            };
             self.metrics.skipped_messages.inc_by(session.skipped());
             session.disconnect();
             match ended {
-                Ok(()) => break,
+                Ok(Leave::Finished) => break,
+                Ok(Leave::Moved(opened)) => {
+                    self.metrics.moved.inc();
+                    moved = Some(opened);
+                    continue;
+                }
                 Err(ended) => {
                     self.metrics.ended.add(ended.name(), 1);
                     let error = tapio_daemon::with_causes(&ended);
@@ -143,6 +168,7 @@ impl Uplink {
                     self.progress.fault(format!("no road to {address}: {error}"));
                 }
             }
+            attempt = attempt.wrapping_add(1);
             // Cancel-safe: both only wait.
             tokio::select! {
                 () = tokio::time::sleep(jittered(backoff)) => {}
@@ -153,30 +179,8 @@ impl Uplink {
         self.progress.finish();
     }
 
-    /// Loads the credentials anew if their time is over.
-    fn renew(&mut self) {
-        if self.credentials.remaining(SystemTime::now()).is_some() {
-            return;
-        }
-        match self.files.load() {
-            Ok(renewed) if renewed.name() == self.credentials.name() => {
-                tracing::info!("the node has a new certificate");
-                self.credentials = renewed;
-            }
-            Ok(other) => {
-                tracing::error!(name = %other.name(), "the new certificate is another machine's, it is not used");
-            }
-            // The attempt to connect fails too, and health tells it.
-            Err(error) => tracing::error!(%error, "the node's certificate has ended and there is no new one"),
-        }
-    }
-
-    async fn connected(
-        &self,
-        session: &mut EdgeSession,
-        address: SocketAddr,
-        backoff: &mut Duration,
-    ) -> Result<(), Ended> {
+    /// Makes a connection; none when the agent ends meanwhile. Cancel-safe: a connection that is dropped is none.
+    async fn open(&self, address: SocketAddr) -> Result<Option<Opened>, Ended> {
         // On one machine nothing of the agent is to be seen from outside.
         let bind: SocketAddr = if address.ip().is_loopback() {
             (address.ip(), 0).into()
@@ -185,17 +189,53 @@ impl Uplink {
         } else {
             (Ipv6Addr::UNSPECIFIED, 0).into()
         };
+        let credentials = self.credentials.current();
         let endpoint = quic::client_endpoint(UdpSocket::bind(bind)?)?;
-        let expected = Expected::beside(self.credentials.name(), &[NameKind::Aggregator]);
-        let connecting = quic::connect(&endpoint, &self.credentials, address, &expected);
+        let expected = Expected::beside(credentials.name(), &[NameKind::Aggregator]);
+        let connecting = quic::connect(&endpoint, &credentials, address, &expected);
         let connection = tokio::select! {
             connected = tokio::time::timeout(CONNECT_TIME_MAX, connecting) => {
                 connected.map_err(|_elapsed| Ended::ConnectTime)??.0
             }
-            () = self.finished.cancelled() => return Ok(()),
+            () = self.finished.cancelled() => return Ok(None),
         };
-        let theirs = peer::peer_not_after(&connection)?;
-        let until = (theirs, "the aggregator's").min((self.credentials.not_after(), "this node's"));
+        let made_with = MadeWith {
+            serial: credentials.serial().to_owned(),
+            own_end: credentials.not_after(),
+            their_end: peer::peer_not_after(&connection)?,
+        };
+        Ok(Some(Opened { endpoint, connection, made_with, left: None }))
+    }
+
+    /// Makes a connection with newer certificates than those of another, once there are some. Cancel-safe.
+    async fn open_newer(&self, address: SocketAddr, made_with: MadeWith) -> Box<Opened> {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            self.credentials.due(&made_with).await;
+            match self.open(address).await {
+                Ok(Some(opened)) if opened.made_with.is_newer_than(&made_with) => return Box::new(opened),
+                Ok(Some(opened)) => opened.connection.close(VarInt::from_u32(0), b"nothing is newer"),
+                Ok(None) => std::future::pending().await,
+                // The session goes on over the connection that it has.
+                Err(ended) => {
+                    self.metrics.ended.add(ended.name(), 1);
+                    let error = tapio_daemon::with_causes(&ended);
+                    tracing::warn!(%address, error, "no connection with newer certificates yet");
+                    tokio::time::sleep(jittered(backoff)).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+    }
+
+    async fn connected(
+        &self,
+        session: &mut EdgeSession,
+        address: SocketAddr,
+        opened: Opened,
+        backoff: &mut Duration,
+    ) -> Result<Leave, Ended> {
+        let Opened { endpoint, connection, made_with, left } = opened;
         let (send, receive) = connection.open_bi().await?;
         session.connect(self.shelf.oldest_or_next(self.incarnation), clock::now())?;
         let mut road = Road {
@@ -204,20 +244,35 @@ impl Uplink {
             send,
             connection: connection.clone(),
             counted_bytes: 0,
-            until,
+            made_with,
         };
-        let result = self.converse(&mut road, receive, backoff).await;
-        close(&endpoint, &connection, &mut road.send).await;
-        result
+        let close_left = async {
+            if let Some(mut left) = left {
+                close(&left.endpoint, &left.connection, &mut left.send).await;
+            }
+        };
+        let (result, ()) = tokio::join!(self.converse(&mut road, address, receive, backoff), close_left);
+        match result {
+            Ok(Leave::Moved(mut opened)) => {
+                opened.left = Some(Left { endpoint, connection, send: road.send });
+                Ok(Leave::Moved(opened))
+            }
+            other => {
+                close(&endpoint, &connection, &mut road.send).await;
+                other
+            }
+        }
     }
 
     async fn converse(
         &self,
         road: &mut Road<'_>,
+        address: SocketAddr,
         mut receive: RecvStream,
         backoff: &mut Duration,
-    ) -> Result<(), Ended> {
+    ) -> Result<Leave, Ended> {
         let mut lingering = None;
+        let mut newer = pin!(self.open_newer(address, road.made_with.clone()));
         loop {
             self.events(road, backoff)?;
             road.feed.offer(&self.shelf, road.session)?;
@@ -239,9 +294,9 @@ impl Uplink {
             if let Some(until) = lingering
                 && (self.is_all_received(road) || tokio::time::Instant::now() >= until)
             {
-                return Ok(());
+                return Ok(Leave::Finished);
             }
-            let (until, whose) = road.until;
+            let (until, whose) = road.made_with.until();
             let good_for =
                 until.duration_since(SystemTime::now()).map_err(|_over| Ended::Expired { whose })?;
             let timeout = road.session.next_timeout().map_or(Duration::from_secs(1), |at| {
@@ -249,12 +304,13 @@ impl Uplink {
             });
             let timeout = timeout.min(good_for);
             let timeout = if lingering.is_some() { timeout.min(Duration::from_millis(50)) } else { timeout };
-            // Cancel-safe: a chunk is read or not, the others only wait.
+            // Cancel-safe: a chunk is read or not, the making of a connection goes on, the others only wait.
             tokio::select! {
                 chunk = receive.read_chunk(READ_BYTES, true) => match chunk? {
                     Some(chunk) => road.session.handle_bytes(&chunk.bytes, clock::now())?,
                     None => return Err(Ended::Closed),
                 },
+                opened = &mut newer, if lingering.is_none() => return Ok(Leave::Moved(opened)),
                 () = self.shelf.appended.notified() => {}
                 () = tokio::time::sleep(timeout) => {
                     road.session.set_status(EdgeStatus {

@@ -14,6 +14,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use crate::name::Name;
 use crate::peer::{self, PeerError};
 use crate::pem;
+use crate::revocation::RevocationList;
 use crate::tls;
 
 /// Which of the files an error is about.
@@ -111,8 +112,11 @@ pub struct Credentials {
     name: Name,
     certified: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
+    serial: String,
+    not_before: SystemTime,
     not_after: SystemTime,
     key_is_private: bool,
+    revocations: RevocationList,
 }
 
 impl fmt::Debug for Credentials {
@@ -147,13 +151,41 @@ impl Credentials {
                 authority: authority.to_owned(),
                 reason: error.to_string(),
             })?;
-        Ok(Self { name, certified: Arc::new(certified), roots, not_after, key_is_private })
+        let malformed = |error| pem::malformed(What::Certificate, certificate, error);
+        Ok(Self {
+            name,
+            serial: peer::serial_in(&leaf).map_err(malformed)?,
+            not_before: peer::not_before_in(&leaf).map_err(malformed)?,
+            certified: Arc::new(certified),
+            roots,
+            not_after,
+            key_is_private,
+            revocations: RevocationList::default(),
+        })
+    }
+
+    /// The same, where peers whose certificates `revocations` names are refused.
+    #[must_use]
+    pub fn checking(self, revocations: RevocationList) -> Self {
+        Self { revocations, ..self }
     }
 
     /// The machine's name.
     #[must_use]
     pub const fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// The certificate's serial number, as lists of revocations name it.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// When the certificate began.
+    #[must_use]
+    pub const fn not_before(&self) -> SystemTime {
+        self.not_before
     }
 
     /// When the certificate ends.
@@ -172,6 +204,34 @@ impl Credentials {
     #[must_use]
     pub const fn key_is_private(&self) -> bool {
         self.key_is_private
+    }
+
+    /// The list of peers' certificates that are refused.
+    #[must_use]
+    pub const fn revocations(&self) -> &RevocationList {
+        &self.revocations
+    }
+
+    /// Whether peers with certificates of the authority in a file are believed.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub fn believes_pem(&self, authority: &Path) -> Result<bool, CredentialsError> {
+        let chain = pem::certificates(What::Authority, authority)?;
+        let Some((leaf, between)) = chain.split_first() else { return Ok(false) };
+        if load_roots(authority)?.roots.iter().any(|root| self.roots.roots.contains(root)) {
+            return Ok(true);
+        }
+        // An authority below one that is believed: its chain ends at that one's name.
+        let issuer = between.last().unwrap_or(leaf);
+        let issuer =
+            peer::issuer_in(issuer).map_err(|error| pem::malformed(What::Authority, authority, error))?;
+        Ok(self.roots.subjects().iter().any(|subject| subject.as_ref() == issuer))
+    }
+
+    /// Whether both show the same certificates and believe the same authorities.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.certified.cert == other.certified.cert && self.roots.roots == other.roots.roots
     }
 
     pub(crate) fn certified(&self) -> Arc<CertifiedKey> {

@@ -1,24 +1,29 @@
-//! An authority of one's own: for the demo, for tests, and for a machine without another.
+//! An authority: one of one's own for the demo, for tests, and for a machine without another, whose key lives in memory
+//! only; or one whose key is in a file, which answers signing requests ([`SigningRequest`]).
 //!
-//! Its key lives in memory only. Certificates are short-lived; there is no revocation, the end of their
-//! time is it.
+//! Certificates are short-lived. Of a signing request nothing but its key is taken: who a machine is, the caller knows.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
+
+use crate::credentials::{CredentialsError, What};
 use crate::name::{Name, NameKind};
+use crate::revocation;
+use crate::{files, pem, tls};
 
 /// Certificates are good from this long before they are issued, because clocks differ.
 pub const CLOCK_SLACK: Duration = Duration::from_secs(60);
@@ -41,6 +46,20 @@ pub enum IssuerError {
     /// The lifetime is longer than [`LIFETIME_MAX`].
     #[error("no certificate is issued for {0:?}: at most {LIFETIME_MAX:?}")]
     Lifetime(Duration),
+    /// The authority's own time is over, or too little of it is left.
+    #[error("the authority's certificate ends too soon to issue another: replace it")]
+    Ended,
+    /// The authority's files cannot be used.
+    #[error(transparent)]
+    Files(#[from] CredentialsError),
+    /// The file of the authority's key is that of another certificate.
+    #[error("the key {} does not belong to the authority's certificate {}", key.display(), certificate.display())]
+    OtherKey {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
     /// A file cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
@@ -57,6 +76,69 @@ pub enum IssuerError {
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
+    /// What stands between its certificates and the authority that is believed, PEM.
+    between: String,
+    not_after: SystemTime,
+}
+
+/// A request for a certificate whose sender was proven to hold the key (PKCS#10, RFC 2986).
+#[derive(Clone, Debug)]
+pub struct SigningRequest {
+    key: SubjectPublicKeyInfo,
+    digest: [u8; 32],
+}
+
+/// Why a signing request is not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SigningRequestError {
+    /// It is none.
+    #[error("it is no signing request (PKCS#10, DER)")]
+    Malformed,
+    /// Its signature is not of its key.
+    #[error("its signature is not that of its key")]
+    Signature,
+    /// Its key is of a kind that is not certified here.
+    #[error("its key is neither ECDSA over P-256 or P-384 nor Ed25519")]
+    Key,
+}
+
+impl SigningRequest {
+    /// Reads a request, and checks that who made it holds the key.
+    ///
+    /// # Errors
+    /// With what is wrong with it.
+    pub fn parse(der: &[u8]) -> Result<Self, SigningRequestError> {
+        let (rest, request) =
+            X509CertificationRequest::from_der(der).map_err(|_malformed| SigningRequestError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(SigningRequestError::Malformed);
+        }
+        let raw = request.certification_request_info.subject_pki.raw;
+        let key = SubjectPublicKeyInfo::from_der(raw).map_err(|_unknown| SigningRequestError::Key)?;
+        let kinds = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
+        if !kinds.contains(&key.algorithm()) {
+            return Err(SigningRequestError::Key);
+        }
+        request.verify_signature().map_err(|_other| SigningRequestError::Signature)?;
+        Ok(Self { key, digest: Sha256::digest(raw).into() })
+    }
+
+    /// The SHA-256 of the key.
+    #[must_use]
+    pub const fn key_digest(&self) -> [u8; 32] {
+        self.digest
+    }
+}
+
+/// A certificate for a key that somebody else holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certified {
+    /// The certificate, followed by those between it and the authority that is believed, PEM.
+    pub chain_pem: String,
+    /// Its serial number, as lists of revocations name it.
+    pub serial: String,
+    /// When it ends.
+    pub not_after: SystemTime,
 }
 
 /// What a certificate for people's connections is for.
@@ -102,7 +184,76 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let pem = params.self_signed(&key).map_err(make)?.pem();
-        Ok(Self { issuer: Issuer::new(params, key), pem })
+        let not_after = params.not_after.into();
+        Ok(Self { issuer: Issuer::new(params, key), pem, between: String::new(), not_after })
+    }
+
+    /// The authority whose certificate is the first in one PEM file, followed by those between it and the authority that
+    /// is believed, and whose key is in another.
+    ///
+    /// # Errors
+    /// With the file and what is wrong with it.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, IssuerError> {
+        let unusable = |reason: String| pem::malformed(What::Authority, certificate, reason);
+        let chain = pem::certificates(What::Authority, certificate)?;
+        let Some(own) = chain.first() else {
+            return Err(unusable("it holds no certificate".to_owned()).into());
+        };
+        let pair =
+            KeyPair::try_from(&pem::key(key)?).map_err(|error| pem::malformed(What::Key, key, error))?;
+        let (_rest, parsed) =
+            x509_parser::parse_x509_certificate(own).map_err(|error| unusable(error.to_string()))?;
+        if parsed.public_key().raw != pair.subject_public_key_info() {
+            return Err(IssuerError::OtherKey { certificate: certificate.to_owned(), key: key.to_owned() });
+        }
+        let signs = parsed.key_usage().ok().flatten().is_none_or(|usage| usage.value.key_cert_sign());
+        if !parsed.is_ca() || !signs {
+            return Err(unusable("it is not the certificate of an authority".to_owned()).into());
+        }
+        let not_after = crate::credentials::check_lifetime(certificate, own)?;
+        let issuer = Issuer::from_ca_cert_der(own, pair).map_err(|error| unusable(error.to_string()))?;
+        // Who believes an authority has its certificate: one that vouches for itself need not be sent along.
+        let mut between = String::new();
+        for der in &chain {
+            let (_rest, one) =
+                x509_parser::parse_x509_certificate(der).map_err(|error| unusable(error.to_string()))?;
+            if one.subject() != one.issuer() {
+                between += &certificate_pem(der);
+            }
+        }
+        Ok(Self { issuer, pem: certificate_pem(own), between, not_after })
+    }
+
+    /// Issues a machine's certificate for the key of a signing request, good for `lifetime` at most, and never longer
+    /// than the authority's own.
+    ///
+    /// # Errors
+    /// When the system gives no randomness, the lifetime is too long or the authority's own time is over.
+    pub fn certify(
+        &self,
+        request: &SigningRequest,
+        name: &Name,
+        now: SystemTime,
+        lifetime: Duration,
+    ) -> Result<Certified, IssuerError> {
+        let uri = name.to_string();
+        let make = |source| IssuerError::Make { subject: uri.clone(), source };
+        let left = self.not_after.duration_since(now).map_err(|_over| IssuerError::Ended)?;
+        let lifetime = lifetime.min(left);
+        let mut params = leaf_params(vec![SanType::URI(ia5(&uri, &uri)?)], uses(name.kind()), now, lifetime)?;
+        let mut serial = [0; 16];
+        let random = tls::provider().secure_random.fill(&mut serial);
+        random.map_err(|_none| make(rcgen::Error::RingUnspecified))?;
+        // A positive number of the full length (RFC 5280, section 4.1.2.2).
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        let not_after = params.not_after.into();
+        let certificate = params.signed_by(&request.key, &self.issuer).map_err(make)?;
+        Ok(Certified {
+            chain_pem: certificate.pem() + &self.between,
+            serial: revocation::serial_text(&serial),
+            not_after,
+        })
     }
 
     /// The authority's certificate, for those who shall believe it.
@@ -116,15 +267,9 @@ impl Authority {
     /// # Errors
     /// When the system gives no randomness or the lifetime is too long.
     pub fn issue(&self, name: &Name, now: SystemTime, lifetime: Duration) -> Result<Issued, IssuerError> {
-        let uses = match name.kind() {
-            NameKind::Node => vec![ExtendedKeyUsagePurpose::ClientAuth],
-            NameKind::Aggregator | NameKind::Central => {
-                vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]
-            }
-        };
         let uri = name.to_string();
         let names = vec![SanType::URI(ia5(&uri, &uri)?)];
-        self.issue_for(&uri, names, uses, now, lifetime)
+        self.issue_for(&uri, names, uses(name.kind()), now, lifetime)
     }
 
     /// Issues a certificate for a server that people connect to.
@@ -177,13 +322,7 @@ impl Authority {
         lifetime: Duration,
     ) -> Result<Issued, IssuerError> {
         let make = |source| IssuerError::Make { subject: subject.to_owned(), source };
-        // The subject says nothing: the alternative names are what is checked.
-        let mut params = params("tapio", now, lifetime)?;
-        params.subject_alt_names = names;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = uses;
-        params.use_authority_key_identifier_extension = true;
+        let params = leaf_params(names, uses, now, lifetime)?;
         let key = KeyPair::generate().map_err(make)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(make)?;
         Ok(Issued {
@@ -231,6 +370,36 @@ impl std::fmt::Debug for Issued {
     }
 }
 
+/// What a machine's certificate is good for.
+fn uses(kind: NameKind) -> Vec<ExtendedKeyUsagePurpose> {
+    match kind {
+        NameKind::Node => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        NameKind::Aggregator | NameKind::Central => {
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth]
+        }
+    }
+}
+
+fn leaf_params(
+    names: Vec<SanType>,
+    uses: Vec<ExtendedKeyUsagePurpose>,
+    now: SystemTime,
+    lifetime: Duration,
+) -> Result<CertificateParams, IssuerError> {
+    // The subject says nothing: the alternative names are what is checked.
+    let mut params = params("tapio", now, lifetime)?;
+    params.subject_alt_names = names;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = uses;
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn certificate_pem(der: &CertificateDer<'_>) -> String {
+    ::pem::encode(&::pem::Pem::new("CERTIFICATE", der.to_vec()))
+}
+
 fn params(common_name: &str, now: SystemTime, lifetime: Duration) -> Result<CertificateParams, IssuerError> {
     let mut params = CertificateParams::default();
     let (from, until) = (now.checked_sub(CLOCK_SLACK), now.checked_add(lifetime));
@@ -248,18 +417,7 @@ fn ia5(subject: &str, text: &str) -> Result<Ia5String, IssuerError> {
     text.try_into().map_err(|source| IssuerError::Make { subject: subject.to_owned(), source })
 }
 
-/// Replaces a file as a whole, never readable for others, also not for a moment.
 fn write_file(path: &Path, text: &str) -> Result<(), IssuerError> {
-    let beside = path.with_added_extension("new");
-    let write = || {
-        match fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(|source| IssuerError::Write { path: path.to_owned(), source })
+    files::replace_private(path, text.as_bytes())
+        .map_err(|source| IssuerError::Write { path: path.to_owned(), source })
 }

@@ -8,6 +8,7 @@ use tapio_schemas::ids::{ClusterId, TenantId};
 use x509_parser::extensions::GeneralName;
 
 use crate::name::{Name, NameError, NameKind, TrustDomain};
+use crate::revocation;
 
 /// Why a peer is refused although an authority vouches for it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -144,7 +145,11 @@ pub fn peer_not_after(connection: &Connection) -> Result<SystemTime, PeerError> 
     not_after_in_chain(Some(chain_of(connection)?.as_slice()))
 }
 
-fn chain_of(connection: &Connection) -> Result<Vec<CertificateDer<'static>>, PeerError> {
+/// The certificates that the machine at the other end of a QUIC connection presented, its own first.
+///
+/// # Errors
+/// When it presented none.
+pub fn chain_of(connection: &Connection) -> Result<Vec<CertificateDer<'static>>, PeerError> {
     let identity = connection.peer_identity().ok_or(PeerError::NoCertificate)?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>();
     chain.map(|chain| *chain).map_err(|_other| PeerError::NoCertificate)
@@ -169,6 +174,28 @@ pub(crate) fn not_after_in(certificate: &CertificateDer<'_>) -> Result<SystemTim
         .map_err(|error| PeerError::Unreadable { reason: error.to_string() })?;
     let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
     Ok(UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH))
+}
+
+/// Who issued one certificate: the name as it is encoded (DER).
+pub(crate) fn issuer_in(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, PeerError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| PeerError::Unreadable { reason: error.to_string() })?;
+    Ok(parsed.issuer().as_raw().to_vec())
+}
+
+/// When one certificate begins.
+pub(crate) fn not_before_in(certificate: &CertificateDer<'_>) -> Result<SystemTime, PeerError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| PeerError::Unreadable { reason: error.to_string() })?;
+    let seconds = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
+    Ok(UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH))
+}
+
+/// The serial number of one certificate, as lists of revocations and logs name it.
+pub(crate) fn serial_in(certificate: &CertificateDer<'_>) -> Result<String, PeerError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| PeerError::Unreadable { reason: error.to_string() })?;
+    Ok(revocation::serial_text(parsed.raw_serial()))
 }
 
 /// The name in a chain as a TLS connection's `peer_certificates` gives it.

@@ -128,6 +128,20 @@ pub enum RefusalReason {
     Unacceptable,
 }
 
+impl RefusalReason {
+    /// The reason as a metric's label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::UnknownAuthority => "unknown_authority",
+            Self::Expired => "certificate_expired",
+            Self::Revoked => "certificate_revoked",
+            Self::Missing => "no_certificate",
+            Self::Unacceptable => "certificate",
+        }
+    }
+}
+
 impl std::fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (whose, by) = match self.side {

@@ -1,26 +1,28 @@
 //! The TLS of machines: 1.3 only, both sides with certificates, one ALPN.
 //!
 //! There is no session resumption and no early data: a resumed session would go on although the
-//! certificate has expired or been revoked since. Sessions are few and long, a full handshake each costs
+//! certificate has expired or been revoked since. So every handshake checks both. Sessions are few and long, a full handshake each costs
 //! nothing that matters.
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::danger::ClientCertVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, PeerIncompatible,
-    RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    PeerIncompatible, RootCertStore, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, CredentialsError, load_roots};
 use crate::peer::{self, Expected, PeerError};
+use crate::revocation::{Presented, RevocationList};
 
 /// The protocol that machines speak, over QUIC and over TCP.
 pub const ALPN: &[u8] = b"tapio/1";
@@ -36,7 +38,7 @@ pub const SERVER_NAME: &str = "tapio.invalid";
 pub fn server_config(credentials: &Credentials) -> Result<ServerConfig, Error> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(client_verifier(credentials.roots())?)
+        .with_client_cert_verifier(checking_verifier(credentials.roots(), credentials.revocations())?)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.certified())));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -69,6 +71,37 @@ pub(crate) fn client_config_with(
     Ok(config)
 }
 
+/// The client's side of enrolment: it believes the authorities in a file, and shows a certificate only to have it renewed.
+pub(crate) fn enrolment_client_config(
+    authority: &Path,
+    shown: Option<&Credentials>,
+    alpn: &[u8],
+) -> Result<ClientConfig, EnrolmentTlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(load_roots(authority)?);
+    let mut config = match shown {
+        None => builder.with_no_client_auth(),
+        Some(credentials) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.certified())))
+        }
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Why enrolment's TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolmentTlsError {
+    /// The authority's file cannot be used.
+    #[error(transparent)]
+    Authority(#[from] CredentialsError),
+    /// TLS cannot be configured.
+    #[error("cannot set up TLS")]
+    Tls(#[from] Error),
+}
+
 /// Why this side refused the server's name, out of the error that the handshake over TCP ended with.
 #[must_use]
 pub fn refused(error: &io::Error) -> Option<&PeerError> {
@@ -89,6 +122,79 @@ pub(crate) fn client_verifier(roots: &Arc<RootCertStore>) -> Result<Arc<dyn Clie
     WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
         .build()
         .map_err(|error| Error::General(error.to_string()))
+}
+
+/// The same, and that the client's certificate was not taken back.
+pub(crate) fn checking_verifier(
+    roots: &Arc<RootCertStore>,
+    revocations: &RevocationList,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    Ok(Arc::new(CheckingVerifier { issued: client_verifier(roots)?, revocations: revocations.clone() }))
+}
+
+/// The same of a client that shows a certificate; it may show none.
+pub(crate) fn optional_verifier(
+    roots: &Arc<RootCertStore>,
+    revocations: &RevocationList,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let issued = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| Error::General(error.to_string()))?;
+    Ok(Arc::new(CheckingVerifier { issued, revocations: revocations.clone() }))
+}
+
+/// Asks the list of revocations once the authority's signature is checked.
+#[derive(Debug)]
+struct CheckingVerifier {
+    issued: Arc<dyn ClientCertVerifier>,
+    revocations: RevocationList,
+}
+
+impl ClientCertVerifier for CheckingVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.issued.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.issued.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.issued.verify_client_cert(end_entity, intermediates, now)?;
+        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+        match self.revocations.check(&Presented::of(&chain)) {
+            Ok(()) => Ok(verified),
+            Err(_revoked) => Err(Error::InvalidCertificate(CertificateError::Revoked)),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.issued.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.issued.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.issued.supported_verify_schemes()
+    }
 }
 
 /// Checks that an authority vouches for a server, and that its SPIFFE name is the expected one. The DNS

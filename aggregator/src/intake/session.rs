@@ -22,12 +22,18 @@ use tapio_wire::{
     Position,
     frame::{FrameFault, FrameHeader},
     message::{Hello, Host, refusal},
-    session::{AggregatorConfig, AggregatorEvent, AggregatorSession, Now, SessionFault, SourceState},
+    session::{AggregatorEvent, AggregatorSession, Now, SessionFault, SourceState},
 };
 use tokio::time::{Instant, timeout};
 
 use self::handover::{Content, Handover, Outgoing, Room};
-use super::{CLOSE_ENDED, Shared, check::Checker, registry::Place};
+use super::{
+    CLOSE_ENDED, Shared,
+    check::Checker,
+    pace::Pace,
+    registry::Place,
+    standing::{Fallen, Standing},
+};
 use crate::{
     clock::now as unix_now,
     metrics::Outcome,
@@ -75,8 +81,12 @@ pub(super) struct Session {
     /// The probes that do not work on the node, as its hello said.
     missing_probes: Arc<[String]>,
     started: Instant,
-    /// When the peer's certificate is no longer valid.
-    expires_at: Option<Instant>,
+    /// Whether the peer's certificate still stands.
+    standing: Standing,
+    /// How fast the source may send.
+    pace: Pace,
+    /// Whether it was slowed down already.
+    slowed: bool,
 }
 
 /// Why a session ends.
@@ -94,14 +104,16 @@ impl Session {
         node: String,
         place: Place,
         position: Arc<SourcePosition>,
-        expires_at: Option<Instant>,
+        standing: Standing,
     ) -> Result<Self, FrameFault> {
         let started = Instant::now();
         let source = place.source();
         let now = Now { monotonic: Micros(0), unix: unix_now() };
         let (spooler, engine) = (shared.spooler.clone(), shared.engine.clone());
         Ok(Self {
-            session: AggregatorSession::new(source, AggregatorConfig::default(), now),
+            session: AggregatorSession::new(source, shared.grant, now),
+            pace: shared.paces.of(source, started),
+            slowed: false,
             checker: Checker::new(source)?,
             handover: Handover::new(spooler, engine, Arc::clone(&shared.room)),
             arrived: VecDeque::new(),
@@ -118,7 +130,7 @@ impl Session {
             place,
             position,
             started,
-            expires_at,
+            standing,
         })
     }
 
@@ -158,7 +170,8 @@ impl Session {
             if self.fault.is_none() && !self.send(send).await {
                 return End::Over;
             }
-            let reads = self.fault.is_none();
+            let paused = self.pace.pause(Instant::now());
+            let reads = self.fault.is_none() && paused.is_none();
             let wake = self.session.next_timeout().map(|at| self.started + Duration::from_micros(at.0));
             let announce_at = self.announce_at.filter(|_| !self.handover.holds_a_record());
             // Cancel-safe: quinn keeps the bytes of a read that is dropped, what waits for room keeps its place, the
@@ -170,13 +183,8 @@ impl Session {
                     return End::Tell;
                 }
                 () = accept.cancelled() => return self.drained(send).await,
-                () = sleep_until(self.expires_at) => {
-                    self.shared.metrics.sessions_refused.add("certificate-expired", 1);
-                    tracing::warn!(node = self.node, "a session is ended: the node's certificate has expired");
-                    self.session.refuse(
-                        refusal::PROTOCOL,
-                        "certificate-expired: the certificate that this connection was made with is no longer valid",
-                    );
+                fallen = self.standing.fallen() => {
+                    self.fallen(&fallen);
                     return End::Tell;
                 }
                 () = self.position.changed() => {
@@ -192,7 +200,10 @@ impl Session {
                     Room::Ended => return End::Over,
                 },
                 chunk = receive.read_chunk(CHUNK_BYTES_MAX, true), if reads => match chunk {
-                    Ok(Some(chunk)) => self.session.handle_bytes(&chunk.bytes, self.now()),
+                    Ok(Some(chunk)) => {
+                        self.charge(chunk.bytes.len());
+                        self.session.handle_bytes(&chunk.bytes, self.now())
+                    }
                     Ok(None) | Err(_) => return End::Over,
                 },
                 _ = self.connection.closed(), if !reads => {
@@ -201,6 +212,7 @@ impl Session {
                     }
                     return End::Over;
                 }
+                () = sleep_until(paused) => Ok(()),
                 () = sleep_until(announce_at) => {
                     self.announce();
                     Ok(())
@@ -236,6 +248,27 @@ impl Session {
             self.session.refuse(refusal::DRAINING, "the aggregator ends");
         }
         End::Tell
+    }
+
+    /// Counts what came against what the source may send.
+    fn charge(&mut self, bytes: usize) {
+        if !self.pace.charge(bytes, Instant::now()) {
+            return;
+        }
+        self.shared.metrics.slowed.inc();
+        if !std::mem::replace(&mut self.slowed, true) {
+            tracing::warn!(
+                node = self.node,
+                "a node sends more than intake.source_bytes_per_second_max and is slowed down"
+            );
+        }
+    }
+
+    /// Ends the session because of the peer's certificate.
+    fn fallen(&mut self, fallen: &Fallen) {
+        self.shared.metrics.sessions_refused.add(fallen.name(), 1);
+        tracing::warn!(node = self.node, %fallen, "a session is ended for the node's certificate");
+        self.session.refuse(refusal::PROTOCOL, &format!("{}: {fallen}", fallen.name()));
     }
 
     fn ended_by(&self, fault: &SessionFault) -> End {

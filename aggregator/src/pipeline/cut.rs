@@ -179,14 +179,19 @@ impl SentAgain {
     /// Adds a damage, found when the spool ended at `end`. What stands between two damages was sent again after the first,
     /// and is sound: it stays out.
     pub(crate) fn add(&mut self, damage: Range<u64>, end: u64) {
-        let mut from = damage.start;
-        while let Some(known) = self.0.iter().find(|range| range.contains(&from)) {
-            from = known.end;
-        }
-        if from < damage.end {
+        if let Some(from) = self.first_beyond(damage) {
             self.0.retain(|range| range.end <= from);
             self.0.push(from..end);
         }
+    }
+
+    /// The first of some records that is none of them.
+    pub(crate) fn first_beyond(&self, records: Range<u64>) -> Option<u64> {
+        let mut from = records.start;
+        while let Some(known) = self.0.iter().find(|range| range.contains(&from)) {
+            from = known.end;
+        }
+        (from < records.end).then_some(from)
     }
 
     /// Forgets those that everything behind is stored of.

@@ -8,7 +8,7 @@ use std::{
 
 use tapio_correlation::AnalysisLimits;
 use tapio_daemon::{Health, Registry, http};
-use tapio_identity::{Credentials, https, quic};
+use tapio_identity::{Credentials, RevocationList, https, quic};
 use tapio_schemas::ids::{ClusterId, TenantId};
 use tapio_spool::Spool;
 use tapio_store::client::BlockWriter;
@@ -34,7 +34,9 @@ use crate::{
         self, EngineThread, Watermark,
         outbox::{self, Announced, Outbox},
     },
+    enrolment::Enrolment,
     grpc,
+    identity::Identity,
     live::{Distributor, Live},
     losses::Losses,
     metrics::Metrics,
@@ -50,12 +52,21 @@ use crate::{
 
 /// The sockets.
 pub(super) struct Listening {
+    pub(super) identity: Identity,
+    pub(super) enrolment: Option<EnrolmentListening>,
     pub(super) endpoint: quinn::Endpoint,
     pub(super) intake_addr: SocketAddr,
     pub(super) http_listener: TcpListener,
     pub(super) http_addr: SocketAddr,
     pub(super) grpc: GrpcListening,
     pub(super) dashboard: DashboardListening,
+}
+
+/// The socket of enrolment, and what answers there.
+pub(super) struct EnrolmentListening {
+    listener: TcpListener,
+    address: SocketAddr,
+    enrolment: Enrolment,
 }
 
 /// gRPC's socket and what is spoken on it.
@@ -75,17 +86,18 @@ pub(super) struct DashboardListening {
 
 impl Listening {
     pub(super) async fn bind(config: &Config) -> Result<Self, RunError> {
-        let credentials = credentials(config)?;
+        let identity = Identity::load(config)?;
         let refuse = |key, address| move |source| RunError::Listen { key, address, source };
         let address = config.intake.listen;
         let refused = refuse("intake.listen", address);
-        let endpoint = quic::server_endpoint(UdpSocket::bind(address).map_err(&refused)?, &credentials)?;
+        let socket = UdpSocket::bind(address).map_err(&refused)?;
+        let endpoint = quic::server_endpoint(socket, identity.credentials())?;
         let intake_addr = endpoint.local_addr().map_err(&refused)?;
         let address = config.telemetry_listen;
         let refused = refuse("telemetry.listen", address);
         let http_listener = TcpListener::bind(address).await.map_err(&refused)?;
         let http_addr = http_listener.local_addr().map_err(&refused)?;
-        let (tls, listen) = (grpc_tls(config)?, &config.grpc.listen);
+        let (tls, listen) = (grpc_tls(config, identity.revocations())?, &config.grpc.listen);
         let refused = refuse("grpc.listen", *listen);
         let listener = TcpListener::bind(listen).await.map_err(&refused)?;
         let address = listener.local_addr().map_err(&refused)?;
@@ -95,24 +107,28 @@ impl Listening {
         let listener = TcpListener::bind(listen).await.map_err(&refused)?;
         let address = listener.local_addr().map_err(&refused)?;
         let dashboard = DashboardListening { listener, address, tls };
-        Ok(Self { endpoint, intake_addr, http_listener, http_addr, grpc, dashboard })
+        let enrolment = match Enrolment::load(config, identity.credentials())? {
+            None => None,
+            Some(enrolment) => {
+                let listen = config.enrolment.as_ref().map_or(config.intake.listen, |config| config.listen);
+                let refused = refuse("enrolment.listen", listen);
+                let listener = TcpListener::bind(listen).await.map_err(&refused)?;
+                let address = listener.local_addr().map_err(&refused)?;
+                Some(EnrolmentListening { listener, address, enrolment })
+            }
+        };
+        Ok(Self { identity, enrolment, endpoint, intake_addr, http_listener, http_addr, grpc, dashboard })
     }
-}
-
-/// What the machine shows to others, which must be its own.
-pub(super) fn credentials(config: &Config) -> Result<Credentials, RunError> {
-    let files = &config.identity;
-    let credentials = Credentials::load(&files.certificate, &files.key, &files.authority)?;
-    if *credentials.name() == config.name {
-        return Ok(credentials);
-    }
-    Err(RunError::OtherName { found: credentials.name().to_string(), expected: config.name.to_string() })
 }
 
 /// What gRPC shows, and whose clients it takes.
-pub(super) fn grpc_tls(config: &Config) -> Result<Arc<rustls::ServerConfig>, RunError> {
+pub(super) fn grpc_tls(
+    config: &Config,
+    revocations: &RevocationList,
+) -> Result<Arc<rustls::ServerConfig>, RunError> {
     let GrpcConfig { certificate, key, client_authority, .. } = &config.grpc;
-    https::grpc_server_config(certificate, key, client_authority.as_deref()).map_err(RunError::GrpcTls)
+    https::grpc_server_config(certificate, key, client_authority.as_deref(), revocations)
+        .map_err(RunError::GrpcTls)
 }
 
 /// What the dashboard shows, where it speaks HTTPS.
@@ -307,6 +323,40 @@ impl Base {
     ) {
         self.start_grpc(tasks, config, grpc, live);
         self.start_dashboard(tasks, config, dashboard);
+    }
+
+    /// Starts what follows the files of the own identity and of revoked certificates, and returns the list of these.
+    pub(super) fn start_identity(
+        &self,
+        tasks: &mut JoinSet<Result<(), RunError>>,
+        identity: Identity,
+        endpoint: quinn::Endpoint,
+    ) -> RevocationList {
+        let revocations = identity.revocations().clone();
+        let progress = self.health.component("identity", SILENCE_MAX);
+        let (metrics, stop) = (self.metrics.identity.clone(), self.background.clone());
+        let apply = move |credentials: &Credentials| {
+            endpoint.set_server_config(Some(quic::server_config(credentials)?));
+            Ok(())
+        };
+        tasks.spawn(identity.follow(apply, metrics, progress, stop));
+        revocations
+    }
+
+    /// Starts the service where nodes get their certificates, if there is one, and returns its address.
+    pub(super) fn start_enrolment(
+        &self,
+        tasks: &mut JoinSet<Result<(), RunError>>,
+        listening: Option<EnrolmentListening>,
+    ) -> Option<SocketAddr> {
+        let EnrolmentListening { listener, enrolment, address } = listening?;
+        let progress = self.health.component("enrolment", SILENCE_MAX);
+        let (metrics, stop) = (self.metrics.enrolment.clone(), self.accept.clone());
+        tasks.spawn(async move {
+            enrolment.serve(listener, metrics, progress, stop).await;
+            Ok(())
+        });
+        Some(address)
     }
 
     fn start_grpc(

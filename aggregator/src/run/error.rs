@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 
 use tapio_daemon::{Failure, http};
-use tapio_identity::{CredentialsError, https::HttpsError, quic};
+use tapio_identity::{CredentialsError, https::HttpsError, quic, revocation::RevocationError};
 use tapio_spool::SpoolError;
 use tapio_wire::frame::FrameFault;
 use thiserror::Error;
 
 use crate::{
     engine::{EngineThreadError, outbox::OutboxError},
+    enrolment::EnrolmentError,
     grpc::GrpcError,
     pipeline::{encode::EncoderError, start::StartError, writer::WriterError},
     recording::files::FilesError,
@@ -30,6 +31,12 @@ pub enum RunError {
     /// The machine's certificate or key cannot be used.
     #[error("the machine's identity cannot be used")]
     Credentials(#[from] CredentialsError),
+    /// Nodes cannot enrol.
+    #[error(transparent)]
+    Enrolment(#[from] EnrolmentError),
+    /// The list of revoked certificates cannot be used.
+    #[error(transparent)]
+    Revocations(#[from] RevocationError),
     /// The certificate is another machine's.
     #[error(
         "the certificate names {found}, and the configuration {expected}: use the certificate that was issued for this aggregator"

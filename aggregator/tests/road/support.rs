@@ -43,7 +43,7 @@ pub(crate) fn now() -> UnixMicros {
 /// Everything that outlives an aggregator: its directory and the authority.
 pub(crate) struct World {
     directory: tempfile::TempDir,
-    authority: Authority,
+    pub(crate) authority: Authority,
 }
 
 impl World {
@@ -77,6 +77,19 @@ impl World {
             folder.join(format!("{stem}.key")),
             folder.join(format!("{stem}.ca.pem")),
         )
+    }
+
+    /// Files of a peer's certificate that is or was good from `begin` for `life`.
+    pub(crate) fn files_since(
+        &self,
+        name: &Name,
+        stem: &str,
+        begin: SystemTime,
+        life: Duration,
+    ) -> IssuedFiles {
+        let folder = self.path().join("certificates");
+        fs::create_dir_all(&folder).unwrap();
+        self.authority.issue(name, begin, life).unwrap().write(&folder, stem).unwrap()
     }
 
     /// The certificate and the key of a peer.
@@ -171,6 +184,13 @@ impl World {
         node
     }
 
+    /// A node's connection with the credentials that it has, its session open.
+    pub(crate) async fn node_with(&self, running: &Running, credentials: &Credentials, says: &str) -> Node {
+        let mut node = Node::connect_with(running, credentials, says, 1).await;
+        node.until(|event| matches!(event, EdgeEvent::Welcomed { .. })).await;
+        node
+    }
+
     /// The same, with a certificate that is valid for `life`.
     pub(crate) async fn node_for(&self, running: &Running, node: &str, life: Duration) -> Node {
         let name = Name::node(DOMAIN, "default", "demo", node).unwrap();
@@ -195,7 +215,7 @@ pub(crate) struct Node {
     pub(crate) session: EdgeSession,
     pub(crate) events: Vec<EdgeEvent>,
     _endpoint: quinn::Endpoint,
-    _connection: Connection,
+    connection: Connection,
     send: SendStream,
     receive: RecvStream,
     started: Instant,
@@ -221,11 +241,20 @@ impl Node {
         incarnation: u64,
         life: Duration,
     ) -> Self {
-        let credentials = world.credentials(name, says, life);
+        Self::connect_with(running, &world.credentials(name, says, life), says, incarnation).await
+    }
+
+    async fn connect_with(
+        running: &Running,
+        credentials: &Credentials,
+        says: &str,
+        incarnation: u64,
+    ) -> Self {
+        let name = credentials.name();
         let endpoint = quic::client_endpoint(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let expected = Expected::beside(name, &[NameKind::Aggregator]);
         let (connection, _peer) =
-            quic::connect(&endpoint, &credentials, running.intake_addr, &expected).await.unwrap();
+            quic::connect(&endpoint, credentials, running.intake_addr, &expected).await.unwrap();
         let (send, receive) = connection.open_bi().await.unwrap();
         let mut session = EdgeSession::new(EdgeConfig {
             capabilities: vec!["oom_victim=working".to_owned(), "payload=failed: refused".to_owned()],
@@ -242,17 +271,8 @@ impl Node {
         session.connect(Position::new(incarnation, 1), this).unwrap();
         let source = name.source_id();
         let (events, closed) = (Vec::new(), false);
-        let mut node = Self {
-            source,
-            session,
-            events,
-            _endpoint: endpoint,
-            _connection: connection,
-            send,
-            receive,
-            started,
-            closed,
-        };
+        let mut node =
+            Self { source, session, events, _endpoint: endpoint, connection, send, receive, started, closed };
         node.flush().await;
         node
     }
@@ -260,6 +280,16 @@ impl Node {
     fn now(&self) -> Now {
         let monotonic = u64::try_from(self.started.elapsed().as_micros()).unwrap();
         Now { monotonic: Micros(monotonic), unix: now() }
+    }
+
+    /// Sends bytes that the session knows nothing of.
+    pub(crate) async fn send_raw(&mut self, bytes: Bytes) {
+        self.closed |= self.send.write_chunk(bytes).await.is_err();
+    }
+
+    /// The connection beneath the session.
+    pub(crate) const fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// Sends what waits.

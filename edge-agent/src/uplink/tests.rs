@@ -3,7 +3,7 @@ use std::time::Instant;
 use tapio_correlation::RuleSet as Rules;
 use tapio_daemon::Health;
 use tapio_identity::{
-    Name,
+    CredentialFiles, Credentials, Name,
     issuer::{Authority, IssuedFiles},
 };
 use tapio_schemas::{
@@ -92,11 +92,15 @@ impl World {
     /// The uplink of the node's life `incarnation`, with a certificate that is good for so long.
     fn uplink(&self, incarnation: u64, lifetime: Duration) -> Uplink {
         let IssuedFiles { certificate, key, authority } = self.certify(lifetime);
-        let files = IdentityFiles { certificate, key, authority };
+        let files = CredentialFiles { certificate, key, authority };
+        let credentials = files.load().unwrap();
         Uplink {
             aggregators: vec![self.address],
-            credentials: files.load().unwrap(),
-            files,
+            credentials: OwnCredentials::new(
+                files,
+                credentials,
+                Health::new().component("identity", Duration::from_secs(10)),
+            ),
             metrics: Metrics::new(&Registry::new()),
             incarnation: Incarnation(incarnation),
             node: "node-1".to_owned(),
@@ -213,20 +217,20 @@ async fn a_cut_road_loses_and_repeats_nothing() {
     assert_eq!((world.shelf.newest(), world.shared.rules_in_force().1), (None, 3));
 }
 
-/// Scenario: the node's certificate ends while it is connected, and a new one lies where the old one was.
+/// Scenario: the node's certificate ends while it is connected, and there is no other; then one comes.
 /// Guarantees: the connection ends with the certificate, not before and not after, and the node comes back with the new.
 #[tokio::test]
 async fn a_connection_ends_with_its_certificate() {
     let world = World::new();
     let rules = Rules::new(Vec::new()).unwrap();
     let uplink = world.uplink(7, Duration::from_secs(3));
-    let (finished, not_after) = (uplink.finished.clone(), uplink.credentials.not_after());
-    world.certify(HOUR);
+    let (finished, not_after) = (uplink.finished.clone(), uplink.credentials.current().not_after());
     let uplink = tokio::spawn(uplink.run());
     let mut known = SourceState::default();
     let served = serve(&world.endpoint, &mut known, usize::MAX, &rules);
     tokio::time::timeout(Duration::from_secs(12), served).await.expect("the connection goes on");
     assert!(SystemTime::now() >= not_after);
+    world.certify(HOUR);
     world.append(Position::new(7, 1));
     let served = async {
         let served = serve(&world.endpoint, &mut known, 1, &rules);
@@ -257,3 +261,5 @@ async fn an_opened_session_alone_resets_no_wait() {
     finished.cancel();
     uplink.await.unwrap();
 }
+
+mod rotation;

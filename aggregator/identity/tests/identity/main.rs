@@ -5,5 +5,6 @@
 
 mod credentials;
 mod quic;
+mod rotation;
 mod tls;
 mod world;

@@ -78,7 +78,7 @@ impl Writer {
         let (ordinal, bytes, dropped) = match self.reader.next_item()? {
             None => return Ok(Read::Bytes(0)),
             Some(Item::Gap(gap)) if matches!(gap.reason, GapReason::Damaged { .. }) => {
-                if !self.stored.sent_again.contains(gap.from.0) {
+                if self.stored.sent_again.first_beyond(gap.from.0..gap.until.0).is_some() {
                     return Ok(Read::Damaged(gap));
                 }
                 tracing::error!(from = gap.from.0, until = gap.until.0, "records of the spool are damaged");
