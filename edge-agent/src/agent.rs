@@ -3,26 +3,30 @@
 //! Without capture or the spool there is no agent: when one of them ends before it is asked to, so does the agent, with
 //! an error, and whoever supervises it starts it again.
 //!
-//! The order of the end: the sampler detaches the probes and hands over what is left, capture empties the ring and
-//! ships it, the spool's thread writes it, the uplink sends it as far as its time allows.
+//! The order of the start: the incarnation is on the disk, the spool is open, the probes' folder in bpffs is held, the
+//! probes are taken over or loaded, the host is looked at, and then records are read.
+//!
+//! The order of the end: the sampler detaches the probes, unless they go on, and hands over what is left, capture empties
+//! the ring and ships it, the spool's thread writes it, the uplink sends it as far as its time allows; what is pinned is
+//! removed last.
 
 mod spooler;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
 
-use tapio_daemon::{Failure, Health, Progress, Registry, config::paths};
+use tapio_daemon::{Failure, Health, Progress, Registry, config::paths, with_causes};
 use tapio_identity::{Credentials, CredentialsError};
 use tapio_schemas::{
     capability::{ProbeCapability, ProbeState},
     ids::Incarnation,
     intent::{self, EventKind, Severity},
-    units::BootNanos,
+    units::{BootNanos, UnixMicros},
 };
 use tapio_spool::SpoolError;
 use tapio_wire::{frame::FrameFault, message::Host};
@@ -32,21 +36,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     attribute::{Hierarchy, HierarchyError},
-    capture::{Capture, Shared},
+    capture::{Capture, Continued, Shared, Taking},
     clock::{self, NodeClock},
-    config::Config,
+    config::{Config, OnExit},
     connections,
     event::Event,
     metrics::{Metrics, Probe, probe_gauges},
     outgoing::{FRAMES_WAITING_MAX, Outgoing},
     pipeline::{MEMORY_SOURCE, Pipeline},
-    probes::{Capability, CapabilityState, Probes, ProbesConfig},
+    probes::{Capability, CapabilityState, Earlier, Found, Left, Pins, PinsError, Probes, ProbesConfig},
     sampler::{Sampler, Watched},
     shelf::Shelf,
     uplink::{self, IdentityFiles, Uplink},
 };
 
-use self::spooler::Spooler;
+use self::spooler::{Marks, Spooler};
 
 /// Readings that wait for the capture thread: a round of all containers, and more.
 const READINGS_WAITING_MAX: usize = 16_384;
@@ -77,6 +81,9 @@ pub enum AgentError {
     /// The spool cannot be opened.
     #[error("the spool cannot be used")]
     Spool(#[from] SpoolError),
+    /// Another agent holds the probes.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// No frame can be made.
     #[error("frames cannot be made")]
     Frame(#[from] FrameFault),
@@ -116,6 +123,9 @@ pub struct Agent {
     telemetry_address: std::net::SocketAddr,
     capabilities: Vec<Capability>,
     shelf: Arc<Shelf>,
+    /// What outlives the agent, held while it runs.
+    pins: Option<Pins>,
+    on_exit: OnExit,
     /// Says in health which probes do not work, as long as the agent runs.
     _seeing: Progress,
 }
@@ -141,6 +151,8 @@ impl Agent {
         let directory = config.state_directory.join("spool");
         let losses = Arc::clone(&shared.losses);
         let shelf = Arc::new(Shelf::open(&directory, config.spool_quota_bytes, source, losses)?);
+        // Behind the spool, whose lock nobody shares: whoever runs twice by mistake changes nothing.
+        let (pins, unpinned) = hold_pins(&config)?;
         // A child, so that the agent can end its own threads without ending whoever started it.
         let shutdown = shutdown.child_token();
 
@@ -148,20 +160,17 @@ impl Agent {
         let clock = NodeClock::new();
         let now = clock::boot_nanos();
         let since = BootNanos(now).to_unix(clock.offset(&shared.cluster_clock, now));
-        let (frames, outbound) = mpsc::sync_channel(FRAMES_WAITING_MAX);
-        let outgoing = Outgoing::new(source, incarnation, frames, since)?;
         let mut pipeline = Pipeline::new(hierarchy.clone(), config.scope);
 
         // The probes first: what begins while the host is looked at is then seen by one of both.
-        let (mut probes, capabilities) = Probes::load(&ProbesConfig {
-            ring_bytes: config.ring_bytes,
-            disabled: config.disabled_probes.clone(),
-            ..ProbesConfig::default()
-        });
+        let Sight { mut probes, capabilities, continued, marks, taking, since } =
+            open_eyes(&config, pins.as_ref(), &shelf, &mut pipeline, since);
+        let (frames, outbound) = mpsc::sync_channel(FRAMES_WAITING_MAX);
+        let outgoing = Outgoing::new(source, incarnation, frames, since)?;
         let running = hierarchy.processes();
         let existing = connections::listeners(&running);
         pipeline.begin(clock::boot_nanos(), &running, &existing);
-        let seeing = tell_capabilities(&capabilities, &registry, &health);
+        let seeing = tell_capabilities(&capabilities, unpinned, &registry, &health);
 
         let watched = Arc::new(Watched::default());
         let (readings, taken) = mpsc::sync_channel(READINGS_WAITING_MAX);
@@ -169,6 +178,7 @@ impl Agent {
         let capture = Capture {
             node: config.node.as_str().to_owned(),
             ring: probes.take_ring(),
+            continued,
             pipeline,
             outgoing,
             clock,
@@ -179,6 +189,7 @@ impl Agent {
             metrics: Metrics::new(&registry),
             progress: health.component("capture", SILENCE_MAX),
             precorrelate: None,
+            taking,
         };
         let sampler = Sampler {
             hierarchy,
@@ -188,6 +199,8 @@ impl Agent {
             readings,
             progress: health.component("sampler", SILENCE_MAX + config.memory_interval),
             shutdown: shutdown.clone(),
+            told_drain: Arc::clone(&shared.told_drain),
+            keeps: taking.keeps,
         };
         let spooler = Spooler {
             outbound,
@@ -196,6 +209,9 @@ impl Agent {
             metrics: spooler::Metrics::new(&registry),
             progress: health.component("spool", SILENCE_MAX),
             finished: finished.clone(),
+            shared: Arc::clone(&shared),
+            marks,
+            ring: 0,
         };
         let first = own_events(&capabilities, clock::boot_nanos());
         let threads = vec![
@@ -242,6 +258,8 @@ impl Agent {
             telemetry_address,
             capabilities,
             shelf,
+            pins,
+            on_exit: config.on_exit,
             _seeing: seeing,
         })
     }
@@ -303,7 +321,109 @@ impl Agent {
         if let Err(error) = self.shelf.end() {
             tracing::error!(%error, "the spool's end is not on the disk");
         }
+        // Behind the spool's end: until then the next agent could still go on from them.
+        match (self.pins.take(), self.on_exit) {
+            (Some(pins), OnExit::Remove) => match pins.remove() {
+                Ok(removed) => tracing::info!(?removed, "the probes are removed"),
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::error!(error, "the probes cannot be removed: `tapio-edge-agent uninstall` does");
+                }
+            },
+            (Some(pins), OnExit::Keep) => tracing::info!(
+                directory = %pins.directory().display(),
+                "the probes go on for the next agent; `tapio-edge-agent uninstall` removes them"
+            ),
+            (None, _) => {}
+        }
     }
+}
+
+/// What the agent sees the kernel with.
+struct Sight {
+    probes: Probes,
+    capabilities: Vec<Capability>,
+    /// The rings that outlived an agent, in the order in which they are read, and what is written down of each.
+    continued: VecDeque<Continued>,
+    marks: VecDeque<Marks>,
+    taking: Taking,
+    /// Since when everything is seen.
+    since: UnixMicros,
+}
+
+/// Loads the probes, or takes them over.
+fn open_eyes(
+    config: &Config,
+    pins: Option<&Pins>,
+    shelf: &Shelf,
+    pipeline: &mut Pipeline<Hierarchy>,
+    now: UnixMicros,
+) -> Sight {
+    let wanted = ProbesConfig {
+        ring_bytes: config.ring_bytes,
+        disabled: config.disabled_probes.clone(),
+        ..ProbesConfig::default()
+    };
+    let (mut probes, capabilities) = match pins {
+        Some(pins) => Probes::load_pinned(&wanted, pins, shelf.newest()),
+        None => Probes::load(&wanted),
+    };
+    let (mut continued, mut marks, mut since) = (VecDeque::new(), VecDeque::new(), now);
+    if let Some((found, progress)) = probes.take_found().zip(probes.take_progress()) {
+        since = told_until(&found, &capabilities, now);
+        for mut earlier in found.earlier {
+            if let Some(Left { resume, ring, progress, counters, folded, drained }) = earlier.left.take() {
+                continued.push_back(Continued { ring, resume, counters, folded, drained });
+                marks.push_back(Marks::new(progress, resume.mark, Some(earlier)));
+                continue;
+            }
+            pipeline.unreadable_version();
+            if let Err(error) = earlier.remove() {
+                let error = with_causes(&error);
+                tracing::warn!(error, "what another version pinned cannot be removed");
+            }
+        }
+        if let Some(ring) = probes.take_ring() {
+            let (resume, counters) = (found.resume, probes.stats().unwrap_or_default());
+            let (folded, drained) = (Vec::new(), resume.mark.reached.drained);
+            continued.push_back(Continued { ring, resume, counters, folded, drained });
+            marks.push_back(Marks::new(progress, resume.mark, None));
+        }
+    }
+    let is_pinned = !marks.is_empty();
+    let taking = Taking::new(is_pinned, is_pinned && config.on_exit == OnExit::Keep);
+    Sight { probes, capabilities, continued, marks, taking, since }
+}
+
+/// Holds the folder in which probes outlive the agent; without one, says why, and they end with it.
+fn hold_pins(config: &Config) -> Result<(Option<Pins>, Option<String>), AgentError> {
+    let Some(root) = &config.pins else { return Ok((None, None)) };
+    match Pins::hold(root, config.node.as_str()) {
+        Ok(pins) => Ok((Some(pins), None)),
+        Err(error @ PinsError::Held { .. }) => Err(error.into()),
+        Err(error) => {
+            let error = with_causes(&error);
+            tracing::warn!(
+                error,
+                "probes end with the agent: what happens until the next one starts is not seen"
+            );
+            Ok((None, Some(format!("probes end with the agent: {error}"))))
+        }
+    }
+}
+
+/// The time up to which an agent before has told what happened, if nothing has gone unseen since; else `now`.
+fn told_until(found: &Found, capabilities: &[Capability], now: UnixMicros) -> UnixMicros {
+    let is_seen =
+        |capability: &Capability| !capability.is_working() || found.adopted.contains(&capability.probe);
+    let told = UnixMicros(found.resume.mark.until_micros);
+    tracing::info!(
+        adopted = found.adopted.len(),
+        records_lost = found.resume.lost.iter().sum::<u64>(),
+        replaced = ?found.earlier.iter().map(Earlier::name).collect::<Vec<_>>(),
+        "probes outlive the agent"
+    );
+    if told.0 > 0 && capabilities.iter().all(is_seen) { told.min(now) } else { now }
 }
 
 fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, AgentError> {
@@ -371,7 +491,12 @@ pub(crate) fn describe_probes(capabilities: &[Capability]) -> impl Iterator<Item
 }
 
 /// Says in log, metrics and health which probes do not work, and why.
-fn tell_capabilities(capabilities: &[Capability], registry: &Registry, health: &Health) -> Progress {
+fn tell_capabilities(
+    capabilities: &[Capability],
+    unpinned: Option<String>,
+    registry: &Registry,
+    health: &Health,
+) -> Progress {
     let working = probe_gauges(registry);
     let mut failed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for capability in capabilities {
@@ -394,6 +519,7 @@ fn tell_capabilities(capabilities: &[Capability], registry: &Registry, health: &
             true => format!("no probe works, nothing of the kernel is seen: {reason}"),
             false => format!("{} not seen: {reason}", probes.join(", ")),
         })
+        .chain(unpinned)
         .collect();
     if !told.is_empty() {
         seeing.fault(told.join("; "));
