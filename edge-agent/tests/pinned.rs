@@ -13,7 +13,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -39,6 +40,8 @@ const NOBODY: u16 = 9;
 /// Connections that one second of load tries.
 const RATE: u64 = 1_000;
 const KILLS: u64 = 10;
+/// Requests without an answer.
+const UNANSWERED: u64 = 25;
 /// Looking for it is `ENOTDIR`: an error that no loader and no runtime makes when a process starts.
 const NO_FOLDER: &str = "/dev/null/tapio-pinned";
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tapio-edge-agent");
@@ -93,12 +96,34 @@ fn refuse(argument: &str) {
     }
 }
 
+/// Asks a service so often, each time over a connection of its own, and never gets an answer. Leaves a file when it has
+/// asked.
+fn ask(asked: &str) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let both: Vec<_> = (0..UNANSWERED)
+        .map(|number| {
+            let mut client = TcpStream::connect(address).unwrap();
+            client.write_all(format!("GET /{number} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
+            let mut server = listener.accept().unwrap().0;
+            assert!(server.read(&mut [0; 256]).unwrap() > 16);
+            (client, server)
+        })
+        .collect();
+    fs::write(asked, "").unwrap();
+    std::thread::sleep(Duration::from_secs(60));
+    drop(both);
+}
+
 /// Scenario: none; what the other tests' processes run.
 /// Guarantees: nothing by itself.
 #[test]
 fn role() {
-    if std::env::var(ROLE).as_deref() == Ok("refuse") {
-        refuse(&std::env::var("TAPIO_TEST_ARGUMENT").unwrap());
+    let argument = std::env::var("TAPIO_TEST_ARGUMENT").unwrap_or_default();
+    match std::env::var(ROLE).as_deref() {
+        Ok("refuse") => refuse(&argument),
+        Ok("ask") => ask(&argument),
+        _ => {}
     }
 }
 
@@ -225,6 +250,33 @@ fn agents_that_are_killed_tell_everything_once() {
     }
     let starts = events.iter().filter(|event| event.core.intent == intent::AGENT_STARTED).count() as u64;
     assert!(starts > KILLS / 2, "{starts} agents told their start");
+}
+
+/// Scenario: requests wait for their answers, and an agent has told everything else of before, when it is killed; then
+/// another is.
+/// Guarantees: what the first knew of the requests, which only it had, is counted as lost, once: both ends of each.
+#[test]
+fn what_only_the_agent_held_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let pins = Folder::new("held");
+    let container = Container::new(65);
+    let agent = start(folder.path(), &pins.capture(""));
+    let asked = folder.path().join("asked");
+    let asking = Process::role("ask", asked.to_str().unwrap(), &container);
+    wait_for("the requests", || asked.exists().then_some(()));
+    std::thread::sleep(Duration::from_millis(2_500));
+    drop(agent);
+    drop(start(folder.path(), &pins.capture("")));
+    let mut agent = start(folder.path(), &pins.capture("on_exit = \"remove\""));
+    assert!(agent.end().success());
+    drop(asking);
+    let (events, ledger) = read_spool(folder.path());
+    if not_proven(any_probe_failed(&events)) {
+        return;
+    }
+    assert_accounted(&ledger);
+    let held = lost(&ledger, ProbeId::Payload, "agent-killed");
+    assert!((2 * UNANSWERED..3 * UNANSWERED).contains(&held), "{held}: {ledger:#?}");
 }
 
 /// Scenario: while no agent runs, more connections are refused than the ring has room for.
