@@ -10,10 +10,11 @@
 //! the ring and ships it, the spool's thread writes it, the uplink sends it as far as its time allows; what is pinned is
 //! removed last.
 
+mod sight;
 mod spooler;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     io,
     sync::{Arc, mpsc},
     thread::JoinHandle,
@@ -26,7 +27,7 @@ use tapio_schemas::{
     capability::{ProbeCapability, ProbeState},
     ids::Incarnation,
     intent::{self, EventKind, Severity},
-    units::{BootNanos, UnixMicros},
+    units::BootNanos,
 };
 use tapio_spool::SpoolError;
 use tapio_wire::{frame::FrameFault, message::Host};
@@ -36,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     attribute::{Hierarchy, HierarchyError},
-    capture::{Capture, Continued, Shared, Taking},
+    capture::{Capture, Shared},
     clock::{self, NodeClock},
     config::{Config, OnExit},
     connections,
@@ -44,13 +45,16 @@ use crate::{
     metrics::{Metrics, Probe, probe_gauges},
     outgoing::{FRAMES_WAITING_MAX, Outgoing},
     pipeline::{MEMORY_SOURCE, Pipeline},
-    probes::{Capability, CapabilityState, Earlier, Found, Left, Pins, PinsError, Probes, ProbesConfig},
+    probes::{Capability, CapabilityState, Pins, PinsError},
     sampler::{Sampler, Watched},
     shelf::Shelf,
     uplink::{self, IdentityFiles, Uplink},
 };
 
-use self::spooler::{Marks, Spooler};
+use self::{
+    sight::{Sight, hold_pins, open_eyes},
+    spooler::Spooler,
+};
 
 /// Readings that wait for the capture thread: a round of all containers, and more.
 const READINGS_WAITING_MAX: usize = 16_384;
@@ -337,93 +341,6 @@ impl Agent {
             (None, _) => {}
         }
     }
-}
-
-/// What the agent sees the kernel with.
-struct Sight {
-    probes: Probes,
-    capabilities: Vec<Capability>,
-    /// The rings that outlived an agent, in the order in which they are read, and what is written down of each.
-    continued: VecDeque<Continued>,
-    marks: VecDeque<Marks>,
-    taking: Taking,
-    /// Since when everything is seen.
-    since: UnixMicros,
-}
-
-/// Loads the probes, or takes them over.
-fn open_eyes(
-    config: &Config,
-    pins: Option<&Pins>,
-    shelf: &Shelf,
-    pipeline: &mut Pipeline<Hierarchy>,
-    now: UnixMicros,
-) -> Sight {
-    let wanted = ProbesConfig {
-        ring_bytes: config.ring_bytes,
-        disabled: config.disabled_probes.clone(),
-        ..ProbesConfig::default()
-    };
-    let (mut probes, capabilities) = match pins {
-        Some(pins) => Probes::load_pinned(&wanted, pins, shelf.newest()),
-        None => Probes::load(&wanted),
-    };
-    let (mut continued, mut marks, mut since) = (VecDeque::new(), VecDeque::new(), now);
-    if let Some((found, progress)) = probes.take_found().zip(probes.take_progress()) {
-        since = told_until(&found, &capabilities, now);
-        for mut earlier in found.earlier {
-            if let Some(Left { resume, ring, progress, counters, folded, drained }) = earlier.left.take() {
-                continued.push_back(Continued { ring, resume, counters, folded, drained });
-                marks.push_back(Marks::new(progress, resume.mark, Some(earlier)));
-                continue;
-            }
-            pipeline.unreadable_version();
-            if let Err(error) = earlier.remove() {
-                let error = with_causes(&error);
-                tracing::warn!(error, "what another version pinned cannot be removed");
-            }
-        }
-        if let Some(ring) = probes.take_ring() {
-            let (resume, counters) = (found.resume, probes.stats().unwrap_or_default());
-            let (folded, drained) = (Vec::new(), resume.mark.reached.drained);
-            continued.push_back(Continued { ring, resume, counters, folded, drained });
-            marks.push_back(Marks::new(progress, resume.mark, None));
-        }
-    }
-    let is_pinned = !marks.is_empty();
-    let taking = Taking::new(is_pinned, is_pinned && config.on_exit == OnExit::Keep);
-    Sight { probes, capabilities, continued, marks, taking, since }
-}
-
-/// Holds the folder in which probes outlive the agent; without one, says why, and they end with it.
-fn hold_pins(config: &Config) -> Result<(Option<Pins>, Option<String>), AgentError> {
-    let Some(root) = &config.pins else { return Ok((None, None)) };
-    match Pins::hold(root, config.node.as_str()) {
-        Ok(pins) => Ok((Some(pins), None)),
-        Err(error @ PinsError::Held { .. }) => Err(error.into()),
-        Err(error) => {
-            let error = with_causes(&error);
-            tracing::warn!(
-                error,
-                "probes end with the agent: what happens until the next one starts is not seen"
-            );
-            Ok((None, Some(format!("probes end with the agent: {error}"))))
-        }
-    }
-}
-
-/// The time up to which an agent before has told what happened, if nothing has gone unseen since; else `now`.
-fn told_until(found: &Found, capabilities: &[Capability], now: UnixMicros) -> UnixMicros {
-    let is_seen =
-        |capability: &Capability| !capability.is_working() || found.adopted.contains(&capability.probe);
-    let told = UnixMicros(found.resume.mark.until_micros);
-    tracing::info!(
-        adopted = found.adopted.len(),
-        records_lost = found.resume.lost.iter().sum::<u64>(),
-        replaced = ?found.earlier.iter().map(Earlier::name).collect::<Vec<_>>(),
-        "probes outlive the agent"
-    );
-    if told.0 > 0 && capabilities.iter().all(is_seen) { told.min(now) } else { now }
 }
 
 fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, AgentError> {

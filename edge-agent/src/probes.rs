@@ -195,7 +195,8 @@ impl Probes {
             found = Some(Box::new(Found::new(resume)));
         }
         let others = others(pins, version.as_ref());
-        let (attachments, capabilities) = attach_all(&mut object, config, &layout, version.as_ref(), &others);
+        let (attachments, capabilities) =
+            attach::attach_all(&mut object, config, &layout, version.as_ref(), &others);
         let loaded = Loaded { attachments, stats, folds, version };
         if let Some(found) = &mut found {
             found.attached(&loaded.attachments);
@@ -358,92 +359,6 @@ fn make_maps(config: &ProbesConfig, layout: &Layout, version: Option<&Version>) 
     match unknown.map(|name| format!("the object holds a map {name} that the agent does not know")) {
         Some(fault) => Err(fault),
         None => Ok(object),
-    }
-}
-
-/// Attaches what is wanted, or takes it over; takes off what is not wanted any more.
-fn attach_all(
-    object: &mut Ebpf,
-    config: &ProbesConfig,
-    layout: &Layout,
-    version: Option<&Version>,
-    others: &[Version],
-) -> (Vec<Attachment>, Vec<Capability>) {
-    let mut attachments = Vec::with_capacity(ProbeId::ALL.len() + 1);
-    let mut capabilities = Vec::with_capacity(ProbeId::ALL.len());
-    for probe in ProbeId::ALL {
-        let is_disabled = config.disabled.contains(&probe);
-        if is_disabled || layout.missing_for(probe).is_some() {
-            // The second program of a probe before the first.
-            for name in programs_of(probe).rev() {
-                version.into_iter().chain(others).for_each(|version| forget(version, name));
-            }
-        }
-        if is_disabled {
-            capabilities.push(Capability::disabled(probe));
-            continue;
-        }
-        if let Some(missing) = layout.missing_for(probe) {
-            capabilities.push(Capability::failed(probe, missing));
-            continue;
-        }
-        let mut attach = |name| attach(object, version, others, probe, name, config.tracepoint(probe));
-        let capability = match attach(probe.program()) {
-            Ok(attachment) => {
-                attachments.push(attachment);
-                Capability::working(probe)
-            }
-            Err(reason) => {
-                capabilities.push(Capability::failed(probe, reason));
-                continue;
-            }
-        };
-        if probe == ProbeId::TcpState {
-            // Behind the first, which tells it what is left to do.
-            match attach(TCP_STATE_AGAIN) {
-                Ok(attachment) => attachments.push(attachment),
-                Err(reason) => tracing::warn!(
-                    probe = probe.name(),
-                    reason,
-                    "state changes that interrupt another are lost, and counted as recursion"
-                ),
-            }
-        }
-        capabilities.push(capability);
-    }
-    (attachments, capabilities)
-}
-
-fn programs_of(probe: ProbeId) -> impl DoubleEndedIterator<Item = &'static str> {
-    let second = (probe == ProbeId::TcpState).then_some(TCP_STATE_AGAIN);
-    std::iter::once(probe.program()).chain(second)
-}
-
-fn attach(
-    object: &mut Ebpf,
-    version: Option<&Version>,
-    others: &[Version],
-    probe: ProbeId,
-    name: &'static str,
-    tracepoint: &str,
-) -> Result<Attachment, String> {
-    if let Some(adopted) = version.and_then(|version| Attachment::adopt(version, probe, name)) {
-        others.iter().for_each(|other| forget(other, name));
-        return Ok(adopted);
-    }
-    // Verified before the one of another version goes: nobody sees anything in between, and both would see everything.
-    let loaded = attach::load(object, name);
-    others.iter().for_each(|other| forget(other, name));
-    let made = loaded.and_then(|()| Attachment::make(object, version, probe, name, tracepoint));
-    if let (Err(_), Some(version)) = (&made, version) {
-        forget(version, name);
-    }
-    made
-}
-
-fn forget(version: &Version, name: &str) {
-    if let Err(error) = version.forget(name) {
-        tracing::warn!(error = reason(&error), program = name, "a pinned probe cannot be removed");
     }
 }
 

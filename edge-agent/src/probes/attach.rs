@@ -1,4 +1,4 @@
-//! One program and its attachment: loaded and attached by itself, or taken over from an agent that is gone.
+//! Programs and their attachments: each loaded and attached by itself, or taken over from an agent that is gone.
 
 use aya::{
     Ebpf,
@@ -7,9 +7,9 @@ use aya::{
         links::{FdLink, PinnedLink},
     },
 };
-use tapio_kernel_abi::ProbeId;
+use tapio_kernel_abi::{ProbeId, TCP_STATE_AGAIN};
 
-use super::{PinsError, pins::Version, reason};
+use super::{Capability, PinsError, ProbesConfig, layout::Layout, pins::Version, reason};
 
 /// A program that is attached.
 pub(super) struct Attachment {
@@ -25,7 +25,7 @@ pub(super) struct Attachment {
 
 impl Attachment {
     /// Takes over what an agent before left attached. What is only half there is removed.
-    pub(super) fn adopt(version: &Version, probe: ProbeId, name: &'static str) -> Option<Self> {
+    fn adopt(version: &Version, probe: ProbeId, name: &'static str) -> Option<Self> {
         let link = PinnedLink::from_pin(version.link(name)).ok();
         let program = RawTracePoint::from_pin(version.program(name)).ok();
         let program = program.and_then(|program| program.fd().ok()?.try_clone().ok());
@@ -50,7 +50,7 @@ impl Attachment {
     }
 
     /// Attaches a program that [`load`] has loaded, under a name in bpffs if there is a `version`.
-    pub(super) fn make(
+    fn make(
         object: &mut Ebpf,
         version: Option<&Version>,
         probe: ProbeId,
@@ -76,8 +76,94 @@ impl Attachment {
     }
 }
 
+/// Attaches what is wanted, or takes it over; takes off what is not wanted any more.
+pub(super) fn attach_all(
+    object: &mut Ebpf,
+    config: &ProbesConfig,
+    layout: &Layout,
+    version: Option<&Version>,
+    others: &[Version],
+) -> (Vec<Attachment>, Vec<Capability>) {
+    let mut attachments = Vec::with_capacity(ProbeId::ALL.len() + 1);
+    let mut capabilities = Vec::with_capacity(ProbeId::ALL.len());
+    for probe in ProbeId::ALL {
+        let is_disabled = config.disabled.contains(&probe);
+        if is_disabled || layout.missing_for(probe).is_some() {
+            // The second program of a probe before the first.
+            for name in programs_of(probe).rev() {
+                version.into_iter().chain(others).for_each(|version| forget(version, name));
+            }
+        }
+        if is_disabled {
+            capabilities.push(Capability::disabled(probe));
+            continue;
+        }
+        if let Some(missing) = layout.missing_for(probe) {
+            capabilities.push(Capability::failed(probe, missing));
+            continue;
+        }
+        let mut attach = |name| attach(object, version, others, probe, name, config.tracepoint(probe));
+        let capability = match attach(probe.program()) {
+            Ok(attachment) => {
+                attachments.push(attachment);
+                Capability::working(probe)
+            }
+            Err(reason) => {
+                capabilities.push(Capability::failed(probe, reason));
+                continue;
+            }
+        };
+        if probe == ProbeId::TcpState {
+            // Behind the first, which tells it what is left to do.
+            match attach(TCP_STATE_AGAIN) {
+                Ok(attachment) => attachments.push(attachment),
+                Err(reason) => tracing::warn!(
+                    probe = probe.name(),
+                    reason,
+                    "state changes that interrupt another are lost, and counted as recursion"
+                ),
+            }
+        }
+        capabilities.push(capability);
+    }
+    (attachments, capabilities)
+}
+
+fn programs_of(probe: ProbeId) -> impl DoubleEndedIterator<Item = &'static str> {
+    let second = (probe == ProbeId::TcpState).then_some(TCP_STATE_AGAIN);
+    std::iter::once(probe.program()).chain(second)
+}
+
+fn attach(
+    object: &mut Ebpf,
+    version: Option<&Version>,
+    others: &[Version],
+    probe: ProbeId,
+    name: &'static str,
+    tracepoint: &str,
+) -> Result<Attachment, String> {
+    if let Some(adopted) = version.and_then(|version| Attachment::adopt(version, probe, name)) {
+        others.iter().for_each(|other| forget(other, name));
+        return Ok(adopted);
+    }
+    // Verified before the one of another version goes: nobody sees anything in between, and both would see everything.
+    let loaded = load(object, name);
+    others.iter().for_each(|other| forget(other, name));
+    let made = loaded.and_then(|()| Attachment::make(object, version, probe, name, tracepoint));
+    if let (Err(_), Some(version)) = (&made, version) {
+        forget(version, name);
+    }
+    made
+}
+
+fn forget(version: &Version, name: &str) {
+    if let Err(error) = version.forget(name) {
+        tracing::warn!(error = reason(&error), program = name, "a pinned probe cannot be removed");
+    }
+}
+
 /// Has the kernel verify a program.
-pub(super) fn load(object: &mut Ebpf, name: &str) -> Result<(), String> {
+fn load(object: &mut Ebpf, name: &str) -> Result<(), String> {
     load_patiently(program_of(object, name)?).map_err(|error| reason(&error))
 }
 
