@@ -92,8 +92,6 @@ globals! {
     EXIT_GROUP_DEAD_ARGUMENT: u32,
     /// 1: `tcp_send_reset` hands over a reason.
     RESET_REASON_ARGUMENT: u32,
-    /// Thread group that is never reported: the agent.
-    AGENT_TGID: u32,
     /// Mixed into socket keys, so that kernel addresses stay in the kernel.
     SOCK_KEY_MASK: u64,
     /// Shortest time between two records of one folded failure.

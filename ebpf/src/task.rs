@@ -1,11 +1,16 @@
 //! Who a task is: thread group, start of its leader, cgroup.
 
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
-    generated::{bpf_get_current_comm, bpf_get_current_task, bpf_ktime_get_boot_ns, bpf_probe_read_user},
+use aya_ebpf::{
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
+        generated::{bpf_get_current_comm, bpf_get_current_task, bpf_ktime_get_boot_ns, bpf_probe_read_user},
+    },
+    macros::map,
+    maps::Array,
 };
 use tapio_kernel_abi::{
-    COMM_BYTES, COMMAND_LINE_BYTES, Header, NAMESPACE_FIRST, NAMESPACE_OTHER, NAMESPACE_ROOT, Owner,
+    AGENT_PLACES, AGENT_START, AGENT_START_ERROR_NANOS, AGENT_TGID, COMM_BYTES, COMMAND_LINE_BYTES, Header,
+    NAMESPACE_FIRST, NAMESPACE_OTHER, NAMESPACE_ROOT, Owner,
 };
 
 use crate::{
@@ -33,10 +38,32 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
+/// The process that is never reported, in the places that `tapio-kernel-abi` names: programs that are pinned see one
+/// agent after another.
+#[map]
+static AGENT: Array<u64> = Array::with_max_entries(AGENT_PLACES, 0);
+
+#[inline(always)]
+fn agent(place: u32) -> u64 {
+    AGENT.get(place).copied().unwrap_or(0)
+}
+
 /// Whether the running task is the agent's.
 #[inline(always)]
 pub fn is_agent() -> bool {
-    current_tgid() == AGENT_TGID.load()
+    is_agents(current_tgid(), || start_nanos(current()))
+}
+
+/// Whether a process is the agent. An agent that is gone may have left its number to somebody else, who is told from it
+/// by the start; of that the agent knows hundredths of a second.
+#[inline(always)]
+pub fn is_agents(tgid: u32, start_nanos: impl FnOnce() -> u64) -> bool {
+    let agent_tgid = agent(AGENT_TGID);
+    if agent_tgid == 0 || agent_tgid != u64::from(tgid) {
+        return false;
+    }
+    let agent_start = agent(AGENT_START);
+    agent_start == 0 || start_nanos().wrapping_sub(agent_start) < AGENT_START_ERROR_NANOS
 }
 
 /// Start of a task's thread group leader.

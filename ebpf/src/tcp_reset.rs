@@ -18,7 +18,7 @@ fn reset(sock: u64, tuple: Option<SockTuple>, direction: u8, reason: u32) -> Out
         let key = sock::key(sock);
         (key, sock::owner(key), sock::state(sock))
     };
-    if owner.tgid != 0 && owner.tgid == AGENT_TGID.load() {
+    if task::is_agents(owner.tgid, || owner.start_nanos) {
         return Outcome::Filtered;
     }
     emit::<TcpReset>(|record| {

@@ -4,7 +4,6 @@ use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use tapio_kernel_abi::{KIND_TCP_RETRANSMIT, ProbeId, TcpRetransmit};
 
 use crate::{
-    offsets::*,
     outcome::{Outcome, emit, hit},
     sock, task,
 };
@@ -16,7 +15,7 @@ pub fn on_retransmit(ctx: RawTracePointContext) -> i32 {
         let sock: u64 = ctx.arg(0);
         let key = sock::key(sock);
         let owner = sock::owner(key);
-        if owner.tgid != 0 && owner.tgid == AGENT_TGID.load() {
+        if task::is_agents(owner.tgid, || owner.start_nanos) {
             return Outcome::Filtered;
         }
         let Some(tuple) = sock::tuple(sock) else { return Outcome::Unreadable };

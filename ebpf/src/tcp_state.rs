@@ -129,7 +129,7 @@ fn state_changed(ctx: &RawTracePointContext, stats: *mut ProbeStats) -> Outcome 
     } else if new == CLOSE {
         sock::forget_owner(key);
     }
-    if owner.tgid != 0 && owner.tgid == AGENT_TGID.load() {
+    if task::is_agents(owner.tgid, || owner.start_nanos) {
         return Outcome::Filtered;
     }
     let Some(tuple) = sock::tuple(sock) else { return Outcome::Unreadable };

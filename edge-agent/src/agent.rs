@@ -3,9 +3,14 @@
 //! Without capture or the spool there is no agent: when one of them ends before it is asked to, so does the agent, with
 //! an error, and whoever supervises it starts it again.
 //!
-//! The order of the end: the sampler detaches the probes and hands over what is left, capture empties the ring and
-//! ships it, the spool's thread writes it, the uplink sends it as far as its time allows.
+//! The order of the start: the incarnation is on the disk, the spool is open, the probes' folder in bpffs is held, the
+//! probes are taken over or loaded, the host is looked at, and then records are read.
+//!
+//! The order of the end: the sampler detaches the probes, unless they go on, and hands over what is left, capture empties
+//! the ring and ships it, the spool's thread writes it, the uplink sends it as far as its time allows; what is pinned is
+//! removed last.
 
+mod sight;
 mod spooler;
 
 use std::{
@@ -16,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tapio_daemon::{Failure, Health, Progress, Registry, config::paths};
+use tapio_daemon::{Failure, Health, Progress, Registry, config::paths, with_causes};
 use tapio_identity::{Credentials, CredentialsError};
 use tapio_schemas::{
     capability::{ProbeCapability, ProbeState},
@@ -34,20 +39,23 @@ use crate::{
     attribute::{Hierarchy, HierarchyError},
     capture::{Capture, Shared},
     clock::{self, NodeClock},
-    config::{Config, IdentityConfig},
+    config::{Config, IdentityConfig, OnExit},
     connections,
     enrolment::{self, EnrolError, Renewal},
     event::Event,
     metrics::{Metrics, Probe, probe_gauges},
     outgoing::{FRAMES_WAITING_MAX, Outgoing},
     pipeline::{MEMORY_SOURCE, Pipeline},
-    probes::{Capability, CapabilityState, Probes, ProbesConfig},
+    probes::{Capability, CapabilityState, Pins, PinsError},
     sampler::{Sampler, Watched},
     shelf::{Room, Shelf},
     uplink::{self, OwnCredentials, Uplink},
 };
 
-use self::spooler::Spooler;
+use self::{
+    sight::{Sight, hold_pins, open_eyes},
+    spooler::Spooler,
+};
 
 /// Readings that wait for the capture thread: a round of all containers, and more.
 const READINGS_WAITING_MAX: usize = 16_384;
@@ -81,6 +89,9 @@ pub enum AgentError {
     /// The spool cannot be opened.
     #[error("the spool cannot be used")]
     Spool(#[from] SpoolError),
+    /// Another agent holds the probes.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// No frame can be made.
     #[error("frames cannot be made")]
     Frame(#[from] FrameFault),
@@ -120,6 +131,9 @@ pub struct Agent {
     telemetry_address: std::net::SocketAddr,
     capabilities: Vec<Capability>,
     shelf: Arc<Shelf>,
+    /// What outlives the agent, held while it runs.
+    pins: Option<Pins>,
+    on_exit: OnExit,
     /// Says in health which probes do not work, as long as the agent runs.
     _seeing: Progress,
 }
@@ -147,6 +161,8 @@ impl Agent {
         let (disk, room) = (Arc::new(RealDisk), Room::of_quota(config.spool_quota_bytes));
         let shelf = Shelf::open(disk, &directory, room, source, losses, Instant::now())?;
         let shelf = Arc::new(shelf);
+        // Behind the spool, whose lock nobody shares: whoever runs twice by mistake changes nothing.
+        let (pins, unpinned) = hold_pins(&config)?;
         // A child, so that the agent can end its own threads without ending whoever started it.
         let shutdown = shutdown.child_token();
 
@@ -154,20 +170,17 @@ impl Agent {
         let clock = NodeClock::new();
         let now = clock::boot_nanos();
         let since = BootNanos(now).to_unix(clock.offset(&shared.cluster_clock, now));
-        let (frames, outbound) = mpsc::sync_channel(FRAMES_WAITING_MAX);
-        let outgoing = Outgoing::new(source, incarnation, frames, since)?;
         let mut pipeline = Pipeline::new(hierarchy.clone(), config.scope);
 
         // The probes first: what begins while the host is looked at is then seen by one of both.
-        let (mut probes, capabilities) = Probes::load(&ProbesConfig {
-            ring_bytes: config.ring_bytes,
-            disabled: config.disabled_probes.clone(),
-            ..ProbesConfig::default()
-        });
+        let Sight { mut probes, capabilities, continued, marks, taking, since } =
+            open_eyes(&config, pins.as_ref(), &shelf, &mut pipeline, since);
+        let (frames, outbound) = mpsc::sync_channel(FRAMES_WAITING_MAX);
+        let outgoing = Outgoing::new(source, incarnation, frames, since)?;
         let running = hierarchy.processes();
         let existing = connections::listeners(&running);
         pipeline.begin(clock::boot_nanos(), &running, &existing);
-        let seeing = tell_capabilities(&capabilities, &registry, &health);
+        let seeing = tell_capabilities(&capabilities, unpinned, &registry, &health);
 
         let watched = Arc::new(Watched::default());
         let (readings, taken) = mpsc::sync_channel(READINGS_WAITING_MAX);
@@ -175,6 +188,7 @@ impl Agent {
         let capture = Capture {
             node: config.node.as_str().to_owned(),
             ring: probes.take_ring(),
+            continued,
             pipeline,
             outgoing,
             clock,
@@ -185,6 +199,7 @@ impl Agent {
             metrics: Metrics::new(&registry),
             progress: health.component("capture", SILENCE_MAX),
             precorrelate: None,
+            taking,
         };
         let sampler = Sampler {
             hierarchy,
@@ -194,6 +209,8 @@ impl Agent {
             readings,
             progress: health.component("sampler", SILENCE_MAX + config.memory_interval),
             shutdown: shutdown.clone(),
+            told_drain: Arc::clone(&shared.told_drain),
+            keeps: taking.keeps,
         };
         let spooler = Spooler {
             outbound,
@@ -202,6 +219,9 @@ impl Agent {
             metrics: spooler::Metrics::new(&registry),
             progress: health.component("spool", SILENCE_MAX),
             finished: finished.clone(),
+            shared: Arc::clone(&shared),
+            marks,
+            ring: 0,
         };
         let first = own_events(&capabilities, clock::boot_nanos());
         let threads = vec![
@@ -254,6 +274,8 @@ impl Agent {
             telemetry_address,
             capabilities,
             shelf,
+            pins,
+            on_exit: config.on_exit,
             _seeing: seeing,
         })
     }
@@ -314,6 +336,21 @@ impl Agent {
         tapio_daemon::shutdown::drain(&mut self.tasks, THREADS_END_MAX).await;
         if let Err(error) = self.shelf.end(Instant::now()) {
             tracing::error!(%error, "the spool's end is not on the disk");
+        }
+        // Behind the spool's end: until then the next agent could still go on from them.
+        match (self.pins.take(), self.on_exit) {
+            (Some(pins), OnExit::Remove) => match pins.remove() {
+                Ok(removed) => tracing::info!(?removed, "the probes are removed"),
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::error!(error, "the probes cannot be removed: `tapio-edge-agent uninstall` does");
+                }
+            },
+            (Some(pins), OnExit::Keep) => tracing::info!(
+                directory = %pins.directory().display(),
+                "the probes go on for the next agent; `tapio-edge-agent uninstall` removes them"
+            ),
+            (None, _) => {}
         }
     }
 }
@@ -398,7 +435,12 @@ pub(crate) fn describe_probes(capabilities: &[Capability]) -> impl Iterator<Item
 }
 
 /// Says in log, metrics and health which probes do not work, and why.
-fn tell_capabilities(capabilities: &[Capability], registry: &Registry, health: &Health) -> Progress {
+fn tell_capabilities(
+    capabilities: &[Capability],
+    unpinned: Option<String>,
+    registry: &Registry,
+    health: &Health,
+) -> Progress {
     let working = probe_gauges(registry);
     let mut failed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for capability in capabilities {
@@ -421,6 +463,7 @@ fn tell_capabilities(capabilities: &[Capability], registry: &Registry, health: &
             true => format!("no probe works, nothing of the kernel is seen: {reason}"),
             false => format!("{} not seen: {reason}", probes.join(", ")),
         })
+        .chain(unpinned)
         .collect();
     if !told.is_empty() {
         seeing.fault(told.join("; "));

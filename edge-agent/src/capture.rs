@@ -6,6 +6,7 @@
 //! is empty whose process ended with an error.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,7 +17,7 @@ use std::{
 
 use tapio_correlation::RuleSet;
 use tapio_daemon::Progress;
-use tapio_kernel_abi::ProbeId;
+use tapio_kernel_abi::{FailedSyscall, ProbeId};
 use tapio_schemas::{
     entity::EntityKind,
     ids::RuleSetVersion,
@@ -29,11 +30,12 @@ use crate::{
     attribute::{Container, Hierarchy},
     clock::{self, ClusterClock, NodeClock},
     event::{Event, VerdictPart},
+    fold::fates,
     metrics::Metrics,
     outgoing::Outgoing,
-    pipeline::Pipeline,
+    pipeline::{Pipeline, READING_DROPPED},
     precorrelate::{NodeVerdict, Precorrelate},
-    probes::RingReader,
+    probes::{ProbeCounters, Reached, Resume, RingReader},
     sampler::{Reading, Watched},
     shelf::Losses,
 };
@@ -48,8 +50,13 @@ const WAIT: Duration = Duration::from_millis(10);
 const CLOCK_NANOS: u64 = 1_000_000_000;
 /// A record is stamped, and then it gets its place in the ring: what is stamped so much earlier has one.
 const STAMP_NANOS_MAX: u64 = 1_000_000;
-/// An urgent frame takes what is being folded along, but not more often than this.
-const EARLY_CLOSE_NANOS: u64 = 100_000_000;
+/// How long a turn waits for more while records are held, of which the kernel tells nothing new.
+const HELD_WAIT: Duration = Duration::from_millis(4);
+/// This part of the ring may be held until a frame is made.
+const HELD_DIVISOR: usize = 4;
+/// Beyond this part of the ring, what is in frames is given back although they are not in the spool: a slow disk must
+/// not cost the node its sight.
+const UNSPOOLED_DIVISOR: usize = 2;
 
 /// What the uplink and the spool's thread tell the capture thread, and the other way.
 #[derive(Debug)]
@@ -64,6 +71,10 @@ pub(crate) struct Shared {
     pub(crate) records: AtomicU64,
     /// What the spool could not keep.
     pub(crate) losses: Arc<Losses>,
+    /// Up to where the rings are told by what is in the spool.
+    spooled: Mutex<Reached>,
+    /// The last drain of folded failures that is.
+    pub(crate) told_drain: Arc<AtomicU64>,
 }
 
 impl Default for Shared {
@@ -75,6 +86,8 @@ impl Default for Shared {
             cluster_clock: ClusterClock::default(),
             records: AtomicU64::new(0),
             losses: Arc::default(),
+            spooled: Mutex::default(),
+            told_drain: Arc::default(),
         }
     }
 }
@@ -92,6 +105,15 @@ impl Shared {
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is in the spool tells so much.
+    pub(crate) fn set_spooled(&self, reached: Reached) {
+        *self.spooled.lock().unwrap_or_else(PoisonError::into_inner) = reached;
+    }
+
+    fn spooled(&self) -> Reached {
+        *self.spooled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take_rules(&self) -> Option<(Arc<RuleSet>, u64)> {
         if !self.has_rules.swap(false, Ordering::Acquire) {
             return None;
@@ -100,10 +122,23 @@ impl Shared {
     }
 }
 
+/// A ring that is gone on with where an agent before ended.
+pub(crate) struct Continued {
+    pub(crate) ring: RingReader,
+    pub(crate) resume: Resume,
+    /// What was counted beside it.
+    pub(crate) counters: Vec<ProbeCounters>,
+    /// Failed calls that no record carries, and the drain that they are.
+    pub(crate) folded: Vec<FailedSyscall>,
+    pub(crate) drained: u64,
+}
+
 /// The capture thread.
 pub(crate) struct Capture {
     pub(crate) node: String,
     pub(crate) ring: Option<RingReader>,
+    /// Rings that are read one after the other; all but the last come to an end.
+    pub(crate) continued: VecDeque<Continued>,
     pub(crate) pipeline: Pipeline<Hierarchy>,
     pub(crate) outgoing: Outgoing,
     pub(crate) clock: NodeClock,
@@ -114,6 +149,28 @@ pub(crate) struct Capture {
     pub(crate) metrics: Metrics,
     pub(crate) progress: Progress,
     pub(crate) precorrelate: Option<Precorrelate>,
+    pub(crate) taking: Taking,
+}
+
+/// How records are taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Taking {
+    /// Whether the ring outlives the agent: then records stay in it until they are in the spool.
+    is_pinned: bool,
+    /// Whether probes go on at the end, for the next agent: then the ring need not become empty.
+    pub(crate) keeps: bool,
+    /// Whether there may be more than what the last turn took.
+    is_behind: bool,
+    /// Up to where records are in frames.
+    framed: Reached,
+    /// The last drain whose failures were all taken.
+    drained: u64,
+}
+
+impl Taking {
+    pub(crate) fn new(is_pinned: bool, keeps: bool) -> Self {
+        Self { is_pinned, keeps, ..Self::default() }
+    }
 }
 
 impl Capture {
@@ -122,11 +179,17 @@ impl Capture {
         for event in first {
             self.pipeline.push_own(event);
         }
-        let (mut clock_read, mut closed_early) = (0, 0);
+        let mut clock_read = 0;
+        self.next_ring(0);
         loop {
             let taken = self.take_records();
-            let is_end = self.take_readings();
+            // What the sampler reads is of the last ring's probes.
+            let is_end = self.continued.is_empty() && self.take_readings();
             let now = clock::boot_nanos();
+            if taken == 0 && !self.continued.is_empty() {
+                self.close(now);
+                self.next_ring(self.taking.framed.ring + 1);
+            }
             if now.saturating_sub(clock_read) >= CLOCK_NANOS {
                 clock_read = now;
                 if let Some(by_nanos) = self.clock.refresh() {
@@ -143,35 +206,42 @@ impl Capture {
                 self.precorrelate = Precorrelate::new(&self.node, &rules);
             }
             self.write_ready(now);
-            let is_due = self.outgoing.is_due(now);
-            let is_early =
-                is_due && self.outgoing.is_urgent() && now.saturating_sub(closed_early) >= EARLY_CLOSE_NANOS;
-            if self.pipeline.fold.is_due(now) || is_early || is_end {
-                closed_early = now;
-                self.pipeline.fold.close(now, &mut self.pipeline.tally);
-                self.write_ready(now);
-            }
-            if is_due || is_end {
-                self.flush(now);
+            // A frame takes along what is being folded: so it tells all records that were taken before.
+            if self.outgoing.is_due(now, self.pipeline.fold.rows()) || self.is_held_long() || is_end {
+                self.close(now);
             }
             self.shared.records.store(self.pipeline.records(), Ordering::Relaxed);
             self.metrics.records(self.pipeline.records());
             self.progress.tick();
-            if is_end && taken == 0 {
+            if is_end && (taken == 0 || self.taking.keeps) {
                 break;
             }
         }
         let now = clock::boot_nanos();
-        self.pipeline.heard(now);
+        if !self.taking.keeps {
+            self.pipeline.heard(now);
+        }
         self.pipeline.finish(now);
-        self.pipeline.fold.close(now, &mut self.pipeline.tally);
-        self.write_ready(now);
-        self.flush(now);
+        self.close(now);
         // What the node's rules made of the last frame.
-        self.write_ready(now);
-        self.flush(now);
+        self.close(now);
         self.outgoing.finish();
         self.progress.finish();
+    }
+
+    /// Goes on with the next ring.
+    fn next_ring(&mut self, number: u32) {
+        let Some(Continued { ring, resume, counters, folded, drained }) = self.continued.pop_front() else {
+            return;
+        };
+        let now = clock::boot_nanos();
+        self.pipeline.resume(&resume, &counters, now);
+        for failed in folded {
+            self.pipeline.reading(Reading::Folded(Box::new(failed)), now);
+        }
+        self.taking.framed = Reached { ring: number, ..resume.mark.reached };
+        self.taking.drained = drained;
+        self.ring = Some(ring);
     }
 
     fn take_records(&mut self) -> usize {
@@ -180,20 +250,28 @@ impl Capture {
             self.pipeline.heard(clock::boot_nanos());
             return 0;
         };
-        if let Err(error) = ring.poll(WAIT) {
+        release(ring, &self.taking, self.shared.spooled());
+        if self.taking.is_behind {
+            // What is there already is taken first.
+        } else if ring.held_bytes() > 0 {
+            std::thread::sleep(HELD_WAIT);
+        } else if let Err(error) = ring.poll(WAIT) {
             tracing::error!(%error, "the ring cannot be waited for any more, no records are taken");
             self.progress.fault("the ring cannot be waited for");
             self.ring = None;
             return 0;
         }
-        let pipeline = &mut self.pipeline;
+        let (pipeline, outgoing) = (&mut self.pipeline, &self.outgoing);
         let mut heard = clock::boot_nanos();
-        let mut last = heard;
-        let taken = ring.for_each(RECORDS_PER_TURN, |record| {
+        let (mut last, mut is_full) = (heard, false);
+        let taken = ring.read(RECORDS_PER_TURN, |record| {
             last = record.header().time_nanos;
             pipeline.record(&record);
+            is_full = outgoing.is_full(pipeline.fold.rows());
+            !is_full
         });
-        if taken == RECORDS_PER_TURN {
+        self.taking.is_behind = is_full || taken == RECORDS_PER_TURN;
+        if self.taking.is_behind {
             // More may lie behind the last one.
             heard = heard.min(last);
         }
@@ -207,8 +285,10 @@ impl Capture {
         for _ in 0..READINGS_PER_TURN {
             match self.readings.try_recv() {
                 Ok(reading) => {
-                    if let Reading::Counters(counters) = &reading {
-                        self.metrics.probes(counters);
+                    match &reading {
+                        Reading::Counters(counters) => self.metrics.probes(counters),
+                        Reading::Drained { number, .. } => self.taking.drained = *number,
+                        _ => {}
                     }
                     self.pipeline.reading(reading, clock::boot_nanos());
                 }
@@ -240,17 +320,48 @@ impl Capture {
         }
     }
 
+    /// Whether so much of the ring is held that a frame should be made of it.
+    fn is_held_long(&self) -> bool {
+        let held = |ring: &RingReader| {
+            let held = ring.place().position.saturating_sub(self.taking.framed.place.position);
+            held > u64::try_from(ring.ring_bytes() / HELD_DIVISOR).unwrap_or(u64::MAX)
+        };
+        self.taking.is_pinned && self.ring.as_ref().is_some_and(held)
+    }
+
+    /// Makes a frame of everything that was taken.
+    fn close(&mut self, now: u64) {
+        self.pipeline.fold.close(now, &mut self.pipeline.tally);
+        self.write_ready(now);
+        self.taking.framed.drained = self.taking.drained;
+        self.flush(now);
+    }
+
     fn write_ready(&mut self, now: u64) {
         let clock = self.clock_offset();
-        for event in std::mem::take(self.pipeline.fold.ready()) {
-            if !self.outgoing.write(&event, clock, now, &mut self.pipeline.tally) {
-                self.flush(now);
-                self.outgoing.write(&event, clock, now, &mut self.pipeline.tally);
+        let mut events = std::mem::take(self.pipeline.fold.ready()).into_iter();
+        while let Some(event) = events.next() {
+            if self.outgoing.write(&event, clock, now, &mut self.pipeline.tally) {
+                continue;
             }
+            // This frame tells of no event that is not in it.
+            let untold = || std::iter::once(&event).chain(events.as_slice());
+            for (event, (fate, count)) in untold().flat_map(|event| fates(event).map(|fate| (event, fate))) {
+                self.pipeline.tally.withhold(fate, event.probe, count);
+            }
+            self.flush(now);
+            for (event, (fate, count)) in untold().flat_map(|event| fates(event).map(|fate| (event, fate))) {
+                self.pipeline.tally.add(fate, event.probe, "", count);
+            }
+            self.outgoing.write(&event, clock, now, &mut self.pipeline.tally);
         }
     }
 
     fn flush(&mut self, now: u64) {
+        if let Some(ring) = &self.ring {
+            self.taking.framed.place = ring.place();
+        }
+        self.outgoing.reached = self.taking.framed;
         let clock = self.clock_offset();
         let until = BootNanos(self.pipeline.told_until()).to_unix(clock);
         let tally = &mut self.pipeline.tally;
@@ -259,7 +370,7 @@ impl Capture {
         }
         self.outgoing.tell_again(self.shared.losses.take_untold());
         let dropped = self.watched.take_dropped_failures();
-        tally.add(Fate::Lost, ProbeId::FailedSyscall.name(), "reading-dropped", dropped);
+        tally.add(Fate::Lost, ProbeId::FailedSyscall.name(), READING_DROPPED, dropped);
         self.metrics.told(tally);
         let is_urgent = self.outgoing.is_urgent();
         let Some((frame, view)) = self.outgoing.flush(until, clock, now, tally) else { return };
@@ -283,5 +394,22 @@ impl Capture {
         (verdict.cause.kind == EntityKind::Container)
             .then(|| self.pipeline.container(&verdict.cause.id))
             .flatten()
+    }
+}
+
+/// Gives back what is in the spool; of a ring that ends with the agent, and of one that waits for a slow disk, more.
+fn release(ring: &mut RingReader, taking: &Taking, spooled: Reached) {
+    if !taking.is_pinned {
+        ring.release(ring.place().position);
+        return;
+    }
+    if spooled.ring == taking.framed.ring {
+        ring.release(spooled.place.position);
+    }
+    if ring.held_bytes() > ring.ring_bytes() / UNSPOOLED_DIVISOR
+        && ring.place().position.saturating_sub(taking.framed.place.position) < ring.held_bytes() as u64
+        && let Err(error) = ring.release_early(taking.framed.place)
+    {
+        tracing::debug!(%error, "records wait in the ring for the spool");
     }
 }

@@ -79,6 +79,18 @@ pub static TIER: Tier = Tier {
         )
         .or("4194304"),
         Key::list("capture.disabled_probes", 0, 64, "Names of probes that are not loaded.").or(""),
+        Key::text(
+            "capture.pins",
+            "The folder of a bpffs in which probes, counters and ring outlive the agent, or `none`: then they end with it.",
+        )
+        .or("/sys/fs/bpf/tapio"),
+        Key::choice(
+            "capture.on_exit",
+            &["keep", "remove"],
+            "What becomes of them when the agent is asked to end: they go on for the next agent, which takes over what \
+             they recorded (`tapio-edge-agent uninstall` removes them), or are removed.",
+        )
+        .or("keep"),
         Key::integer(
             "memory.interval_millis",
             50,
@@ -141,6 +153,15 @@ impl IdentityConfig {
     }
 }
 
+/// What becomes of pinned probes when the agent is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExit {
+    /// They go on, for the next agent.
+    Keep,
+    /// They are removed.
+    Remove,
+}
+
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -162,6 +183,10 @@ pub struct Config {
     pub ring_bytes: u32,
     /// Probes that are not loaded.
     pub disabled_probes: Vec<ProbeId>,
+    /// The folder of a bpffs in which probes outlive the agent.
+    pub pins: Option<PathBuf>,
+    /// What becomes of them when the agent is asked to end.
+    pub on_exit: OnExit,
     /// How often memory is sampled.
     pub memory_interval: Duration,
     /// The most bytes that frames may take on the disk.
@@ -203,6 +228,15 @@ impl Config {
                 .ok_or_else(|| format!("there is no probe {name:?}, there are {}", names()))
         });
         let identity = check_identity(&mut settings);
+        let pins = settings.read("capture.pins", |text| match (text, Path::new(text)) {
+            ("none", _) => Ok(None),
+            (_, path) if path.is_absolute() => Ok(Some(path.to_owned())),
+            _ => Err(format!("{text:?} is neither the absolute path of a folder nor \"none\"")),
+        });
+        let on_exit = settings.text("capture.on_exit").map(|word| match word.as_str() {
+            "remove" => OnExit::Remove,
+            _ => OnExit::Keep,
+        });
         let telemetry_listen = settings.read("telemetry.listen", telemetry::loopback);
         settings.read(tier::LOG_KEY.path, telemetry::check_filter);
         let (
@@ -213,6 +247,8 @@ impl Config {
             Some(state_directory),
             Some(scope),
             Some(ring_bytes),
+            Some(pins),
+            Some(on_exit),
             Some(interval_millis),
             Some(spool_quota_bytes),
             Some(telemetry_listen),
@@ -224,6 +260,8 @@ impl Config {
             settings.path("state.directory"),
             scope,
             settings.integer("capture.ring_bytes"),
+            pins,
+            on_exit,
             settings.integer("memory.interval_millis"),
             settings.integer("spool.quota_bytes"),
             telemetry_listen,
@@ -241,6 +279,8 @@ impl Config {
             scope,
             ring_bytes,
             disabled_probes,
+            pins,
+            on_exit,
             memory_interval: Duration::from_millis(interval_millis),
             spool_quota_bytes,
             telemetry_listen,
@@ -343,7 +383,7 @@ mod tests {
         assert_eq!((config.tenant.as_str(), config.scope), ("default", Scope::Containers));
         assert_eq!(config.memory_interval, Duration::from_millis(500));
         let bad = GOOD.replace("node-1", "Node 1").replace("127.0.0.1:4433", "aggregator")
-            + "[capture]\nring_bytes = 1\ndisabled_probes = [\"forks\"]\n[memory]\ninterval_millis = 0\n\
+            + "[capture]\nring_bytes = 1\ndisabled_probes = [\"forks\"]\npins = \"pins\"\n[memory]\ninterval_millis = 0\n\
                [spool]\nquota_bytes = 1\n[telemetry]\nlisten = \"0.0.0.0:1\"\n";
         let error = parse(&bad).unwrap_err().to_string();
         for key in [
@@ -351,6 +391,7 @@ mod tests {
             "uplink.aggregators[0]",
             "capture.ring_bytes",
             "capture.disabled_probes[0]",
+            "capture.pins",
             "memory.interval_millis",
             "spool.quota_bytes",
             "telemetry.listen",

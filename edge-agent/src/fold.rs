@@ -149,10 +149,15 @@ impl Fold {
     }
 
     fn ship(&mut self, event: Event, tally: &mut Tally) {
-        // Counts that were drained from the kernel stand for no record of the ring.
-        tally.add(Fate::Carried, event.probe, "", u64::from(event.records.min(1)));
-        tally.add(Fate::Folded, event.probe, "", u64::from(event.records.saturating_sub(1)));
+        for (fate, count) in fates(&event) {
+            tally.add(fate, event.probe, "", count);
+        }
         self.ready.push(event);
+    }
+
+    /// Events that are held back or ready: as many rows at most.
+    pub(crate) fn rows(&self) -> usize {
+        self.groups.len() + self.behind.len() + self.ready.len()
     }
 
     /// Whether the window is over.
@@ -194,6 +199,14 @@ impl Fold {
     pub(crate) const fn ready(&mut self) -> &mut Vec<Event> {
         &mut self.ready
     }
+}
+
+/// What became of the records that an event stands for. Counts that were drained from the kernel stand for none.
+pub(crate) fn fates(event: &Event) -> [(Fate, u64); 2] {
+    [
+        (Fate::Carried, u64::from(event.records.min(1))),
+        (Fate::Folded, u64::from(event.records.saturating_sub(1))),
+    ]
 }
 
 /// What differs among the occurrences is no longer said of all of them.

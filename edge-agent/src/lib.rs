@@ -2,7 +2,7 @@
 //!
 //! [`run`] is all that a process needs; [`Agent`] is the same with access to what runs, for tests of several tiers in
 //! one process. The agent decides nothing about failures beyond the node-scope rules that it is pushed, knows no
-//! names of Kubernetes, and writes nothing outside its state directory.
+//! names of Kubernetes, and writes nothing outside its state directory and its folder in bpffs.
 
 mod agent;
 mod attribute;
@@ -25,9 +25,10 @@ mod sampler;
 pub mod shelf;
 mod syscalls;
 mod tally;
+pub mod uninstall;
 mod uplink;
 
 pub use agent::{Agent, AgentError, check, run};
 pub use attribute::HierarchyError;
-pub use config::{Config, Scope};
+pub use config::{Config, OnExit, Scope};
 pub use enrolment::EnrolError;

@@ -22,14 +22,16 @@ use tapio_wire::{
     frame::{FrameEncoder, FrameFault, FrameLimits, FrameMeta, Lane},
 };
 
-use crate::{event::Event, tally::Tally};
+use crate::{event::Event, fold::WINDOW_NANOS, probes::Reached, tally::Tally};
 
 /// An urgent event waits at most this long for others.
 const URGENT_WAIT_NANOS: u64 = 10_000_000;
-/// Any event waits at most this long.
-const BULK_WAIT_NANOS: u64 = 200_000_000;
-/// A batch with so many events is full.
-const BULK_ROWS: u32 = 500;
+/// After a frame, urgent events wait at least this long for the next: each frame ends what is being folded.
+const URGENT_PAUSE_NANOS: u64 = 30_000_000;
+/// Any event waits at most this long: as long as events fold.
+const BULK_WAIT_NANOS: u64 = WINDOW_NANOS;
+/// A batch with so many events, those that are still being folded counted in, is full.
+pub(crate) const BULK_ROWS: u32 = 1_000;
 /// Without events, a frame says this often that the node lives and what it lost.
 const QUIET_WAIT_NANOS: u64 = 500_000_000;
 /// A window that would end so much before its begin is of a clock that was set back.
@@ -47,6 +49,10 @@ pub(crate) struct Outbound {
     pub(crate) bytes: Vec<u8>,
     /// Its ledger, to be told again if the spool refuses it.
     pub(crate) ledger: Vec<LedgerEntry>,
+    /// What of the kernel's records is told by it and the frames before.
+    pub(crate) reached: Reached,
+    /// The end of its ledger's window.
+    pub(crate) until: UnixMicros,
 }
 
 /// The batch that is being filled.
@@ -64,11 +70,12 @@ pub(crate) struct Outgoing {
     /// The ledger of frames that were given up.
     untold: Vec<LedgerEntry>,
     urgent_since: Option<u64>,
-    rows_since: Option<u64>,
     flushed_nanos: u64,
     since: UnixMicros,
     /// The rule set and the generation that are in force.
     pub(crate) rule_set: (RuleSetVersion, u64),
+    /// What of the kernel's records the next frame, and those before it, tell.
+    pub(crate) reached: Reached,
 }
 
 impl Outgoing {
@@ -90,10 +97,10 @@ impl Outgoing {
             waiting_bytes: 0,
             untold: Vec::new(),
             urgent_since: None,
-            rows_since: None,
             flushed_nanos: 0,
             since,
             rule_set: (RuleSetVersion::default(), 0),
+            reached: Reached::default(),
         })
     }
 
@@ -119,7 +126,6 @@ impl Outgoing {
                 return true;
             }
         }
-        self.rows_since.get_or_insert(now_nanos);
         if event.severity >= Severity::Warning {
             self.urgent_since.get_or_insert(now_nanos);
         }
@@ -131,15 +137,21 @@ impl Outgoing {
         self.urgent_since.is_some()
     }
 
-    /// Whether the batch should become a frame now.
-    pub(crate) fn is_due(&self, now_nanos: u64) -> bool {
-        let waited = |since: Option<u64>, most: u64| {
-            since.is_some_and(|since| now_nanos.saturating_sub(since) >= most)
-        };
-        waited(self.urgent_since, URGENT_WAIT_NANOS)
-            || waited(self.rows_since, BULK_WAIT_NANOS)
-            || self.batch.rows() >= BULK_ROWS
-            || now_nanos.saturating_sub(self.flushed_nanos) >= QUIET_WAIT_NANOS
+    /// Whether the batch should become a frame now, with `folding` events that would come along.
+    pub(crate) fn is_due(&self, now_nanos: u64, folding: usize) -> bool {
+        let paused = now_nanos.saturating_sub(self.flushed_nanos);
+        let is_urgent =
+            self.urgent_since.is_some_and(|since| now_nanos.saturating_sub(since) >= URGENT_WAIT_NANOS);
+        let is_quiet = self.batch.rows() == 0 && folding == 0;
+        is_urgent && paused >= URGENT_PAUSE_NANOS
+            || self.is_full(folding)
+            || paused >= if is_quiet { QUIET_WAIT_NANOS } else { BULK_WAIT_NANOS }
+    }
+
+    /// Whether no more should come in before the batch has become a frame.
+    pub(crate) fn is_full(&self, folding: usize) -> bool {
+        let folding = u32::try_from(folding).unwrap_or(u32::MAX);
+        self.batch.rows().saturating_add(folding) >= BULK_ROWS
     }
 
     /// Makes the frame. `until` is the time up to which everything that happened is in this frame or an earlier one.
@@ -153,7 +165,6 @@ impl Outgoing {
     ) -> Option<(FrameId, BatchView<'_>)> {
         let lane = if self.is_urgent() { Lane::Urgent } else { Lane::Bulk };
         self.urgent_since = None;
-        self.rows_since = None;
         self.flushed_nanos = now_nanos;
         let rows = self.batch.rows();
         if self.since.0.saturating_sub(until.0) > CLOCK_STEP_MICROS_MIN {
@@ -175,7 +186,7 @@ impl Outgoing {
             incarnation: self.incarnation,
             sequence: Sequence(self.sequence.saturating_add(1)),
         };
-        if let Err(reason) = self.ship(id, lane, clock) {
+        if let Err(reason) = self.ship(id, lane, clock, until) {
             tracing::warn!(reason, rows, "a frame is given up");
             tally.add_at(Stage::Batch, Fate::Lost, "events", reason, rows.into());
             return None;
@@ -187,7 +198,13 @@ impl Outgoing {
         Some((id, BatchView::open(&self.bytes).ok()?))
     }
 
-    fn ship(&mut self, id: FrameId, lane: Lane, clock: ClockOffset) -> Result<(), &'static str> {
+    fn ship(
+        &mut self,
+        id: FrameId,
+        lane: Lane,
+        clock: ClockOffset,
+        until: UnixMicros,
+    ) -> Result<(), &'static str> {
         let summary = self.batch.finish(&mut self.bytes).map_err(|_fault| {
             self.batch.clear();
             "batch-fault"
@@ -214,7 +231,8 @@ impl Outgoing {
             reason: String::new(),
             count: summary.rows.into(),
         });
-        self.waiting.push_back(Outbound { position: id.into(), events: summary.rows, bytes, ledger });
+        let (position, events, reached) = (id.into(), summary.rows, self.reached);
+        self.waiting.push_back(Outbound { position, events, bytes, ledger, reached, until });
         // That the thread is gone is found out with the next frame.
         let _handed_over = self.hand_over();
         Ok(())

@@ -23,7 +23,7 @@ use crate::{
     event::{Event, MetricPart, ProcessPart},
     fold::Fold,
     memory::{Growth, Memory, Sample},
-    probes::ProbeCounters,
+    probes::{ProbeCounters, Resume},
     requests::{Exchange, Requests},
     sampler::Reading,
     tally::Tally,
@@ -33,6 +33,14 @@ use crate::{
 pub(crate) const MEMORY_SOURCE: &str = "memory";
 /// The source of what attribution tells.
 const CONTAINER_SOURCE: &str = "container";
+/// Why the ring had no room while no agent read it.
+pub(crate) const NO_AGENT: &str = "no-agent";
+/// Why records are lost that an agent had taken and not told when it was killed.
+pub(crate) const AGENT_KILLED: &str = "agent-killed";
+/// Why nothing is known of what probes of another version saw.
+const EARLIER_VERSION: &str = "earlier-version";
+/// Why failures are lost that the kernel had folded: they stand for no record.
+pub(crate) const READING_DROPPED: &str = "reading-dropped";
 /// Processes that are kept.
 const PROCESSES_MAX: usize = 65_536;
 /// How often what is over is forgotten.
@@ -142,8 +150,8 @@ impl<H: Host> Pipeline<H> {
                 // The kernel has counted it as folded: it stands for no record of the ring.
                 self.folded_failures(&record);
             }
-            Reading::Drained { began_nanos } => self.release_exits(began_nanos, now_nanos),
-            Reading::Counters(counters) => self.count_kernel(&counters, now_nanos),
+            Reading::Drained { began_nanos, .. } => self.release_exits(began_nanos, now_nanos),
+            Reading::Counters(counters) => self.count_kernel(&counters, now_nanos, "ring-full"),
         }
         self.tell_containers(now_nanos, false);
     }
@@ -339,8 +347,26 @@ impl<H: Host> Pipeline<H> {
         self.push(event);
     }
 
-    /// The kernel's own part of the ledger: what changed since the counters were last read.
-    fn count_kernel(&mut self, counters: &[ProbeCounters], now_nanos: u64) {
+    /// Goes on with a ring where an agent before ended: what the kernel counted since that was last told is told now, and
+    /// what that agent had taken and nobody told is lost.
+    pub(crate) fn resume(&mut self, resume: &Resume, counters: &[ProbeCounters], now_nanos: u64) {
+        for (probe, told) in ProbeId::ALL.into_iter().zip(resume.mark.kernel) {
+            self.kernel.insert(probe, (told.stats, told.missed));
+        }
+        self.count_kernel(counters, now_nanos, NO_AGENT);
+        for (probe, lost) in ProbeId::ALL.into_iter().zip(resume.lost) {
+            self.tally.add(Fate::Lost, probe.name(), AGENT_KILLED, lost);
+        }
+    }
+
+    /// What probes of another version recorded and counted cannot be read: how much that is is not known, it counts as one.
+    pub(crate) fn unreadable_version(&mut self) {
+        self.tally.add_at(Stage::Kernel, Fate::Lost, "probes", EARLIER_VERSION, 1);
+    }
+
+    /// The kernel's own part of the ledger: what changed since the counters were last read. Hits without room in the ring
+    /// are lost for the reason `ring_full`.
+    fn count_kernel(&mut self, counters: &[ProbeCounters], now_nanos: u64, ring_full: &'static str) {
         for counter in counters {
             let name = counter.probe.name();
             let (before, missed_before) = self.kernel.get(&counter.probe).copied().unwrap_or_default();
@@ -361,7 +387,7 @@ impl<H: Host> Pipeline<H> {
             add(Fate::Carried, "", now.emitted, before.emitted);
             add(Fate::Folded, "", now.folded, before.folded);
             add(Fate::Filtered, "", now.filtered, before.filtered);
-            add(Fate::Lost, "ring-full", now.ring_full, before.ring_full);
+            add(Fate::Lost, ring_full, now.ring_full, before.ring_full);
             add(Fate::Lost, "unreadable", now.unreadable, before.unreadable);
             add(Fate::Lost, "recursion", missed, missed_before);
         }

@@ -51,6 +51,8 @@ pub(crate) enum Reading {
     Drained {
         /// Boot clock.
         began_nanos: u64,
+        /// The drain's number.
+        number: u64,
     },
     /// The probes' counters since their load.
     Counters(Vec<ProbeCounters>),
@@ -102,6 +104,10 @@ pub(crate) struct Sampler {
     pub(crate) readings: SyncSender<Reading>,
     pub(crate) progress: Progress,
     pub(crate) shutdown: CancellationToken,
+    /// The last drain whose failures are in the spool.
+    pub(crate) told_drain: Arc<AtomicU64>,
+    /// Whether the probes go on when this thread ends, for the next agent.
+    pub(crate) keeps: bool,
 }
 
 struct Known {
@@ -110,7 +116,7 @@ struct Known {
 }
 
 impl Sampler {
-    /// Works until shutdown; then detaches the probes, and hands over what they counted last.
+    /// Works until shutdown; then detaches the probes, unless they are to go on, and hands over what they counted last.
     pub(crate) fn run(mut self) {
         let mut known: HashMap<String, Known> = HashMap::new();
         let (mut counted, mut drained) = (Instant::now(), Instant::now());
@@ -125,16 +131,15 @@ impl Sampler {
                 counted = Instant::now();
                 self.count();
             }
-            if drained.elapsed() >= DRAIN_INTERVAL {
+            if drained.elapsed() >= DRAIN_INTERVAL && self.drain() {
                 drained = Instant::now();
-                self.drain();
             }
             self.progress.tick();
             if self.wait(began + self.interval) {
                 break;
             }
         }
-        if self.probes.detach(&tapio_kernel_abi::ProbeId::ALL).is_ok() {
+        if self.keeps || self.probes.detach(&tapio_kernel_abi::ProbeId::ALL).is_ok() {
             self.drain();
             self.count();
         }
@@ -191,17 +196,21 @@ impl Sampler {
         }
     }
 
-    fn drain(&mut self) {
+    /// Whether it could be: not while what was drained before waits to be told.
+    fn drain(&mut self) -> bool {
         let mut folded = Vec::new();
         let began_nanos = clock::boot_nanos();
-        let drained = self.probes.drain_folded(|record| folded.push(Box::new(*record)));
+        let told = self.told_drain.load(Ordering::Acquire);
+        let drained = self.probes.drain_folded(told, |record| folded.push(Box::new(*record)));
         for record in folded {
             self.tell(Reading::Folded(record));
         }
         match drained {
-            Ok(_) => self.tell(Reading::Drained { began_nanos }),
+            Ok(None) => return false,
+            Ok(Some(drained)) => self.tell(Reading::Drained { began_nanos, number: drained.number }),
             Err(error) => tracing::debug!(%error, "folded failures could not be read"),
         }
+        true
     }
 }
 

@@ -44,6 +44,13 @@ impl Tally {
         *known = known.saturating_add(count);
     }
 
+    /// Takes counts of the capture stage back that were told too early, and will be told again.
+    pub(crate) fn withhold(&mut self, fate: Fate, probe: &'static str, count: u64) {
+        if let Some(known) = self.lines.get_mut(&(Stage::Capture, fate, probe, "")) {
+            *known = known.saturating_sub(count);
+        }
+    }
+
     /// Moves all counts into a batch's ledger.
     pub(crate) fn drain_into(&mut self, ledger: &mut Ledger) {
         let mut lines: Vec<_> = self.lines.drain().collect();

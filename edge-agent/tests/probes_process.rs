@@ -181,7 +181,7 @@ fn a_file_that_was_there_before_is_told_as_gone() {
         exit_of(&mut watch, pid);
     }
     let mut drained = Vec::new();
-    watch.probes.drain_folded(|failure| drained.push(*failure)).unwrap();
+    watch.probes.drain_folded(0, |failure| drained.push(*failure)).unwrap();
     watch.settle();
     let gone = |pid: u32| -> Vec<String> {
         let told = missed_in(&watch, pid, folder.path()).into_iter();
@@ -336,10 +336,10 @@ fn failures_of(task: &str, number: i64, errno: i32) -> Option<(Vec<FailedSyscall
         failure.header.tgid == pid && failure.errno == errno as u16 && i64::from(failure.number) == number
     };
     let mut drained = Vec::new();
-    watch.probes.drain_folded(|failure| drained.push(*failure)).unwrap();
+    watch.probes.drain_folded(0, |failure| drained.push(*failure)).unwrap();
     watch.settle();
     for _ in 0..2 {
-        watch.probes.drain_folded(|failure| assert!(!matches(failure), "drained twice")).unwrap();
+        watch.probes.drain_folded(0, |failure| assert!(!matches(failure), "drained twice")).unwrap();
     }
     let sent = watch.seen.iter().filter_map(|seen| match seen {
         Seen::FailedSyscall(failure) if matches(failure) => Some(*failure),

@@ -273,7 +273,7 @@ mod tests {
         fs::write(&path, format!("{} n1", digest("other"))).unwrap();
         assert!(matches!(tokens.lists("n2".to_owned()).await, Err(Refusal::NotListed)));
         tokens.spend("other".to_owned(), [1; 32]).await.unwrap();
-        let left: Spent = read_json(&spent, "").unwrap().unwrap();
+        let left: Spent = read_json(&RealDisk, &spent, "").unwrap().unwrap();
         assert_eq!(left.keys.into_keys().collect::<Vec<_>>(), [digest("other")]);
         fs::write(&path, "secret-token n1").unwrap();
         let refused = tokens.spend("other".to_owned(), [1; 32]).await.unwrap_err();

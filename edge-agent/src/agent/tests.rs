@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+
 use super::*;
 
 /// An agent without probes and network: what ends it is left.
@@ -22,6 +24,8 @@ fn agent(threads: Vec<JoinHandle<()>>, finished: &CancellationToken, folder: &st
         capabilities: Vec::new(),
         shelf: Arc::new(shelf),
         _seeing: Health::new().component("probes", SILENCE_MAX),
+        pins: None,
+        on_exit: OnExit::Remove,
     }
 }
 
@@ -44,6 +48,9 @@ async fn an_agent_does_not_outlive_its_pipeline() {
         metrics: spooler::Metrics::new(&Registry::new()),
         progress: Health::new().component("spool", SILENCE_MAX),
         finished: finished.clone(),
+        shared: Arc::default(),
+        marks: VecDeque::new(),
+        ring: 0,
     };
     let spooling = spawn("spool", move || spooler.run()).unwrap();
     let capture = spawn("capture", move || {

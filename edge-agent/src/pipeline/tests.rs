@@ -568,10 +568,10 @@ fn an_exit_is_told_behind_what_failed_before() {
     pipeline.record(&RecordRef::Exit(&failing(100)));
     assert!(pipeline.fold.ready().iter().all(|event| event.intent != intent::PROCESS_FAILED));
     assert_eq!(pipeline.told_until(), 100);
-    pipeline.reading(Reading::Drained { began_nanos: 90 }, 200);
+    pipeline.reading(Reading::Drained { began_nanos: 90, number: 1 }, 200);
     let folded = failed(SHOP, libc::SYS_openat, 2, 3, FLAG_PATH | FLAG_MIXED);
     pipeline.reading(Reading::Folded(Box::new(folded)), 200);
-    pipeline.reading(Reading::Drained { began_nanos: 150 }, 200);
+    pipeline.reading(Reading::Drained { began_nanos: 150, number: 2 }, 200);
     pipeline.fold.close(1 << 60, &mut pipeline.tally);
     let told: Vec<_> = pipeline.fold.ready().drain(..).map(|event| event.intent).collect();
     let place = told.iter().position(|intent| *intent == intent::PROCESS_FAILED).unwrap();
@@ -603,7 +603,7 @@ fn ended_by(exits: &[(u64, u32, u32, u8, u8)]) -> (Vec<u32>, Vec<u32>) {
         pipeline.record(&RecordRef::Exit(&Exit { header, namespace: *namespace, exit_code, ..end }));
     }
     for second in 1..=4 {
-        pipeline.reading(Reading::Drained { began_nanos: second * SECOND }, second * SECOND);
+        pipeline.reading(Reading::Drained { began_nanos: second * SECOND, number: second }, second * SECOND);
     }
     let mut pids = |intent| -> Vec<u32> {
         events(&mut pipeline, intent).iter().map(|event| event.process.as_ref().unwrap().pid).collect()

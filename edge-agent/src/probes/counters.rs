@@ -1,8 +1,8 @@
 //! What a probe has counted, and what the kernel has counted about it.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use aya::Ebpf;
+use aya::programs::ProgramFd;
 use tapio_kernel_abi::{ProbeId, ProbeStats};
 
 /// One probe's counters.
@@ -44,8 +44,8 @@ impl KernelRun {
 }
 
 /// Reads `/proc/self/fdinfo` of the program: aya's program info lacks the misses.
-pub(super) fn kernel_run(object: &Ebpf, program: &str) -> Option<KernelRun> {
-    let descriptor = object.program(program)?.fd().ok()?.as_fd().as_raw_fd();
+pub(super) fn kernel_run(program: &ProgramFd) -> Option<KernelRun> {
+    let descriptor = program.as_fd().as_raw_fd();
     Some(parse(&std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?))
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A field that this kernel lacks costs only the probes that need it.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState};
 
 use tapio_kernel_abi::ProbeId;
 
@@ -35,6 +35,7 @@ pub(super) struct Layout {
     missing: Vec<(&'static [ProbeId], String)>,
 }
 
+const SOCK_KEY_MASK: &str = "SOCK_KEY_MASK";
 const ALL: &[ProbeId] = &ProbeId::ALL;
 const SOCKETS: &[ProbeId] = &[
     ProbeId::TcpState,
@@ -160,13 +161,42 @@ impl Layout {
         layout.word("TASK_THREAD_STATUS", status.0);
         layout.word("THREAD_STATUS_COMPAT", status.1);
         layout.word("PAGE_BYTES", u32::try_from(rustix::param::page_size()).unwrap_or(4096));
-        layout.word("AGENT_TGID", config.ignored_tgid);
         let interval = u64::try_from(config.fold_interval.as_nanos()).unwrap_or(u64::MAX);
         layout.globals.push(Global::Long { name: "FOLD_INTERVAL_NANOS", value: interval });
-        // A random value that nobody outside this process knows.
-        let mask = RandomState::new().hash_one(0u8);
-        layout.globals.push(Global::Long { name: "SOCK_KEY_MASK", value: mask });
+        // A random value that nobody outside the kernel and this process knows.
+        layout.set_mask(RandomState::new().hash_one(0u8));
         layout
+    }
+
+    /// What socket keys are mixed with.
+    pub(super) fn mask(&self) -> u64 {
+        let mask = |global: &Global| match global {
+            Global::Long { name, value } if *name == SOCK_KEY_MASK => Some(*value),
+            _ => None,
+        };
+        self.globals.iter().find_map(mask).unwrap_or(0)
+    }
+
+    /// Has socket keys mixed with what they were mixed with before.
+    pub(super) fn set_mask(&mut self, mask: u64) {
+        self.globals.retain(|global| !matches!(global, Global::Long { name, .. } if *name == SOCK_KEY_MASK));
+        self.globals.push(Global::Long { name: SOCK_KEY_MASK, value: mask });
+    }
+
+    /// Tells apart what was made for other choices or another host. (A hash that changes with the compiler only has
+    /// everything loaded anew.)
+    pub(super) fn identity(&self, object: &str, config: &ProbesConfig) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        object.hash(&mut hasher);
+        (config.ring_bytes, config.owners_max, config.folds_max).hash(&mut hasher);
+        for global in &self.globals {
+            match global {
+                Global::Long { name, .. } if *name == SOCK_KEY_MASK => {}
+                Global::Word { name, value } => (name, u64::from(*value)).hash(&mut hasher),
+                Global::Long { name, value } => (name, value).hash(&mut hasher),
+            }
+        }
+        hasher.finish()
     }
 
     /// Why a probe cannot work on this kernel, if so.

@@ -95,6 +95,11 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 }
 
 pub(crate) fn configure(folder: &Path) -> PathBuf {
+    configure_capture(folder, "pins = \"none\"")
+}
+
+/// As [`configure`], with these lines about capture.
+pub(crate) fn configure_capture(folder: &Path, capture: &str) -> PathBuf {
     let now = SystemTime::now();
     let hour = Duration::from_secs(3_600);
     let name = Name::node("test.example", "default", "test", "node-1").unwrap();
@@ -106,7 +111,7 @@ pub(crate) fn configure(folder: &Path) -> PathBuf {
         .unwrap();
     let text = format!(
         "[node]\nname = \"node-1\"\ncluster = \"test\"\n[identity]\ncertificate = {:?}\nkey = {:?}\nauthority = {:?}\n\
-         [uplink]\naggregators = [\"127.0.0.1:9\"]\n[state]\ndirectory = {:?}\n",
+         [uplink]\naggregators = [\"127.0.0.1:9\"]\n[state]\ndirectory = {:?}\n[capture]\n{capture}\n",
         files.certificate,
         files.key,
         files.authority,
@@ -182,7 +187,17 @@ impl Agent {
     /// Starts the agent by `wrapper`, a program with arguments that runs what follows it, and waits for its first frame,
     /// which says that what probes there are are attached.
     pub(crate) fn start(folder: &Path, wrapper: &[&str]) -> Self {
-        let config = configure(folder);
+        let agent = Self::start_configured(folder, wrapper, &configure(folder));
+        wait_for("the agent's first frame", || {
+            let mut files = fs::read_dir(agent.root(&folder.join("state/spool"))).ok()?.flatten();
+            let has_frame = |bytes: Vec<u8>| bytes.windows(MAGIC.len()).any(|window| window == MAGIC);
+            files.any(|file| fs::read(file.path()).is_ok_and(has_frame)).then_some(())
+        });
+        agent
+    }
+
+    /// Starts the agent with a file that [`configure_capture`] wrote, and waits for nothing.
+    pub(crate) fn start_configured(folder: &Path, wrapper: &[&str], config: &Path) -> Self {
         let log = fs::File::create(folder.join("agent.log")).unwrap();
         let program = env!("CARGO_BIN_EXE_tapio-edge-agent");
         let arguments = ["--config", config.to_str().unwrap()];
@@ -195,13 +210,12 @@ impl Agent {
             }
         };
         let child = command.args(arguments).stderr(log).spawn().unwrap();
-        let agent = Self { process: Process(child), folder: folder.to_owned() };
-        wait_for("the agent's first frame", || {
-            let mut files = fs::read_dir(agent.root(&folder.join("state/spool"))).ok()?.flatten();
-            let has_frame = |bytes: Vec<u8>| bytes.windows(MAGIC.len()).any(|window| window == MAGIC);
-            files.any(|file| fs::read(file.path()).is_ok_and(has_frame)).then_some(())
-        });
-        agent
+        Self { process: Process(child), folder: folder.to_owned() }
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        wait_for("the agent's end", || self.process.0.try_wait().unwrap())
     }
 
     /// What it has logged.

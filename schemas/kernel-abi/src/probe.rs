@@ -12,6 +12,18 @@ pub const TCP_STATE_AGAIN: &str = "on_tcp_again";
 /// The counters of that program.
 pub const TCP_STATE_AGAIN_SLOT: u32 = PROBE_COUNT;
 
+/// Places in the map that tells the programs who the agent is, and an agent what the one before it chose: its thread
+/// group, 0 = nobody is hidden.
+pub const AGENT_TGID: u32 = 0;
+/// When it started at the earliest, `CLOCK_BOOTTIME` in nanoseconds, 0 = not told.
+pub const AGENT_START: u32 = 1;
+/// What socket keys are mixed with; the programs have it as a global.
+pub const AGENT_SOCK_KEY_MASK: u32 = 2;
+/// The length of that map.
+pub const AGENT_PLACES: u32 = 3;
+/// The agent started less than this after [`AGENT_START`]: procfs tells hundredths of a second.
+pub const AGENT_START_ERROR_NANOS: u64 = 10_000_000;
+
 /// The length of the counter map: one place per program.
 pub const STATS_SLOTS: u32 = PROBE_COUNT + 1;
 

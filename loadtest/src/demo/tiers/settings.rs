@@ -104,6 +104,8 @@ impl Settings {
             ("identity", keys.agent.table()),
             ("uplink", table([("aggregators", Value::Array(vec![loopback(*intake)]))])),
             ("state", table([("directory", state("edge-agent"))])),
+            // A demo leaves nothing behind, however it ends.
+            ("capture", table([("pins", "none".into())])),
             ("telemetry", telemetry()),
         ]);
         let store = server.map_or_else(|| table([("mode", "embedded".into())]), ClickHouseServer::table);
