@@ -3,6 +3,7 @@
 //! Only the last segment is read through. The ones before it were complete when the next was made;
 //! their records are checked when they are read.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Ordinal;
@@ -11,6 +12,9 @@ use crate::disk::{Disk, DiskFile, Open};
 use crate::error::SpoolError;
 use crate::layout::{ORDINALS_PER_SEGMENT_MAX, SegmentHeader};
 use crate::segment::{self, Segment};
+
+/// Bytes that are written again with one call.
+const REWRITE_BYTES: usize = 1 << 20;
 
 /// What opening a spool found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -148,7 +152,27 @@ fn open_last(
         cut().map_err(|error| SpoolError::write("cut the torn end of", dir, &path, error))?;
         segment.bytes = offset;
     }
+    if cursor.closed_at != Some(end) {
+        rewrite(&*file, offset).map_err(|error| SpoolError::write("write again", dir, &path, error))?;
+    }
     Ok(Last { end, is_complete, file, bytes: offset })
+}
+
+/// Writes a file's bytes once more where they are. After a sync that failed they may be in the page cache only, and no
+/// later sync would write them, because they count as written (fsync(2), "`EIO`"): whoever failed may have been an earlier
+/// process. A power cut in between changes nothing, as old and new are the same.
+fn rewrite(file: &dyn DiskFile, bytes: u64) -> io::Result<()> {
+    let mut buffer = vec![0; REWRITE_BYTES];
+    let mut offset = 0;
+    while offset < bytes {
+        let left = usize::try_from(bytes - offset).unwrap_or(usize::MAX);
+        let length = left.min(REWRITE_BYTES);
+        let part = buffer.get_mut(..length).unwrap_or_default();
+        file.read_exact_at(part, offset)?;
+        file.write_all_at(part, offset)?;
+        offset += length as u64;
+    }
+    Ok(())
 }
 
 /// An ordinal that nothing in the segment at `base` can have reached.

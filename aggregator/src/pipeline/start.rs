@@ -82,9 +82,11 @@ pub(crate) fn open(place: Place<'_>, positions: &Positions) -> Result<Opened, St
         stored.spool = new_number(random)?;
         stored.is_anew = true;
     }
-    if is_damaged || is_other {
-        stored.sent_again = scanned.sent_again;
-        marks.write_stored(&stored)?;
+    stored.sent_again = scanned.sent_again;
+    // Also where nothing changed: after a sync that failed, what was read may be in the page cache only.
+    marks.write_stored(&stored)?;
+    if let Some(cut) = &pending {
+        marks.write_cut(cut)?;
     }
     if stored.is_anew {
         // Only now: without it, and without a mark that is anew, nobody would ask what the store has of it.

@@ -75,6 +75,8 @@ pub(super) struct Source {
     pub(super) untold: u64,
     /// Its wall clock is so far ahead.
     pub(super) ahead_micros: u64,
+    /// Its disk was lost, and it was not started since.
+    is_wiped: bool,
     frames: FrameEncoder,
 }
 
@@ -88,6 +90,7 @@ impl Source {
             made: BTreeMap::new(),
             untold: 0,
             ahead_micros: draw.between(0, 2_000_000),
+            is_wiped: false,
             frames: FrameEncoder::new(FrameLimits::default())?,
         })
     }
@@ -96,10 +99,13 @@ impl Source {
     pub(super) fn start(&mut self, now: u64, base: Instant) -> anyhow::Result<bool> {
         let directory = Path::new(DIRECTORY);
         let unix = now + self.ahead_micros;
-        let Ok(incarnation) = incarnation::next_at_least(&self.disk, directory, unix) else {
+        // What its disk knew of its lives only its clock can know now: where that was set back too, it is refused.
+        let least = if self.is_wiped { unix.max(now + AHEAD_MICROS_MAX) } else { unix };
+        let Ok(incarnation) = incarnation::next_at_least(&self.disk, directory, least) else {
             return Ok(false);
         };
         let newest = self.made.keys().next_back().map_or(0, |position| position.incarnation.0);
+        self.is_wiped = false;
         anyhow::ensure!(incarnation > newest, "{}: incarnation {incarnation} after {newest}", self.node);
         let losses = Arc::new(Losses::default());
         let disk = Arc::new(self.disk.clone());
@@ -149,8 +155,7 @@ impl Source {
         let received = self.received();
         self.die();
         self.disk.lose();
-        // What its disk knew of its lives only its clock can know now: where that was set back too, it is refused.
-        self.ahead_micros = self.ahead_micros.max(AHEAD_MICROS_MAX);
+        self.is_wiped = true;
         for (position, made) in &mut self.made {
             if let Outcome::Shelved(_) = made.outcome {
                 made.outcome = Outcome::Gone { was_received: *position <= received };

@@ -21,7 +21,7 @@ const OWN_TOKEN: &str = "own-token";
 const EXPECTED: &[(&str, &str)] = &[
     ("03-tokenreview-valid", "node-a"),
     ("03-tokenreview-valid-again-cached", "node-a"),
-    ("03-tokenreview-valid-token-with-two-audiences", "node-c"),
+    ("03-tokenreview-valid-token-with-two-audiences", "node-b"),
     ("04-tokenreview-api-token-for-enrol", "token-refused"),
     ("05-tokenreview-expired-30s-ago-still-accepted", "node-a"),
     ("05-tokenreview-node-bound-token-no-pod", "no-pod"),
@@ -43,14 +43,14 @@ const EXPECTED: &[(&str, &str)] = &[
     ("08-tokenreview-pod-deleted", "token-refused"),
     ("08-tokenreview-pod-deleted-never-reviewed-before", "token-refused"),
     ("08-tokenreview-pod-recreated-same-name", "token-refused"),
-    ("09-tokenreview-before-serviceaccount-delete", "node-a"),
-    ("09-tokenreview-just-after-serviceaccount-delete", "node-a"),
+    ("09-tokenreview-before-serviceaccount-delete", "wrong-service-account"),
+    ("09-tokenreview-just-after-serviceaccount-delete", "wrong-service-account"),
     ("09-tokenreview-serviceaccount-deleted", "token-refused"),
     ("09-tokenreview-serviceaccount-recreated", "token-refused"),
     ("10-tokenreview-pod-terminating", "node-a"),
     ("10-tokenreview-pod-terminating-past-deadline", "token-refused"),
     ("11-tokenreview-bound-node-deleted", "token-refused"),
-    ("11-tokenreview-node-of-pod-deleted", "node-c"),
+    ("11-tokenreview-node-of-pod-deleted", "node-b"),
 ];
 
 #[derive(Clone, Debug, Deserialize)]
