@@ -5,8 +5,10 @@
 use std::io::{Write, stderr, stdout};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::demo::report::Printer;
@@ -18,6 +20,7 @@ use crate::interrupt::Interrupt;
 use crate::random::Draw;
 use crate::run_record::RunRecord;
 use crate::scenario::{Kind, Runtime};
+use crate::simulation::{PLANS, run_many};
 use crate::truth_log::unix_nanos;
 
 /// As shells show a program that Ctrl-C ended: 128 and the signal's number.
@@ -39,6 +42,8 @@ enum Command {
     Demo(DemoArguments),
     /// Measure what the agent costs a node, and what the demo and the gate cost who waits
     Footprint(FootprintArguments),
+    /// Run the road from node to store on simulated disks, links, clocks and store that fail
+    Simulate(SimulateArguments),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -124,6 +129,26 @@ struct FootprintArguments {
     table: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct SimulateArguments {
+    /// What fails [default: each in turn]
+    #[arg(long, value_parser = plan_names())]
+    plan: Option<String>,
+    /// The first seed of each plan [default: drawn, and printed]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many seeds of each plan are run
+    #[arg(long, default_value_t = 1_000)]
+    count: u64,
+    /// Run each plan for so many minutes instead
+    #[arg(long, conflicts_with = "count")]
+    minutes: Option<u64>,
+}
+
+fn plan_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(PLANS.map(|plan| plan.name))
+}
+
 impl DemoArguments {
     fn server(&self) -> anyhow::Result<Option<ClickHouseServer>> {
         let Some(url) = self.clickhouse_url.clone() else { return Ok(None) };
@@ -140,7 +165,26 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Demo(demo) => run_demo_command(demo),
         Command::Footprint(arguments) => run_footprint(arguments),
+        Command::Simulate(arguments) => simulate(&arguments),
     }
+}
+
+fn simulate(arguments: &SimulateArguments) -> anyhow::Result<ExitCode> {
+    let first = arguments.seed.unwrap_or_else(new_seed);
+    let interrupt = Interrupt::install()?;
+    for plan in PLANS.iter().filter(|plan| arguments.plan.as_ref().is_none_or(|name| name == plan.name)) {
+        let (began, mut run) = (Instant::now(), 0);
+        let sums = run_many(plan, first, |number| {
+            run = number;
+            let goes_on = match arguments.minutes {
+                Some(minutes) => began.elapsed() < Duration::from_secs(60 * minutes),
+                None => number < arguments.count,
+            };
+            goes_on && !interrupt.is_raised()
+        })?;
+        writeln!(stdout(), "{}: {run} seeds from {first}: {sums:?}", plan.name)?;
+    }
+    Ok(if interrupt.is_raised() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
 fn run_footprint(arguments: FootprintArguments) -> anyhow::Result<ExitCode> {

@@ -16,6 +16,9 @@ use super::{
     waiting::{LARGE_ROWS, large},
 };
 
+/// Lines of nodes' ledgers.
+const LEDGER: &str = "SELECT count() AS n FROM tapio.ledger WHERE node = 'n1'";
+
 /// Scenario: a node's frames are stored; then the marks and the spool are moved away, as the advice says, and the node
 /// sends what it still holds, and more, before the store is back.
 /// Guarantees: no frame that the store has is stored again, and the new one is.
@@ -49,6 +52,53 @@ async fn marks_that_are_moved_away_double_nothing() {
     let reader = store(&running);
     assert_eq!(number(&reader, EVENTS).await, 11 * ROWS);
     assert_eq!(number(&reader, DISTINCT).await, 11 * ROWS);
+    running.stop().await.unwrap();
+}
+
+/// Scenario: a block has reached the events and the ledger, and neither the table of frames nor the roll-up, when the
+/// aggregator's disk is lost; its node sends all again, and more.
+/// Guarantees: what the tables have of those frames is left out, what they lack is stored, and the roll-up says what the
+/// events say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_store_has_in_part_is_completed() {
+    if !engine_is_here() {
+        return;
+    }
+    let world = World::new();
+    let running = world.embedded().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    send(&mut node, 1, 1..=6).await;
+    node.until_stored(6).await;
+    let lines = number(&store(&running), LEDGER).await;
+    running.stop().await.unwrap();
+
+    let state = world.path().join("state");
+    let engine = EmbeddedEngine::start(EngineConfig::new(state.join("clickhouse")).unwrap()).await.unwrap();
+    let writer = Reader::new(&engine.writer_endpoint().unwrap(), ReadLimits::default());
+    for lost in ["frames DELETE WHERE sequence > 3", "events_per_minute DELETE WHERE 1"] {
+        let statement = format!("ALTER TABLE tapio.{lost} SETTINGS mutations_sync = 1");
+        writer.execute(&statement, &[]).await.unwrap();
+    }
+    engine.stop().await.unwrap();
+    for gone in ["stored.json", "cut.json", "spool"] {
+        fs::rename(state.join(gone), world.path().join(gone)).unwrap();
+    }
+
+    let running = world.embedded().await;
+    let mut node = world.node(&running, "n1", 1).await;
+    send(&mut node, 1, 1..=6).await;
+    node.until_stored(6).await;
+    let reader = store(&running);
+    assert_eq!(number(&reader, LEDGER).await, lines);
+    send(&mut node, 1, 7..=7).await;
+    node.until_stored(7).await;
+    assert_eq!(number(&reader, EVENTS).await, 7 * ROWS);
+    assert_eq!(number(&reader, DISTINCT).await, 7 * ROWS);
+    assert_eq!(number(&reader, "SELECT count() AS n FROM tapio.frames").await, 7);
+    let minutes = "SELECT toStartOfMinute(time_micros) FROM tapio.events WHERE sequence > 3";
+    let rolled_up = format!("SELECT sum(rows) AS n FROM tapio.events_per_minute WHERE minute IN ({minutes})");
+    let events = format!("{EVENTS} WHERE toStartOfMinute(time_micros) IN ({minutes})");
+    assert_eq!(number(&reader, &rolled_up).await, number(&reader, &events).await);
     running.stop().await.unwrap();
 }
 

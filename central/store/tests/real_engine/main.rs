@@ -16,6 +16,7 @@ mod lifecycle;
 mod reading;
 mod rights;
 mod schema;
+mod sessions;
 
 use std::path::Path;
 use std::time::Duration;
