@@ -46,7 +46,7 @@ use crate::{
         history::History,
         journal::{Journal, Shared},
         positions::Positions,
-        spooler::{self, Command, Spooler},
+        spooler::{self, Command},
         start::{self, Opened, StartError},
         store::{Feeder, Road},
         writer::{self, Writer},
@@ -194,11 +194,7 @@ pub async fn start(config: Config) -> Result<Running, RunError> {
     let wait = threads::until_ready(ready.clone(), base.stop.clone());
     let reader =
         threads.spawn("store", move || if wait() { feeder.run().map_err(RunError::from) } else { Ok(()) })?;
-    let journal = Journal::new(spool, Arc::clone(&shared));
-    let progress = base.health.component("spool", SILENCE_MAX);
-    let metrics = base.metrics.spool.clone();
-    let thread = Spooler { journal, commands: queue, shared: Arc::clone(&shared), progress, metrics, reader };
-    threads.spawn("spool", move || thread.run().map_err(RunError::from))?;
+    base.start_spooler(&mut threads, Journal::new(spool, Arc::clone(&shared)), queue, &shared, reader)?;
 
     let (live, tap, distributor) =
         live::live(config.cluster.as_str(), base.metrics.live.clone()).map_err(RunError::Live)?;

@@ -16,6 +16,7 @@ mod spooler;
 use std::{
     collections::BTreeMap,
     io,
+    net::SocketAddr,
     sync::{Arc, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -39,7 +40,7 @@ use crate::{
     attribute::{Hierarchy, HierarchyError},
     capture::{Capture, Shared},
     clock::{self, NodeClock},
-    config::{Config, IdentityConfig, OnExit},
+    config::{Config, EnrolConfig, IdentityConfig, OnExit},
     connections,
     enrolment::{self, EnrolError, Renewal},
     event::Event,
@@ -128,7 +129,7 @@ pub struct Agent {
     finished: CancellationToken,
     shutdown: CancellationToken,
     telemetry: CancellationToken,
-    telemetry_address: std::net::SocketAddr,
+    telemetry_address: SocketAddr,
     capabilities: Vec<Capability>,
     shelf: Arc<Shelf>,
     /// What outlives the agent, held while it runs.
@@ -147,12 +148,7 @@ impl Agent {
         let credentials = credentials_or_enrol(&config).await?;
         let source = credentials.name().source_id();
         let hierarchy = Hierarchy::find()?;
-        let listener = TcpListener::bind(config.telemetry_listen).await;
-        let listener =
-            listener.map_err(|source| AgentError::System { doing: "listen for telemetry", source })?;
-        let telemetry_address = listener
-            .local_addr()
-            .map_err(|source| AgentError::System { doing: "name the telemetry's address", source })?;
+        let (listener, telemetry_address) = listen(config.telemetry_listen).await?;
         // Durable before the first frame: no number is ever used twice.
         let incarnation = Incarnation(tapio_spool::incarnation::next(&config.state_directory)?);
         let shared = Arc::new(Shared::default());
@@ -233,10 +229,7 @@ impl Agent {
         let host = host(&config);
         let mut tasks = JoinSet::new();
         if let IdentityConfig::Enrol(enrol) = &config.identity {
-            let metrics = enrolment::Metrics::new(&registry);
-            let progress = health.component("enrolment", SILENCE_MAX);
-            let renewal =
-                Renewal { config: enrol.clone(), credentials: credentials.clone(), metrics, progress };
+            let renewal = renewal(enrol, &credentials, &registry, &health);
             tasks.spawn(renewal.run(finished.clone()));
         }
         let uplink = Uplink {
@@ -282,7 +275,7 @@ impl Agent {
 
     /// Where metrics and health are served.
     #[must_use]
-    pub const fn telemetry_address(&self) -> std::net::SocketAddr {
+    pub const fn telemetry_address(&self) -> SocketAddr {
         self.telemetry_address
     }
 
@@ -474,6 +467,24 @@ fn tell_capabilities(
 fn missing(capabilities: &[Capability]) -> Vec<String> {
     let missing = capabilities.iter().filter(|capability| !capability.is_working());
     missing.map(|capability| capability.name().to_owned()).collect()
+}
+
+/// Listens for whoever asks for metrics and health.
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AgentError> {
+    let refused = |doing| move |source| AgentError::System { doing, source };
+    let listener = TcpListener::bind(address).await.map_err(refused("listen for telemetry"))?;
+    let address = listener.local_addr().map_err(refused("name the telemetry's address"))?;
+    Ok((listener, address))
+}
+
+/// What renews the certificate of a node that asked for it.
+fn renewal(enrol: &EnrolConfig, credentials: &Credentials, registry: &Registry, health: &Health) -> Renewal {
+    Renewal {
+        config: enrol.clone(),
+        credentials: credentials.clone(),
+        metrics: enrolment::Metrics::new(registry),
+        progress: health.component("enrolment", SILENCE_MAX),
+    }
 }
 
 /// What the agent says of itself when it begins.

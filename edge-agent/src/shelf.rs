@@ -126,6 +126,9 @@ struct Opened {
 impl Shelf {
     /// Opens the spool in `directory` and finds the frames that `source` made in earlier lives. Those of another source,
     /// which the node was before it was renamed, no aggregator takes from this one: they are counted as lost.
+    ///
+    /// # Errors
+    /// When the spool cannot be opened or read.
     pub fn open(
         device: Arc<dyn Disk>,
         directory: &Path,
@@ -178,6 +181,9 @@ impl Shelf {
     }
 
     /// Appends a frame of `events` events. One that the spool does not take is counted as lost.
+    ///
+    /// # Errors
+    /// Why the spool did not take it; the frame is then counted.
     pub fn append(
         &self,
         position: Position,
@@ -229,6 +235,9 @@ impl Shelf {
     }
 
     /// Does what is due on the disk: forces it out, forgets what is stored, opens the spool again after a failure.
+    ///
+    /// # Errors
+    /// When the spool's disk fails, or it cannot be opened again yet.
     pub fn tend(&self, now: Instant) -> Result<(), SpoolError> {
         let mut disk = self.disk();
         let is_due = now.saturating_duration_since(disk.trimmed_at) >= TRIM_INTERVAL;
@@ -338,6 +347,9 @@ impl Shelf {
     }
 
     /// Ends in order. Nothing can be appended any more.
+    ///
+    /// # Errors
+    /// When the spool's end cannot be forced to the disk.
     pub fn end(&self, now: Instant) -> Result<(), SpoolError> {
         let mut disk = self.disk();
         self.trim(&mut disk, now)?;
@@ -391,7 +403,10 @@ pub struct Frames {
 impl Frames {
     /// The next frame of this source; `None` when all were read. A gap (evicted meanwhile, damaged) is passed over: the
     /// other end sees it in the positions.
-    pub fn next(&mut self) -> Result<Option<(Position, Bytes)>, SpoolError> {
+    ///
+    /// # Errors
+    /// When the system refuses to read.
+    pub fn next_frame(&mut self) -> Result<Option<(Position, Bytes)>, SpoolError> {
         loop {
             match self.reader.next_item()? {
                 None => return Ok(None),

@@ -159,7 +159,7 @@ impl From<SentAgainForms> for SentAgain {
     fn from(form: SentAgainForms) -> Self {
         match form {
             SentAgainForms::All(ranges) => Self(ranges),
-            SentAgainForms::One { from, until } => Self(vec![from..until]),
+            SentAgainForms::One { from, until } => Self(std::iter::once(from..until).collect()),
             SentAgainForms::None(()) => Self::default(),
         }
     }

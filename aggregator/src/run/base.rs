@@ -41,7 +41,12 @@ use crate::{
     losses::Losses,
     metrics::Metrics,
     nodes::Nodes,
-    pipeline::{encode::Encoder, positions::Positions, spooler::Command},
+    pipeline::{
+        encode::Encoder,
+        journal::{Journal, Shared},
+        positions::Positions,
+        spooler::{Command, Spooler},
+    },
     recent::Recent,
     recording::{self, Recorder, Tape, Writer},
     rules::Rules,
@@ -293,6 +298,21 @@ impl Base {
             Ok(())
         })?;
         Ok((tape, recorder))
+    }
+
+    /// Starts the thread that commits what is received.
+    pub(super) fn start_spooler(
+        &self,
+        threads: &mut Threads,
+        journal: Journal,
+        commands: mpsc::Receiver<Command>,
+        shared: &Arc<Shared>,
+        reader: std::thread::Thread,
+    ) -> Result<(), RunError> {
+        let progress = self.health.component("spool", SILENCE_MAX);
+        let (metrics, shared) = (self.metrics.spool.clone(), Arc::clone(shared));
+        let spooler = Spooler { journal, commands, shared, progress, metrics, reader };
+        threads.spawn("spool", move || spooler.run().map_err(RunError::from)).map(drop)
     }
 
     /// Starts the thread that brings events to subscribers.

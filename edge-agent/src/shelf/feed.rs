@@ -35,7 +35,7 @@ impl Feed {
             let frames = self.frames.get_or_insert_with(|| shelf.read_after(after));
             let (position, frame) = match self.waiting.take() {
                 Some(waiting) => waiting,
-                None => match frames.next()? {
+                None => match frames.next_frame()? {
                     Some(next) => next,
                     None => return Ok(()),
                 },

@@ -42,7 +42,7 @@ fn append(shelf: &Shelf, position: Position) {
 }
 
 fn positions(mut frames: Frames) -> Vec<Position> {
-    std::iter::from_fn(|| frames.next().unwrap()).map(|(position, _)| position).collect()
+    std::iter::from_fn(|| frames.next_frame().unwrap()).map(|(position, _)| position).collect()
 }
 
 fn told(losses: &Losses) -> Vec<(&'static str, &'static str, u64)> {

@@ -331,8 +331,7 @@ impl World {
     fn deliver_to_aggregator(&mut self) -> anyhow::Result<()> {
         let now = self.now();
         for place in 0..self.connections.len() {
-            loop {
-                let Some(connection) = self.connections.get_mut(place) else { break };
+            while let Some(connection) = self.connections.get_mut(place) {
                 if now < connection.cut_until || connection.session.is_none() {
                     break;
                 }
